@@ -1,0 +1,10 @@
+"""ATM-Triton: the Active Token Mixer (AAAI 2023) as Triton kernels, with a plain PyTorch path for every machine without a GPU."""
+
+from .axial_gather import axial_gather
+from .backend import backend_info
+from .branch_fusion import branch_fusion
+from .layers import ActiveTokenMixer, OffsetFC
+from .offset_fc import offset_fc
+
+__all__ = ["ActiveTokenMixer", "OffsetFC", "axial_gather", "backend_info", "branch_fusion", "offset_fc"]
+__version__ = "0.1.0"

@@ -1,0 +1,267 @@
+"""axial_gather: per token and offset channel, read along the row or the column where the offset points, by linear interpolation.
+
+With p = j + offset[b, i, j, c // S] along W (likewise i along H):
+
+    y[b, i, j, c] = sum over q of x[b, i, q, c] * max(0, 1 - |p - q|),   q inside the image
+
+Every program owns BLOCK_N tokens in memory order, whatever the axis: only the distance in memory between neighbours differs, so H needs no
+transposed copy, and narrow images waste no lanes. Tiles are [tokens, offset channels, channels of an offset], so that the channels that
+share an offset are loaded together.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+from torch.utils.flop_counter import register_flop_formula
+
+from . import checks, launch, reference
+from ._triton import jit, runs_kernels, tl, token_stride, triton
+
+
+@jit
+def _place(pid, H, W, ALONG_W: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Tokens of program ``pid`` (int64), their positions on the axis, its length, and how many tokens apart its neighbours are."""
+    base = pid.to(tl.int64) * BLOCK_N  # divided as a scalar: 64-bit division of every lane is slow
+    lane = tl.arange(0, BLOCK_N)
+    column = (base % W).to(tl.int32) + lane
+    if ALONG_W:
+        position, length, step = column % W, W, 1
+    else:
+        position, length, step = ((base // W % H).to(tl.int32) + column // W) % H, H, W
+    return base + lane, position, length, step
+
+
+@jit
+def _taps(offset, position, length):
+    """The first of the two positions that the offset falls between, whether each is inside, and the weight of the second."""
+    # Clamped so that the integer is small; a NaN stays NaN in the weight, and its taps count as outside.
+    edge = length + 1.0
+    offset = tl.minimum(tl.maximum(offset, -edge, propagate_nan=tl.PropagateNan.ALL), edge, propagate_nan=tl.PropagateNan.ALL)
+    floor = tl.floor(offset)
+    valid = offset == offset
+    first = position + tl.where(valid, floor, 0.0).to(tl.int32)
+    in_first = valid & (first >= 0) & (first < length)
+    in_second = valid & (first >= -1) & (first < length - 1)
+    return first, in_first, in_second, offset - floor
+
+
+@jit
+def _axial_gather_fwd_kernel(
+    x_ptr,  # [N, G * S], N = B * H * W tokens
+    offset_ptr,  # [N, G], rows OFFSET_STRIDE apart
+    y_ptr,  # [N, G * S]
+    N,
+    H,
+    W,
+    G: tl.constexpr,
+    S: tl.constexpr,
+    OFFSET_STRIDE: tl.constexpr,
+    ALONG_W: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    n, position, length, step = _place(tl.program_id(0), H, W, ALONG_W, BLOCK_N)
+    g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+    s = tl.arange(0, BLOCK_S)[None, None, :]
+    inside = (n < N)[:, None] & (g < G)[None, :]
+    offset = tl.load(offset_ptr + n[:, None] * OFFSET_STRIDE + g[None, :], mask=inside, other=0.0).to(tl.float32)
+    first, in_first, in_second, t = _taps(offset, position[:, None], length)
+
+    channel = (g * S)[None, :, None] + s
+    mask = inside[:, :, None] & (s < S)
+    source = ((n[:, None] + (first - position[:, None]) * step) * (G * S))[:, :, None] + channel
+    a = tl.load(x_ptr + source, mask=mask & in_first[:, :, None], other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + source + step * (G * S), mask=mask & in_second[:, :, None], other=0.0).to(tl.float32)
+    y = a + t[:, :, None] * (b - a)
+    tl.store(y_ptr + (n * (G * S))[:, None, None] + channel, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@jit
+def _axial_gather_bwd_kernel(
+    dy_ptr,  # [N, G * S]
+    x_ptr,  # [N, G * S]
+    offset_ptr,  # [N, G], rows OFFSET_STRIDE apart
+    doffset_ptr,  # [N, G]
+    dx_ptr,  # [N, G * S] float32 zeros, where SCATTER
+    N,
+    H,
+    W,
+    G: tl.constexpr,
+    S: tl.constexpr,
+    OFFSET_STRIDE: tl.constexpr,
+    ALONG_W: tl.constexpr,
+    SCATTER: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Gathers again for doffset and, where SCATTER, adds each tap's share of dy to dx atomically."""
+    n, position, length, step = _place(tl.program_id(0), H, W, ALONG_W, BLOCK_N)
+    g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+    s = tl.arange(0, BLOCK_S)[None, None, :]
+    inside = (n < N)[:, None] & (g < G)[None, :]
+    offset = tl.load(offset_ptr + n[:, None] * OFFSET_STRIDE + g[None, :], mask=inside, other=0.0).to(tl.float32)
+    first, in_first, in_second, t = _taps(offset, position[:, None], length)
+
+    channel = (g * S)[None, :, None] + s
+    mask = inside[:, :, None] & (s < S)
+    mask_a = mask & in_first[:, :, None]
+    mask_b = mask & in_second[:, :, None]
+    source = ((n[:, None] + (first - position[:, None]) * step) * (G * S))[:, :, None] + channel
+    a = tl.load(x_ptr + source, mask=mask_a, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + source + step * (G * S), mask=mask_b, other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptr + (n * (G * S))[:, None, None] + channel, mask=mask, other=0.0).to(tl.float32)
+    doffset = tl.sum(dy * (b - a), 2)
+    tl.store(doffset_ptr + n[:, None] * G + g[None, :], doffset.to(doffset_ptr.dtype.element_ty), mask=inside)
+    if SCATTER:
+        tl.atomic_add(dx_ptr + source, dy * (1.0 - t)[:, :, None], mask=mask_a, sem="relaxed")
+        tl.atomic_add(dx_ptr + source + step * (G * S), dy * t[:, :, None], mask=mask_b, sem="relaxed")
+
+
+@jit
+def _axial_gather_dx_kernel(
+    dy_ptr,  # [N, G * S]
+    offset_ptr,  # [N, G], rows OFFSET_STRIDE apart
+    dx_ptr,  # [N, G * S]
+    H,
+    W,
+    G: tl.constexpr,
+    S: tl.constexpr,
+    OFFSET_STRIDE: tl.constexpr,
+    ALONG_W: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """The deterministic dx: a program owns BLOCK_Q positions of one line and adds what every position of the line read there, in order."""
+    line = tl.program_id(0).to(tl.int64)
+    if ALONG_W:
+        base, length, step = line * W, W, 1
+    else:
+        base, length, step = line // W * W * H + line % W, H, W
+    q = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    g = tl.program_id(2) * BLOCK_G + tl.arange(0, BLOCK_G)
+    s = tl.arange(0, BLOCK_S)[None, :]
+    channel = (g * S)[:, None] + s
+    mask = (g < G)[:, None] & (s < S)
+    dx = tl.zeros((BLOCK_Q, BLOCK_G, BLOCK_S), tl.float32)
+    for j in range(0, length):
+        n = base + j * step
+        offset = tl.load(offset_ptr + n * OFFSET_STRIDE + g, mask=g < G, other=0.0).to(tl.float32)
+        first, in_first, in_second, t = _taps(offset, j, length)
+        dy = tl.load(dy_ptr + n * (G * S) + channel, mask=mask, other=0.0).to(tl.float32)
+        at_first = (q[:, None] == first[None, :]) & in_first[None, :]
+        at_second = (q[:, None] == first[None, :] + 1) & in_second[None, :]
+        weight = tl.where(at_first, 1.0 - t[None, :], tl.where(at_second, t[None, :], 0.0))
+        dx += weight[:, :, None] * dy[None, :, :]
+    n = base + q * step
+    target = dx_ptr + (n * (G * S))[:, None, None] + channel[None, :, :]
+    tl.store(target, dx.to(dx_ptr.dtype.element_ty), mask=(q < length)[:, None, None] & mask[None, :, :])
+
+
+def _formula(G: int, S: int, elements: int) -> dict[str, int]:
+    """Tiles of about ``elements`` values that never depend on H or W, so that dynamic shapes need one compilation."""
+    block_s = triton.next_power_of_2(S)
+    block_g = min(triton.next_power_of_2(G), max(1, 64 // block_s))
+    return dict(BLOCK_N=max(1, elements // (block_g * block_s)), BLOCK_G=block_g, BLOCK_S=block_s, num_warps=4)
+
+
+@triton_op("atm_triton::axial_gather", mutates_args=())
+def _axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
+    if not runs_kernels(x):
+        return reference.axial_gather(x, offset, axis)
+    x = x.contiguous()
+    offset, stride = token_stride(offset)
+    B, H, W, C = x.shape
+    G = int(offset.shape[3])
+    S = int(C) // G
+    N = B * H * W
+    y = torch.empty_like(x)
+    config = launch.config("axial_gather_fwd", x, G, _formula(G, S, 2048))
+    grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(G, config["BLOCK_G"]))
+    with torch.cuda.device_of(x):
+        wrap_triton(_axial_gather_fwd_kernel)[grid](x, offset, y, N, H, W, G, S, stride, axis == "w", **config)
+    return y
+
+
+@triton_op("atm_triton::axial_gather_backward", mutates_args=())
+def _axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str, deterministic: bool) -> tuple[Tensor, Tensor]:
+    if not runs_kernels(x):
+        return reference.axial_gather_backward(dy, x, offset, axis)
+    x, dy = x.contiguous(), dy.contiguous()
+    offset, stride = token_stride(offset)
+    B, H, W, C = x.shape
+    G = int(offset.shape[3])
+    S = int(C) // G
+    N = B * H * W
+    along_w = axis == "w"
+    dx = torch.empty_like(x) if deterministic else torch.zeros_like(x, dtype=torch.float32)
+    doffset = torch.empty_like(offset, memory_format=torch.contiguous_format)
+    config = launch.config("axial_gather_bwd", x, G, _formula(G, S, 2048))
+    grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(G, config["BLOCK_G"]))
+    with torch.cuda.device_of(x):
+        wrap_triton(_axial_gather_bwd_kernel)[grid](
+            dy, x, offset, doffset, dx, N, H, W, G, S, stride, along_w, not deterministic, **config
+        )
+        if deterministic:
+            formula = _formula(G, S, 2048)
+            formula["BLOCK_Q"] = formula.pop("BLOCK_N")
+            config = launch.config("axial_gather_dx", x, G, formula)
+            lines, length = (B * H, W) if along_w else (B * W, H)
+            grid = (lines, triton.cdiv(length, config["BLOCK_Q"]), triton.cdiv(G, config["BLOCK_G"]))
+            wrap_triton(_axial_gather_dx_kernel)[grid](dy, offset, dx, H, W, G, S, stride, along_w, **config)
+    return dx.to(x.dtype), doffset
+
+
+def _setup_context(ctx, inputs, output):
+    x, offset, ctx.axis = inputs
+    ctx.save_for_backward(x, offset)
+
+
+def _backward(ctx, dy):
+    x, offset = ctx.saved_tensors
+    return *_axial_gather_backward(dy, x, offset, ctx.axis, torch.are_deterministic_algorithms_enabled()), None
+
+
+_axial_gather.register_autograd(_backward, setup_context=_setup_context)
+# Two products and two sums an element; the backward does them again, and twice over for the two gradients.
+register_flop_formula(torch.ops.atm_triton.axial_gather)(lambda x, *_, **__: 4 * math.prod(x))
+register_flop_formula(torch.ops.atm_triton.axial_gather_backward)(lambda dy, *_, **__: 8 * math.prod(dy))
+
+
+def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
+    """Gather each channel along one axis at ``position + offset``, by linear interpolation, zero outside (paper, section 3.2, eq. 2).
+
+    Args:
+        x: Tokens ``[B, H, W, C]``, any strides.
+        offset: Offsets in tokens ``[B, H, W, G]``, G dividing C; channel c uses offset channel ``c // (C // G)``. Its dtype may differ from
+            x's, and autocast leaves it as it is. Infinities point outside and give zero; NaN gives NaN.
+        axis: ``"w"`` reads along the row, ``"h"`` along the column.
+
+    Returns:
+        ``[B, H, W, C]`` in x's dtype; positions and weights are computed in float32 (float64 for float64 input).
+
+    The gradient of x accumulates with atomics on a GPU; under ``torch.use_deterministic_algorithms(True)`` its order is fixed.
+
+    Raises:
+        ValueError: a shape that does not fit, tensors on different devices, or another axis.
+        TypeError: a dtype that is not floating point.
+    """
+    op = "axial_gather"
+    checks.tokens(op, "x", x)
+    checks.same_place(op, x=x, offset=offset)
+    if axis not in ("w", "h"):
+        raise ValueError(f"{op}: axis must be 'w' (along the row) or 'h' (along the column), got {axis!r}")
+    B, H, W, C = x.shape
+    if offset.ndim != 4 or offset.shape[:3] != x.shape[:3]:
+        raise ValueError(f"{op}: offset must be [B, H, W, G] with B, H, W of x {checks.show(x)}, got {checks.show(offset)}")
+    G = offset.shape[3]
+    if G == 0 or C % G:
+        raise ValueError(f"{op}: the {G} offset channels must divide the {C} channels of x, got x {checks.show(x)}, offset {checks.show(offset)}")
+    (x,) = checks.to_autocast(x)
+    return _axial_gather(x, offset, axis)

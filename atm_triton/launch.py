@@ -1,0 +1,51 @@
+"""Which launch configuration for which shape: the user's cache, else the table shipped for this GPU, else the kernel's formula.
+
+A table is ``{"<kernel>/<H>x<W>/C<C>/G<G>/<dtype>": {"BLOCK_...": int, "num_warps": int, ...}}``, one JSON file per GPU. Looking up
+never benchmarks, and never guards on H or W: under dynamic shapes the first shape seen decides, as the formula does for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SHIPPED = Path(__file__).parent / "configs"
+USER_CACHE = Path.home() / ".cache" / "atm_triton"
+
+
+def gpu_slug(device: torch.device) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+
+
+@functools.cache
+def table(slug: str) -> dict[str, dict[str, int]]:
+    merged: dict[str, dict[str, int]] = {}
+    for folder in (SHIPPED, USER_CACHE):
+        file = folder / f"{slug}.json"
+        if file.is_file():
+            try:
+                merged |= json.loads(file.read_text())["configs"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{file} is not a table of launch configurations ({error}); remove it or tune again") from error
+    return merged
+
+
+def _hint(size: int | torch.SymInt) -> int | None:
+    return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def key(kernel: str, x: Tensor, groups: int) -> str:
+    _, H, W, C = x.shape
+    return f"{kernel}/{_hint(H)}x{_hint(W)}/C{int(C)}/G{groups}/{str(x.dtype).removeprefix('torch.')}"
+
+
+def config(kernel: str, x: Tensor, groups: int, formula: dict[str, int]) -> dict[str, int]:
+    """The configuration of ``kernel`` for tokens ``x [B, H, W, C]`` with ``groups`` offset channels per axis; ``formula`` always works."""
+    if x.device.type != "cuda":
+        return formula
+    return table(gpu_slug(x.device)).get(key(kernel, x, groups), formula)

@@ -1,0 +1,103 @@
+"""The Active Token Mixer as nn.Modules."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .axial_gather import axial_gather
+from .branch_fusion import branch_fusion
+from .offset_fc import offset_fc
+
+
+class OffsetFC(nn.Module):
+    """Predicts a token's offsets, ``[B, H, W, C] -> [B, H, W, 2 * C // share]``: horizontal, then vertical, in tokens."""
+
+    def __init__(self, dim: int, share: int = 1, eps: float = 1e-5) -> None:
+        super().__init__()
+        if share < 1 or dim % share:
+            raise ValueError(f"share must divide dim, got dim={dim}, share={share}")
+        self.share, self.eps = share, eps
+        self.norm_weight = nn.Parameter(torch.ones(dim))
+        self.norm_bias = nn.Parameter(torch.zeros(dim))
+        self.weight = nn.Parameter(torch.empty(2 * dim // share, dim))
+        self.bias = nn.Parameter(torch.zeros(2 * dim // share))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return offset_fc(x, self.norm_weight, self.norm_bias, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, share={self.share}"
+
+
+class BranchLogits(nn.Module):
+    """From the tokens' mean over the branches ``[B, C]`` to the fusion's logits ``[B, 3, C]``, through a bottleneck of C // 4."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = max(1, dim // 4)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, 3 * dim)
+        for fc in (self.fc1, self.fc2):
+            nn.init.trunc_normal_(fc.weight, std=0.02)
+            nn.init.zeros_(fc.bias)
+
+    def forward(self, s: Tensor) -> Tensor:
+        return rearrange(self.fc2(F.gelu(self.fc1(s))), "b (c k) -> b k c", k=3)
+
+
+class ActiveTokenMixer(nn.Module):
+    """Active Token Mixer (paper, section 3.2): ``[B, H, W, C] -> [B, H, W, C]``.
+
+    Args:
+        dim: Channels C.
+        share: Neighbouring channels that share one offset; it divides ``dim``.
+        own_offset: Whether the mixer has an offset layer of its own. Without one, every call must bring ``offset``.
+        proj_drop: Dropout after the projection.
+
+    ``forward(x, offset=None)``: ``offset [B, H, W, 2 * dim // share]`` in tokens, the first half along W, the second along H; without it
+    the mixer predicts its own from x.
+    """
+
+    def __init__(self, dim: int, share: int = 1, *, own_offset: bool = True, proj_drop: float = 0.0) -> None:
+        super().__init__()
+        if share < 1 or dim % share:
+            raise ValueError(f"share must divide dim, got dim={dim}, share={share}")
+        self.dim, self.share = dim, share
+        self.offset = OffsetFC(dim, share) if own_offset else None
+        self.fc_w = nn.Linear(dim, dim)
+        self.fc_h = nn.Linear(dim, dim)
+        self.fc_c = nn.Linear(dim, dim, bias=False)
+        self.logits = BranchLogits(dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        for fc in (self.fc_w, self.fc_h, self.fc_c, self.proj):
+            nn.init.trunc_normal_(fc.weight, std=0.02)
+            if fc.bias is not None:
+                nn.init.zeros_(fc.bias)
+
+    def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        if x.ndim != 4 or x.shape[3] != self.dim:
+            raise ValueError(f"x must be [B, H, W, {self.dim}] (channels last), got {list(x.shape)}")
+        if offset is None:
+            if self.offset is None:
+                raise ValueError("this mixer was made with own_offset=False: pass offset [B, H, W, 2 * dim // share]")
+            offset = self.offset(x)
+        groups = self.dim // self.share
+        if offset.ndim != 4 or offset.shape[3] != 2 * groups:
+            raise ValueError(
+                f"offset must be [B, H, W, 2 * dim // share] = [..., {2 * groups}] for dim={self.dim}, share={self.share}, "
+                f"got {list(offset.shape)}"
+            )
+        offset_w, offset_h = offset.split(groups, dim=3)
+        w = self.fc_w(axial_gather(x, offset_w, "w"))
+        h = self.fc_h(axial_gather(x, offset_h, "h"))
+        c = self.fc_c(x)
+        y = branch_fusion(w, h, c, self.logits((w + h + c).mean(dim=(1, 2))))
+        return self.proj_drop(self.proj(y))
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, share={self.share}"
