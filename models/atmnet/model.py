@@ -1,0 +1,218 @@
+"""ATMNet (paper, section 3.3): four stages of Active Token Mixer blocks, channels last throughout, under timm's model contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from timm.layers import ClassifierHead, DropPath, Mlp
+from timm.layers.drop import calculate_drop_path_rates
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from atm_triton import ActiveTokenMixer, OffsetFC
+
+LAYER_NORM_EPS = 1e-5
+
+
+class PEG(nn.Conv2d):
+    """Position encoding generator: a depthwise 3x3 convolution, added to its input ``[B, H, W, C]``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, kernel_size=3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + rearrange(super().forward(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c")
+
+
+class Block(nn.Module):
+    """``x + mix(norm(x))``, then ``x + mlp(norm(x))``. Some blocks also own the layer that makes new offsets for the stage."""
+
+    def __init__(self, dim: int, mlp_ratio: float, share: int, new_offset: bool, drop_path: float, proj_drop: float) -> None:
+        super().__init__()
+        self.offset = OffsetFC(dim, share, LAYER_NORM_EPS) if new_offset else None
+        self.norm1 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.mixer = ActiveTokenMixer(dim, share, own_offset=False, proj_drop=proj_drop)
+        self.norm2 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        x = x + self.drop_path(self.mixer(self.norm1(x), offset))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution, ``[B, H, W, C_in] -> [B, H', W', C]``. Every ``period`` blocks new offsets are made, with position from the PEG."""
+
+    def __init__(
+        self, dim_in: int, dim: int, depth: int, mlp_ratio: float, share: int, period: int, drop_path: Sequence[float], proj_drop: float
+    ) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = nn.Conv2d(dim_in, dim, kernel_size=3, stride=2, padding=1) if dim_in != dim else None
+        self.peg = PEG(dim)
+        # A last block would make offsets that only it uses: it takes the stage's latest instead.
+        self.blocks = nn.ModuleList(
+            Block(dim, mlp_ratio, share, j == 0 or (j % period == 0 and j != depth - 1), drop_path[j], proj_drop) for j in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.downsample is not None:
+            x = to_channels_last(self.downsample(rearrange(x, "b h w c -> b c h w")))
+        for block in self.blocks:
+            if block.offset is not None:
+                x = self.peg(x)
+                offset = block.offset(x)
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, offset)
+            else:
+                x = block(x, offset)
+        return x
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    return rearrange(x, "b c h w -> b h w c").contiguous()
+
+
+class ATMNet(nn.Module):
+    """ATMNet. Every argument but ``share`` and ``period`` is timm's.
+
+    Args:
+        in_chans: Image channels.
+        num_classes: Classes of the head; 0 for none.
+        global_pool: Pooling of the head, ``"avg"`` or ``""`` for none.
+        depths, dims, mlp_ratios: Blocks, channels and MLP expansion of each stage.
+        share: Channels that share one offset, per stage.
+        period: New offsets are made every so many blocks.
+        drop_rate, proj_drop_rate, drop_path_rate: Dropout before the classifier, after projections, and stochastic depth.
+    """
+
+    output_fmt = "NHWC"
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        depths: Sequence[int] = (2, 2, 4, 2),
+        dims: Sequence[int] = (64, 128, 320, 512),
+        mlp_ratios: Sequence[float] = (4, 4, 4, 4),
+        share: Sequence[int] = (2, 4, 4, 8),
+        period: int = 2,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.stem = nn.Conv2d(in_chans, dims[0], kernel_size=7, stride=4, padding=2)
+        drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        self.stages = nn.Sequential(
+            *(
+                Stage(dims[max(0, i - 1)], dims[i], depths[i], mlp_ratios[i], share[i], period, drop_paths[i], proj_drop_rate)
+                for i in range(len(depths))
+            )
+        )
+        self.feature_info = [dict(num_chs=dim, reduction=4 * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)]
+        self.norm = nn.LayerNorm(self.num_features, LAYER_NORM_EPS)
+        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC")
+        self.apply(init_weights)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {f"stages.{i}.peg.weight" for i in range(len(self.stages))}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r"^stem",
+            blocks=r"^stages\.(\d+)"
+            if coarse
+            else [(r"^stages\.(\d+)\.(?:downsample|peg)", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The stages' outputs, and the final features.
+
+        Args:
+            x: Images ``[B, in_chans, H, W]``.
+            indices: The last n stages if an int, all if None, else these.
+            norm: Apply the final norm to the last stage's output.
+            stop_early: Stop after the last stage asked for.
+            output_fmt: ``"NCHW"`` or ``"NHWC"``.
+            intermediates_only: Return the stages' outputs alone.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        x = to_channels_last(self.stem(x))
+        stages = self.stages[: last + 1] if stop_early else self.stages
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in take:
+                y = self.norm(x) if norm and i == len(self.stages) - 1 else x
+                intermediates.append(rearrange(y, "b h w c -> b c h w") if output_fmt == "NCHW" else y)
+        if intermediates_only:
+            return intermediates
+        return self.norm(x) if len(stages) == len(self.stages) else x, intermediates
+
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Drop what the stages ``indices`` do not need."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        shortened = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if prune_norm or shortened:
+            self.norm = nn.Identity()
+        if prune_head or shortened:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.norm(self.stages(to_channels_last(self.stem(x))))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Linear weights are truncated normal, convolutions normal by fan-out, biases zero; the mixer initialises its own likewise."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

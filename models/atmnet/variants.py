@@ -1,0 +1,95 @@
+"""The five published variants (paper, table 10), registered with timm as ``atmnet_{xt,t,s,b,l}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from einops import rearrange
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from .model import LAYER_NORM_EPS, ATMNet
+
+__all__: list[str] = ["ATMNetFeatures", "canonical_name"]
+
+VARIANTS: dict[str, dict[str, Any]] = dict(
+    atmnet_xt=dict(depths=(2, 2, 4, 2)),
+    atmnet_t=dict(depths=(2, 3, 10, 3)),
+    atmnet_s=dict(depths=(3, 4, 18, 3), mlp_ratios=(8, 8, 4, 4), period=6),
+    atmnet_b=dict(depths=(3, 8, 27, 3), mlp_ratios=(8, 8, 4, 4), period=6),
+    atmnet_l=dict(depths=(3, 4, 24, 3), dims=(96, 192, 384, 768), period=6),
+)
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"{name}.untrained": dict(
+            url="",
+            num_classes=1000,
+            input_size=(3, 224, 224),
+            pool_size=(7, 7),
+            crop_pct=0.875,
+            interpolation="bicubic",
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
+            first_conv="stem",
+            classifier="head.fc",
+            license="mit",
+            paper_name="Active Token Mixer",
+            paper_ids="arXiv:2203.06108",
+            origin_url="https://github.com/microsoft/ActiveMLP",
+        )
+        for name in VARIANTS
+    }
+)
+
+
+def canonical_name(model: str) -> str:
+    """``atmnet-b`` and ``ATMNet-B`` name the model ``atmnet_b``; other names stay as they are."""
+    name = model.lower().replace("-", "_")
+    return name if name.startswith("atmnet_") else model
+
+
+class ATMNetFeatures(FeatureGetterNet):
+    """Dense features: each stage's output through a LayerNorm of its own, for ``timm.create_model(..., features_only=True)``."""
+
+    def __init__(self, model: ATMNet, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        self.norms = nn.ModuleList(nn.LayerNorm(channels, LAYER_NORM_EPS) for channels in self.feature_info.channels())
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = self.model.forward_intermediates(x, self.out_indices, output_fmt="NHWC", intermediates_only=True)
+        features = [norm(y) for norm, y in zip(self.norms, features, strict=True)]
+        return [rearrange(y, "b h w c -> b c h w") for y in features] if self.output_fmt == "NCHW" else features
+
+
+def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return build_model_with_cfg(
+        ATMNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls=ATMNetFeatures), **VARIANTS[variant] | kwargs
+    )
+
+
+@register_model
+def atmnet_xt(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return _create("atmnet_xt", pretrained, **kwargs)
+
+
+@register_model
+def atmnet_t(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return _create("atmnet_t", pretrained, **kwargs)
+
+
+@register_model
+def atmnet_s(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return _create("atmnet_s", pretrained, **kwargs)
+
+
+@register_model
+def atmnet_b(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return _create("atmnet_b", pretrained, **kwargs)
+
+
+@register_model
+def atmnet_l(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return _create("atmnet_l", pretrained, **kwargs)
