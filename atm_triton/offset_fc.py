@@ -153,7 +153,11 @@ def _offset_fc_dw_kernel(
         xhat = (x.to(tl.float32) - mean[:, None]) * rstd[:, None]  # zero past N, as rstd is
         doffset = tl.load(doffset_ptr + n[:, None] * O + o[None, :], mask=in_n[:, None] & (o < O)[None, :], other=0.0)
         dbias += tl.sum(doffset.to(tl.float32), 0)
-        product = tl.dot(tl.trans(doffset.to(x.dtype)), xhat.to(x.dtype), product, input_precision="ieee")
+        rounded = xhat.to(x.dtype)
+        doffset = tl.trans(doffset.to(x.dtype))
+        product = tl.dot(doffset, rounded, product, input_precision="ieee")
+        if x.dtype != tl.float32:  # what rounding xhat to 16 bits lost: the norm's gradients are small differences of these sums
+            product = tl.dot(doffset, (xhat - rounded.to(tl.float32)).to(x.dtype), product)
     at = product_ptr + (split.to(tl.int64) * O + o)[:, None] * C + c[None, :]
     tl.store(at, product, mask=(o < O)[:, None] & (c < C)[None, :])
     if tl.program_id(2) == 0:

@@ -39,9 +39,9 @@ def offset_fc_backward(
     xhat = (x.to(acc) - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)
     scaled = (doffset.to(x.dtype) @ weight).to(acc) * norm_weight.to(acc)
     dx = (scaled - scaled.mean(-1, keepdim=True) - xhat * (scaled * xhat).mean(-1, keepdim=True)) * rstd.unsqueeze(-1)
-    doffset = rearrange(doffset, "b h w n -> (b h w) n")
-    product = (doffset.to(x.dtype).mT @ rearrange(xhat, "b h w c -> (b h w) c").to(x.dtype)).to(acc)
-    return dx.to(x.dtype), *offset_fc_parameter_grads(product, doffset.to(acc).sum(0), norm_weight, norm_bias, weight)
+    doffset = rearrange(doffset, "b h w n -> (b h w) n").to(acc)
+    product = doffset.mT @ rearrange(xhat, "b h w c -> (b h w) c")
+    return dx.to(x.dtype), *offset_fc_parameter_grads(product, doffset.sum(0), norm_weight, norm_bias, weight)
 
 
 def offset_fc_parameter_grads(

@@ -1,0 +1,177 @@
+"""Every operator of the table, on every path, shape and dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import GPU, INTERPRETER, OPERATORS, PATHS, PLAIN, SHAPES, Shape, assert_as_exact, gradients, make, on_gpu
+
+import atm_triton
+
+NAMES = list(OPERATORS)
+RUNS = [
+    pytest.param(name, path, dtype, deterministic, marks=on_gpu.marks if path is GPU else (), id=f"{name}-{path}-{dtype}-{deterministic}")
+    for name in NAMES
+    for path in (PLAIN, INTERPRETER, GPU)
+    for dtype in path.dtypes
+    # Only the gather's kernels have a deterministic form of their own.
+    for deterministic in ([False, True] if name.startswith("axial_gather") and path is not PLAIN else [False])
+]
+SMALL = Shape(2, 5, 7, 8, 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name,path,dtype,deterministic", RUNS)
+def test_forward_and_gradients(name, shape, path, dtype, deterministic):
+    operator = OPERATORS[name]
+    inputs = make(operator, shape, dtype, path.device)
+    torch.use_deterministic_algorithms(deterministic)
+    with path.active():
+        actual = gradients(operator.function, inputs)
+    plain = gradients(operator.definition, tuple(t.detach().cpu().requires_grad_() for t in inputs))
+    exact = gradients(operator.definition, tuple(t.detach().cpu().double().requires_grad_() for t in inputs))
+    for i, (a, p, e) in enumerate(zip(actual, plain, exact, strict=True)):
+        assert a.dtype == p.dtype
+        assert_as_exact(a, p, e, "result" if i == 0 else f"gradient of input {i - 1}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_definition_is_told_apart(name):
+    operator = OPERATORS[name]
+    for shape in (shape for shape in SHAPES if shape.B):
+        inputs = make(operator, shape, torch.bfloat16, "cpu")
+        exact = operator.definition(*(t.double() for t in inputs))
+        with pytest.raises(AssertionError, match="relative error"):
+            assert_as_exact(operator.wrong(*inputs), operator.definition(*inputs), exact)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_explicit_gradients(name):
+    """The plain path's written-out backward against finite differences."""
+    for shape in (Shape(2, 3, 4, 3, 2), Shape(1, 5, 3, 2, 1)):
+        assert torch.autograd.gradcheck(OPERATORS[name].function, make(OPERATORS[name], shape, torch.float64, "cpu"))
+
+
+def strided(t: torch.Tensor, how: str) -> torch.Tensor:
+    """The same values behind other strides."""
+    if how == "sliced":
+        return torch.cat([t.new_full(t.shape, float("nan")), t, t.new_full(t.shape, float("nan"))], -1)[..., t.shape[-1] : 2 * t.shape[-1]]
+    if how == "permuted":
+        return t.mT.contiguous().mT if t.ndim > 1 else t
+    return t[:1].expand(t.shape)  # one row for all
+
+
+@pytest.mark.parametrize("how", ["sliced", "permuted", "expanded"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_any_strides(name, how, path):
+    operator = OPERATORS[name]
+    values = [strided(t.detach(), how) for t in make(operator, SMALL, torch.float32, path.device)]
+    views = tuple(t.requires_grad_() for t in values)
+    copies = tuple(t.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for t in values)
+    with path.active():
+        y = operator.function(*views)
+        upstream = strided(torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(y), how)
+        actual = y, *torch.autograd.grad(y, views, upstream)
+        y = operator.function(*copies)
+        expected = y, *torch.autograd.grad(y, copies, upstream.contiguous())
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_opcheck(name, path):
+    operator = OPERATORS[name]
+    op = getattr(torch.ops.atm_triton, operator.op)
+    extra = {"offset_fc": (1e-5,), "axial_gather_w": ("w",), "axial_gather_h": ("h",)}.get(name, ())
+    with path.active():
+        for shape in (SMALL, Shape(1, 3, 5, 3, 3)):
+            torch.library.opcheck(op, (*make(operator, shape, torch.float32, path.device), *extra))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("dynamic", [False, None], ids=["static", "automatic"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_compile(name, path, dynamic, backend):
+    """fullgraph, the same as eager; one compilation per shape if static, two for all shapes if not."""
+    if path is INTERPRETER and backend == "inductor":
+        pytest.skip("Inductor would compile the kernels for a GPU")
+    operator = OPERATORS[name]
+    compilations = 0
+
+    def count(graph, inputs):
+        nonlocal compilations
+        compilations += 1
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    compiled = torch.compile(lambda *inputs: operator.function(*inputs) * 1.5, fullgraph=True, dynamic=dynamic, backend=count)
+    shapes = [Shape(2, 5, 7, 8, 2)] * 2 if dynamic is False else [Shape(b, h, w, 8, 2) for b, h, w in ((2, 5, 7), (3, 6, 9), (2, 20, 4), (5, 3, 33))]
+    for shape in shapes:
+        inputs = make(operator, shape, torch.float32, path.device)
+        with path.active():
+            actual = gradients(compiled, inputs)
+            expected = gradients(lambda *inputs: operator.function(*inputs) * 1.5, inputs)
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5)
+    assert compilations <= (1 if dynamic is False else 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_deterministic_runs_are_bitwise_equal(name, path):
+    operator = OPERATORS[name]
+    inputs = make(operator, Shape(2, 4, 33, 4, 2), torch.float32, path.device)
+    torch.use_deterministic_algorithms(True)
+    with path.active():
+        first = gradients(operator.function, inputs)
+        for _ in range(20 if path is GPU else 2):
+            for a, b in zip(first, gradients(operator.function, inputs), strict=True):
+                assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("path", [PLAIN, on_gpu], ids=str)
+def test_autocast(name, path):
+    """Autocast computes in its dtype, eager and compiled alike, and gradients come back in the inputs' dtype."""
+    operator = OPERATORS[name]
+    inputs = make(operator, SMALL, torch.float32, path.device)
+    with torch.autocast(path.device, torch.bfloat16):
+        eager = operator.function(*inputs)
+        compiled = torch.compile(operator.function, fullgraph=True, backend="aot_eager")(*inputs)
+    assert eager.dtype == compiled.dtype == torch.bfloat16
+    torch.testing.assert_close(eager, compiled)
+    assert {g.dtype for g in torch.autograd.grad(eager.float().sum(), inputs)} == {torch.float32}
+
+
+def test_every_operator_has_a_row():
+    # An operator is registered when its file is imported; its backward is reached through it.
+    registered = {name for name in dir(torch.ops.atm_triton) if not name.startswith("_") and name not in ("name", "get_dispatch_mode_handlers")}
+    operators = {name for name in registered if not name.endswith("_backward") and hasattr(getattr(torch.ops.atm_triton, name), "default")}
+    assert operators == {operator.op for operator in OPERATORS.values()}
+    assert operators <= set(atm_triton.__all__)
+
+
+def test_double_backward_says_so():
+    x, offset = make(OPERATORS["axial_gather_w"], SMALL, torch.float32, "cpu")
+    (dx,) = torch.autograd.grad(atm_triton.axial_gather(x, offset, "w").square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="axial_gather_backward.*no autograd formula"):
+        dx.sum().backward()
+
+
+def test_forward_mode_is_refused():
+    for operator in OPERATORS.values():
+        inputs = tuple(t.detach() for t in make(operator, SMALL, torch.float32, "cpu"))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.func.jvp(lambda x, operator=operator, rest=inputs[1:]: operator.function(x, *rest), inputs[:1], inputs[:1])
+
+
+def test_flops():
+    counts = {}
+    for name, operator in OPERATORS.items():
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            operator.function(*make(operator, SMALL, torch.float32, "cpu")).sum().backward()
+        counts[name] = counter.get_total_flops()
+    n = 2 * 5 * 7 * 16
+    assert counts == {"offset_fc": 6 * n * 16, "axial_gather_w": 12 * n, "axial_gather_h": 12 * n, "branch_fusion": 14 * n}
