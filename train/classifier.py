@@ -1,0 +1,74 @@
+"""The model of train/imagenet.py: built by name, started from weights, and what its outputs mean."""
+
+import argparse
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import atmnet
+import timm
+from common.errors import UsageError
+from common.weights import Weights, load_weights, shorten
+from images import class_folders, class_indices, split_folder
+from recipe import DROP_PATH
+from torch import nn
+
+
+def model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` as timm's own programs read it: a Python value, else text."""
+    kwargs: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--model-kwargs {pair}: write it as KEY=VALUE")
+        try:
+            kwargs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[key] = value
+    return kwargs
+
+
+def build_model(args: argparse.Namespace, name: str, num_classes: int) -> nn.Module:
+    kwargs: dict[str, Any] = {"num_classes": num_classes} | model_kwargs(args.model_kwargs)
+    drop_path = args.drop_path if args.drop_path is not None else DROP_PATH.get(name)
+    if drop_path is not None:
+        kwargs["drop_path_rate"] = drop_path
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise UsageError(f"--model {name}: timm knows no such model" + (f"; it knows {', '.join(near)}" if near else ""))
+    try:
+        return timm.create_model(name, **kwargs)
+    except TypeError as error:
+        raise UsageError(f"--model {name} does not take what was given ({kwargs}): {error}") from error
+
+
+def start_from(args: argparse.Namespace, name: str, num_classes: int, weights: Weights) -> nn.Module:
+    """The model with given weights; a classifier of another size is replaced by a new one."""
+    held = weights.num_classes or num_classes
+    model = build_model(args, name, held)
+    load_weights(model, weights)
+    if held != num_classes:
+        model.reset_classifier(num_classes)
+    return model
+
+
+def classes_for_eval(args: argparse.Namespace, weights: Weights, num_classes: int) -> dict[str, int] | None:
+    """Which output of the checkpoint is which class folder. Wrong would be to number whatever folders there are."""
+    if weights.meta.get("classes"):
+        return {name: index for index, name in enumerate(weights.meta["classes"])}
+    if args.dataset:
+        return None
+    folder = split_folder(Path(args.data_dir), args.val_split)
+    names = class_folders(folder)
+    classes = class_indices(names, num_classes)
+    if len(classes) != num_classes:
+        raise UsageError(
+            f"{folder} has {len(names)} class folders ({shorten(names, 3)}), {weights.source} has {num_classes} classes and does not name them: "
+            "which is which cannot be told. Parts of ImageNet keep their WordNet names (n01440764, ...)"
+        )
+    return classes
+
+
+def canonical_name(model: str) -> str:
+    return atmnet.canonical_name(model)

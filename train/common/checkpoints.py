@@ -1,0 +1,183 @@
+"""Files that are either complete or as they were before, and the full state of a run in one of them.
+
+The state is one plain file with clean parameter names, gathered from whatever holds it (one process, DDP, FSDP2, a compiled model),
+so a run may be resumed on another number of processes.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from .errors import RunError, UsageError
+from .weights import check_fits, metadata_strings, shorten
+
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass
+class Progress:
+    """Where a run is. `update` counts within the epoch, `updates` since the start; one update is one optimizer step."""
+
+    epoch: int = 0
+    update: int = 0
+    updates: int = 0
+    loss_sum: float = 0.0  # over this epoch's updates
+    seconds: float = 0.0  # of training, over all resumptions
+    images: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    best_epoch: dict[str, int] = field(default_factory=dict)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes beside `path`, then renames: a crash or a full disk leaves the old file untouched."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch.save reports a failed write of its own as RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = f"{path.name} there is still the previous one" if path.exists() else f"there is no {path.name} yet"
+        raise RunError(
+            f"cannot write {path}: {error}. {kept}. Make room or give another folder with --output, then go on with --resume {path.parent}"
+        ) from error
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """The full weights on the CPU, by clean names. Every process must call it."""
+    return get_model_state_dict(model, options=FULL)
+
+
+class Checkpointer:
+    """Captures the state of a run in `last.pt` and puts it back."""
+
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, ema: nn.Module | None, optimizer: Any, folder: Path, meta: dict[str, Any]
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = accelerator.unwrap_model(model)
+        self.ema = ema
+        self.optimizer = getattr(optimizer, "optimizer", optimizer)  # the one inside Accelerate's wrapper
+        self.folder = folder
+        self.meta = meta
+
+    def save(self, progress: Progress) -> None:
+        """Every process calls it; the main one writes."""
+        state = {
+            "model": model_state(self.model),
+            "ema": model_state(self.ema) if self.ema is not None else None,
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=FULL),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            "progress": asdict(progress),
+            "meta": self.meta,
+        }
+        if self.accelerator.is_main_process:
+            # The loss was finite, but the step it made may not be: a checkpoint that cannot be resumed must not replace one that can.
+            broken = [name for name, value in state["model"].items() if value.is_floating_point() and not value.isfinite().all()]
+            if broken:
+                raise RunError(
+                    f"after update {progress.updates} these weights are no longer finite: {shorten(broken)}. {self.folder / 'last.pt'} keeps the "
+                    "state from before. Try a smaller --lr, --clip-grad 1.0, or --mixed-precision bf16"
+                )
+            write_atomically(self.folder / "last.pt", lambda file: torch.save(state, file))
+        self.accelerator.wait_for_everyone()
+
+    def save_weights(self, name: str, model: nn.Module, **metrics: float | int) -> None:
+        """The weights alone, as safetensors with what is needed to rebuild and evaluate the model."""
+        state = model_state(self.accelerator.unwrap_model(model))
+        if self.accelerator.is_main_process:
+            tensors = {key: value.contiguous().clone() for key, value in state.items()}  # no two may share memory
+            metadata = metadata_strings({**self.meta, **metrics})
+            write_atomically(self.folder / name, lambda file: file.write(safetensors_bytes(tensors, metadata)))
+
+    def load(self, path: Path) -> tuple[Progress, list[str]]:
+        """Puts the state back, the same on every process, and tells what is not as it was. Every process must see the file."""
+        state = read_state(path)
+        notes = differences(path, state, self.meta)
+        check_fits(self.model, state["model"], str(path))
+        set_model_state_dict(self.model, state["model"], options=FULL)
+        if (self.ema is None) != (state["ema"] is None):
+            raise UsageError(f"{path} was trained {'without' if self.ema is not None else 'with'} EMA: give the same --model-ema-decay as then")
+        if self.ema is not None:
+            set_model_state_dict(self.ema, state["ema"], options=FULL)
+        set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=FULL)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return Progress(**state["progress"]), notes
+
+
+def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list[str]:
+    """Refuses to go on with another model, or from the middle of an epoch in another order; other changes are allowed and told."""
+
+    def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+        return [f"{name} {old[name]} -> {new[name]}" for name in old if name in new and old[name] != new[name]]
+
+    then = state["meta"]
+    names = ("model", "num_classes")
+    if other := changed({name: then[name] for name in names}, meta):
+        raise UsageError(f"{path} is of another run: {', '.join(other)}")
+    if then["classes"] != meta["classes"]:
+        raise UsageError(f"{path} was trained on other classes: {shorten(then['classes'])}; here {shorten(meta['classes'])}")
+    order = changed(then["order"], meta["order"])
+    if order and state["progress"]["update"]:
+        raise UsageError(f"{path} is in the middle of an epoch, which cannot go on in another order: {', '.join(order)}. Give the values it had")
+    if notes := order + changed(then["recipe"], meta["recipe"]):
+        return [f"not as before the resumption: {', '.join(notes)}"]
+    return []
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise UsageError(f"{path} is not a checkpoint that can be read: {error}") from error
+    if not isinstance(state, dict) or "progress" not in state:
+        raise UsageError(f"{path} holds no training state; --resume takes an output folder or its last.pt, --init-from takes weights")
+    return state
+
+
+def find_resume(resume: str, output: Path) -> Path | None:
+    """The file that `--resume` means; None for `auto` where there is nothing to resume yet."""
+    path = output / "last.pt" if resume == "auto" else Path(resume)
+    if path.is_dir():
+        path = path / "last.pt"
+    if path.is_file():
+        return path
+    if resume == "auto":
+        return None
+    raise UsageError(f"--resume {resume}: there is no {path}")
+
+
+def check_room(folder: Path, model: nn.Module, with_ema: bool) -> None:
+    """Refuses to start a long run whose first checkpoint cannot be written."""
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    need = weights * (2 * (3 + with_ema) + 2 * (1 + with_ema))  # last.pt (weights, EMA, two moments) and best files, each old and new
+    folder.mkdir(parents=True, exist_ok=True)
+    stat = os.statvfs(folder)
+    free = stat.f_bavail * stat.f_frsize
+    if free < need:
+        raise UsageError(f"{folder} has {free / 2**20:.0f} MiB free; the checkpoints need about {math.ceil(need / 2**20)} MiB. Give another --output")
+

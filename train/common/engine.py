@@ -1,0 +1,264 @@
+"""The training loop: updates, evaluation, checkpoints and stopping, for any model, loss and metric.
+
+A program gives a loader, a function from a batch to its loss, a function that evaluates a model, and the name of the metric that
+decides which weights are best (larger is better).
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from .checkpoints import Checkpointer, Progress
+from .errors import RunError
+from .history import Table
+from .progress import ProgressLine
+from .seeding import STEP, seed_everything
+from .stop import Stop
+
+Batch = Any
+Metrics = dict[str, float]
+Evaluate = Callable[[dict[str, nn.Module]], dict[str, Metrics]]  # several models in one pass over the data
+
+
+class Stopped(Exception):
+    """A stop was asked for and the state is saved."""
+
+
+@dataclass
+class Plan:
+    """How long, how often, and where to."""
+
+    epochs: int
+    updates_per_epoch: int
+    accumulate: int  # micro-batches per update
+    images_per_update: int  # over all processes
+    seed: int
+    metric: str
+    output: Path
+    clip_grad: float | None = None
+    sched_on_updates: bool = False
+    checkpoint_steps: int = 500
+    log_interval: int = 50
+
+
+class Engine:
+    """Owns the run from the first update to the last."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        plan: Plan,
+        model: nn.Module,
+        optimizer: Any,
+        scheduler: Scheduler,
+        ema: ModelEmaV3 | None,
+        checkpointer: Checkpointer,
+        stop: Stop,
+    ) -> None:
+        self.accelerator = accelerator
+        self.plan = plan
+        self.model = model
+        self.raw_model = accelerator.unwrap_model(model)  # clean names, as the EMA has them
+        self.optimizer = optimizer
+        self.scheduler = scheduler  # of timm, not prepared: Accelerate would step it once per process
+        self.ema = ema
+        self.checkpointer = checkpointer
+        self.stop = stop
+        self.progress = Progress()
+        self.saved_at: int | None = None
+        self.steps = Table(plan.output / "steps.csv")
+        self.epochs = Table(plan.output / "summary.csv")
+        # The processes compare notes (losses, a wish to stop) after every update where that is free, else after every tenth: each time
+        # the queue of GPU work runs dry.
+        self.check_every = 1 if accelerator.device.type == "cpu" else 10
+
+    def resume(self, path: Path) -> list[str]:
+        """Takes up the state of a checkpoint; returns what is worth telling about it."""
+        self.progress, notes = self.checkpointer.load(path)
+        self.saved_at = self.progress.updates
+        return [f"going on from {path}: epoch {self.progress.epoch + 1}, after update {self.progress.updates}", *notes]
+
+    def fit(
+        self,
+        batches: Callable[[int, int], Iterator[Batch]],
+        batch_loss: Callable[[nn.Module, Batch], Tensor],
+        evaluate: Evaluate,
+        on_batch: Callable[[Batch], None] = lambda batch: None,
+    ) -> None:
+        """`batches(epoch, start)` yields the micro-batches of an epoch from number `start` on. Raises `Stopped` when asked to stop."""
+        if self.accelerator.is_main_process:
+            progress, resumed = self.progress, self.saved_at is not None
+            self.steps.start((lambda row: row["update"] <= progress.updates) if resumed else None)
+            self.epochs.start((lambda row: row["epoch"] < progress.epoch) if resumed else None)
+        while self.progress.epoch < self.plan.epochs:
+            self._train_epoch(batches, batch_loss, on_batch)
+            if self.saved_at != self.progress.updates:
+                self.save()  # an evaluation takes long enough to be interrupted
+            self._end_epoch(evaluate)
+
+    def _set_lr(self) -> float:
+        """The learning rate depends on the place alone, so there is no scheduler state to keep."""
+        if self.plan.sched_on_updates:
+            self.scheduler.step_update(self.progress.updates)
+        else:
+            self.scheduler.step(self.progress.epoch)
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def _train_epoch(
+        self,
+        batches: Callable[[int, int], Iterator[Batch]],
+        batch_loss: Callable[[nn.Module, Batch], Tensor],
+        on_batch: Callable[[Batch], None],
+    ) -> None:
+        plan, progress, accelerator = self.plan, self.progress, self.accelerator
+        self.model.train()
+        line = ProgressLine(
+            total=plan.updates_per_epoch,
+            start=progress.update,
+            label=f"epoch {progress.epoch + 1}/{plan.epochs}",
+            images_per_update=plan.images_per_update,
+            remaining=plan.epochs * plan.updates_per_epoch - progress.updates,
+            interval=plan.log_interval,
+            shown=accelerator.is_main_process,
+        )
+        source = batches(progress.epoch, progress.update * plan.accumulate) if progress.update < plan.updates_per_epoch else iter(())
+        unchecked: list[tuple[float, Tensor]] = []  # learning rate and loss of the updates since the last check
+        began = time.perf_counter()
+        try:
+            while progress.update < plan.updates_per_epoch:
+                lr = self._set_lr()
+                loss = self._update(source, batch_loss, on_batch, line)
+                progress.update += 1
+                progress.updates += 1
+                progress.images += plan.images_per_update
+                unchecked.append((lr, loss))
+                save_due = progress.updates % plan.checkpoint_steps == 0
+                stop_now = self.stop.requested and accelerator.num_processes == 1
+                if save_due or stop_now or len(unchecked) == self.check_every or progress.update == plan.updates_per_epoch:
+                    stop_now = self._check(unchecked, line)
+                    unchecked = []
+                    now = time.perf_counter()
+                    progress.seconds, began = progress.seconds + now - began, now
+                    if save_due or stop_now:
+                        self.save()
+                    if stop_now:
+                        raise Stopped
+        finally:
+            line.close()
+
+    def _update(
+        self,
+        source: Iterator[Batch],
+        batch_loss: Callable[[nn.Module, Batch], Tensor],
+        on_batch: Callable[[Batch], None],
+        line: ProgressLine,
+    ) -> Tensor:
+        """One optimizer step; the loss is the mean over this process's micro-batches."""
+        total = torch.zeros((), device=self.accelerator.device)
+        for micro in range(self.plan.accumulate):
+            waiting = time.perf_counter()
+            batch = next(source)
+            line.waited += time.perf_counter() - waiting
+            on_batch(batch)
+            seed_everything(self.plan.seed, STEP, self.progress.updates, micro, self.accelerator.process_index)
+            with self.accelerator.accumulate(self.model):
+                loss = batch_loss(self.model, batch)
+                self.accelerator.backward(loss)  # divides by the number of micro-batches
+                if self.accelerator.sync_gradients and self.plan.clip_grad is not None:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip_grad)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            total += loss.detach().float() / self.plan.accumulate
+        if self.ema is not None:
+            self.ema.update(self.raw_model, step=self.progress.updates + 1 if self.ema.use_warmup else None)
+        return total
+
+    def _check(self, unchecked: list[tuple[float, Tensor]], line: ProgressLine) -> bool:
+        """Brings the last losses together, logs them, refuses to go on from a non-finite one; True: stop now, on every process."""
+        flag = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
+        *losses, stop = self.accelerator.reduce(torch.stack([loss for _, loss in unchecked] + [flag]), "mean").tolist()
+        first = self.progress.updates - len(losses) + 1
+        rows = []
+        for update, (lr, _), loss in zip(range(first, self.progress.updates + 1), unchecked, losses, strict=True):
+            if not math.isfinite(loss):
+                raise RunError(self._lost(loss, update))
+            self.progress.loss_sum += loss
+            rows.append({"update": update, "epoch": self.progress.epoch, "loss": loss, "lr": lr})
+        if self.accelerator.is_main_process:
+            self.steps.append(*rows)
+        due = line.advance(losses[-1], unchecked[-1][0], len(losses))
+        if due:
+            self.accelerator.log(
+                {
+                    "train/loss": losses[-1],
+                    "train/lr": unchecked[-1][0],
+                    "train/images_per_second": line.images_per_second,
+                    "train/data_wait": line.data_wait,
+                },
+                step=self.progress.updates,
+            )
+        return stop > 0
+
+    def _lost(self, loss: float, update: int) -> str:
+        last = self.plan.output / "last.pt"
+        kept = f"{last} keeps the state after update {self.saved_at}" if self.saved_at is not None else "no checkpoint was written yet"
+        return (
+            f"the loss of update {update} (epoch {self.progress.epoch + 1}) is {loss}; {kept}. "
+            "Try a smaller --lr, --clip-grad 1.0, or --mixed-precision bf16"
+        )
+
+    def save(self) -> None:
+        self.checkpointer.save(self.progress)
+        self.saved_at = self.progress.updates
+
+    def stop_during_evaluation(self) -> None:
+        """Evaluations call it now and then, on every process alike."""
+        flag = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
+        if self.accelerator.reduce(flag, "sum").item() > 0:
+            raise Stopped  # the state was saved before the evaluation began
+
+    def _end_epoch(self, evaluate: Evaluate) -> None:
+        progress, plan = self.progress, self.plan
+        began = time.perf_counter()
+        models = {"": self.model} | ({"ema_": self.ema.module} if self.ema is not None else {})
+        row: Metrics = {
+            "epoch": progress.epoch,
+            "updates": progress.updates,
+            "train_loss": progress.loss_sum / max(progress.update, 1),
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+        }
+        better = []
+        for prefix, metrics in evaluate(models).items():
+            row |= {f"val_{prefix}{name}": value for name, value in metrics.items()}
+            key, value = prefix + plan.metric, metrics[plan.metric]
+            if value > progress.best.get(key, -math.inf):
+                progress.best[key], progress.best_epoch[key] = value, progress.epoch
+                better.append((f"best{prefix and '_ema'}.safetensors", models[prefix], metrics))
+        row |= {"seconds": progress.seconds, "eval_seconds": time.perf_counter() - began}
+        if self.accelerator.is_main_process:
+            self.epochs.append(row)
+            shown = " · ".join(f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train", "val")))
+            print(f"epoch {progress.epoch + 1}/{plan.epochs} done: {shown}", flush=True)
+        self.accelerator.log({name.replace("_", "/", 1): value for name, value in row.items() if name.startswith("val")}, step=progress.updates)
+        progress.epoch, progress.update, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        for name, model, metrics in better:
+            self.checkpointer.save_weights(name, model, epoch=int(row["epoch"]), **metrics)
+        self.save()
+
+
+def end_quietly(accelerator: Accelerator) -> None:
+    """Trackers closed, processes parted."""
+    accelerator.end_training()
+    with suppress(Exception):
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,28 @@
+"""How a program ends when it cannot go on: one clear message instead of a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UsageError(Exception):
+    """What was given cannot work. Raised before any long work; exit status 2."""
+
+
+class RunError(Exception):
+    """The run cannot go on, for a reason met on the way. Exit status 1."""
+
+
+def run_program(main: Callable[[], object]) -> None:
+    """Runs `main`, turning the two errors above into a message and an exit status."""
+    try:
+        main()
+    except UsageError as error:
+        # Every process of a machine meets the same bad argument; one of them says so.
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except RunError as error:
+        where = f"[process {os.environ['RANK']}] " if "RANK" in os.environ else ""
+        print(f"{where}error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)

@@ -1,0 +1,42 @@
+"""What a run has measured, as CSV files that survive a kill: `steps.csv` per update, `summary.csv` per epoch."""
+
+import csv
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+Row = dict[str, float]
+
+
+class Table:
+    """A CSV file appended to while the run goes on. Its columns are those of the first row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+
+    def start(self, keep: Callable[[Row], bool] | None) -> None:
+        """Begins anew, or keeps of an earlier part of the run what its checkpoint knew: the rest is about to be run again."""
+        self.rows = []
+        if keep is not None and self.path.is_file():
+            with open(self.path, newline="") as file:
+                for text in csv.DictReader(file):
+                    try:
+                        row = {name: float(value) for name, value in text.items()}
+                    except (TypeError, ValueError):
+                        continue  # a line cut off by a kill
+                    if keep(row):
+                        self.rows.append(row)
+        self.path.unlink(missing_ok=True)
+        rows, self.rows = self.rows, []
+        self.append(*rows)
+
+    def append(self, *rows: Mapping[str, float]) -> None:
+        if not rows:
+            return
+        new = not self.rows
+        self.rows.extend(dict(row) for row in rows)
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, list(self.rows[0]), restval="nan", extrasaction="ignore")
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)

@@ -1,0 +1,68 @@
+"""The progress of an epoch: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+
+class ProgressLine:
+    """Shows where an epoch is, how fast it goes and how much of the time it waits for data.
+
+    On a GPU the work is queued ahead, so the wait that counts is the one of the process that queues it: near 0 % while it keeps ahead.
+    """
+
+    def __init__(self, total: int, start: int, label: str, images_per_update: int, remaining: int, interval: int, shown: bool) -> None:
+        self.total, self.done, self.label, self.images_per_update = total, start, label, images_per_update
+        self.remaining = remaining  # updates to the end of the training
+        self.interval, self.shown = interval, shown
+        self.waited = 0.0
+        self.mark = (time.perf_counter(), start, 0.0)
+        self.images_per_second = 0.0
+        self.data_wait = 0.0
+        console = Console()
+        self.bar: Progress | None = None
+        if shown and console.is_terminal:
+            self.bar = Progress(TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), console=console)
+            self.task = self.bar.add_task(label, total=total, completed=start, text="")
+            self.bar.start()
+
+    def advance(self, loss: float, lr: float, updates: int = 1) -> bool:
+        """After `updates` more updates; True when it is time to log."""
+        previous, self.done, self.remaining = self.done, self.done + updates, self.remaining - updates
+        due = self.done // self.interval > previous // self.interval or self.done == self.total
+        if due or self.bar:
+            text = self._measure(loss, lr, reset=due)
+            if self.bar:
+                self.bar.update(self.task, completed=self.done, text=text)
+            elif self.shown:
+                print(f"{self.label} {self.done}/{self.total} {text}", flush=True)
+        return due
+
+    def _measure(self, loss: float, lr: float, reset: bool) -> str:
+        now = time.perf_counter()
+        then, done, waited = self.mark
+        seconds = max(now - then, 1e-9)
+        self.images_per_second = (self.done - done) * self.images_per_update / seconds
+        self.data_wait = (self.waited - waited) / seconds
+        eta = self.remaining * seconds / max(self.done - done, 1)
+        if reset:
+            self.mark = (now, self.done, self.waited)
+        return (
+            f"loss {loss:.4f} · lr {lr:.2e} · {self.images_per_second:.0f} images/s · data wait {self.data_wait:.0%} · "
+            f"{format_seconds(eta)} left"
+        )
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+        sys.stdout.flush()
+
+
+def format_seconds(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}d {hours:02d}:{minutes:02d}:{seconds:02d}" if days else f"{hours}:{minutes:02d}:{seconds:02d}"

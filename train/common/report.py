@@ -1,0 +1,66 @@
+"""What a run leaves behind for people: `summary.json` and `curves.png`."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoints import write_atomically
+from .history import Row
+
+PACKAGES = ("atm-triton", "torch", "triton", "timm", "accelerate", "torchvision")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, default=str)
+    write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
+
+
+def draw_curves(path: Path, epochs: Sequence[Row], metrics: Sequence[str]) -> None:
+    """Loss, metrics and learning rate over the epochs."""
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    loss, metric, rate = figure.subplots(1, 3)
+    x = [row["epoch"] + 1 for row in epochs]
+    # A point is all there is to see of a single epoch.
+    style = {"marker": "o", "markersize": 3} if len(x) < 40 else {}
+
+    def plot(axes: Any, name: str, label: str, **options: Any) -> None:
+        if any(name in row for row in epochs):
+            axes.plot(x, [row.get(name, float("nan")) for row in epochs], label=label, **style, **options)
+
+    plot(loss, "train_loss", "train (with mixup and label smoothing, where used)")
+    plot(loss, "val_loss", "val")
+    plot(loss, "val_ema_loss", "val, EMA", linestyle="--")
+    for name in metrics:
+        plot(metric, f"val_{name}", name)
+        plot(metric, f"val_ema_{name}", f"{name}, EMA", linestyle="--")
+    plot(rate, "lr", "learning rate")
+    for axes, title in ((loss, "loss"), (metric, "validation"), (rate, "learning rate")):
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes is not rate and axes.lines:
+            axes.legend(fontsize=8)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))

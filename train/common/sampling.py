@@ -1,0 +1,62 @@
+"""Which samples make which batch: a function of seed, epoch and position alone."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+from .seeding import ORDER, derive_seed
+
+
+class SampleKey(NamedTuple):
+    """What a dataset needs to know to load one training sample the same way every time."""
+
+    epoch: int
+    position: int  # in the global order of the epoch
+    index: int  # in the dataset
+
+
+class GlobalBatchSampler(Sampler[list[SampleKey]]):
+    """Deals the batches of an epoch to the processes.
+
+    The epoch has one global order, cut into batches of `batch_size * num_processes`; a process takes every num_processes-th sample
+    of each, so the samples of a global batch do not depend on the number of processes.
+
+    `repeats` is repeated augmentation (as timm's RepeatAugSampler): each image comes `repeats` times in a row, differently augmented,
+    dealt to different processes where there are several; an epoch is as long as without it, so it sees a part of the images.
+
+    The incomplete update at the end of the epoch is dropped. `set_epoch(epoch, start)` begins at batch `start`, loading nothing before.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, batches_per_update: int, num_processes: int, process_index: int, seed: int, repeats: int = 1
+    ) -> None:
+        self.length = length
+        self.batch_size = batch_size
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.seed = seed
+        self.repeats = max(1, repeats)
+        self.batches = length // (batch_size * num_processes * batches_per_update) * batches_per_update
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.epoch = epoch
+        self.start = start
+
+    def order(self) -> torch.Tensor:
+        """Dataset indices by global position."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, self.epoch))
+        order = torch.randperm(self.length, generator=generator)
+        return order.repeat_interleave(self.repeats)[: self.length] if self.repeats > 1 else order
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order, step, epoch = self.order(), self.batch_size * self.num_processes, self.epoch
+        for batch in range(self.start, self.batches):
+            positions = range(batch * step + self.process_index, (batch + 1) * step, self.num_processes)
+            yield [SampleKey(epoch, position, int(order[position])) for position in positions]
+
+    def __len__(self) -> int:
+        return self.batches

@@ -1,0 +1,50 @@
+"""Stopping when a cluster or a person asks, at a place from which the run can go on."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # clusters: SIGTERM, or SIGUSR1 some time before it; Ctrl-C: SIGINT
+
+
+class Stop:
+    """Remembers that a stop was asked for; the training loop looks at it between updates."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C: now
+        self.signal = signal.Signals(number)
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def worker_init() -> Callable[[int], None]:
+    """A `worker_init_fn` for data loaders. A cluster signals every process, and the last update still needs its data: workers heed
+    signals only once the program itself is leaving, when multiprocessing ends them by SIGTERM and waits for it."""
+    leaving = multiprocessing.RawValue("b", 0)
+    atexit.register(setattr, leaving, "value", 1)
+    return partial(_init_worker, leaving)
+
+
+def _init_worker(leaving: Any, worker: int) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if leaving.value:
+            os._exit(0)
+
+    for number in SIGNALS:
+        signal.signal(number, on_signal)

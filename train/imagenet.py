@@ -1,0 +1,259 @@
+"""Train an ATMNet, or any timm model, on ImageNet or any labelled images: `accelerate launch train/imagenet.py --help`."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
+from classifier import build_model, canonical_name, classes_for_eval, start_from
+from common.checkpoints import Checkpointer, check_room, find_resume
+from common.engine import Engine, Plan, Stopped, end_quietly
+from common.errors import UsageError, run_program
+from common.report import device_name, draw_curves, versions, write_json
+from common.runtime import check_runtime_flags, make_accelerator, start_trackers
+from common.seeding import seed_everything
+from common.stop import Stop
+from common.weights import load_weights, read_weights, shorten
+from images import NO_DATA, Batch, BrokenImages, Images, open_split
+from loaders import Evaluator, TrainLoader
+from recipe import learning_rate, parse, recipe_of
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    check_runtime_flags(args)
+    if not args.data_dir and not args.dataset:
+        raise UsageError(NO_DATA)
+    if args.eval:
+        evaluate(args)
+    else:
+        train(args)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """`--eval`: top-1 and top-5 of a checkpoint."""
+    weights = read_weights(args.eval, args.ema)
+    name = canonical_name(args.model or weights.meta.get("model") or "")
+    if not name:
+        raise UsageError(f"{weights.source} does not say which model it is: give --model")
+    if weights.meta.get("model", name) != name:
+        raise UsageError(f"{weights.source} holds {weights.meta['model']}, not --model {name}")
+    num_classes = weights.num_classes or args.num_classes or 1000
+    images = open_split(args, args.val_split, classes_for_eval(args, weights, num_classes), training=False)
+    check_classes(images, num_classes, f"the checkpoint {weights.source}")
+    args.output = args.output or f"output/{name}"
+    model = build_model(args, name, num_classes)
+    load_weights(model, weights)
+
+    accelerator = make_accelerator(args)
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    if args.compile:
+        model.compile()
+    mean, std = normalisation(model)
+    broken = BrokenImages(args.max_broken)
+    began = time.perf_counter()
+    result = Evaluator(images, args, accelerator, mean, std, broken)({"model": model})["model"]
+    seconds = time.perf_counter() - began
+    accelerator.print(
+        f"{name} · {weights.source} · {result['images']:.0f} images at {args.img_size} · top-1 {result['top1']:.3f} · top-5 {result['top5']:.3f} · "
+        f"loss {result['loss']:.4f} · {result['images'] / seconds:.0f} images/s"
+    )
+    if accelerator.is_main_process:
+        report = {"checkpoint": weights.source, "model": name, "ema": args.ema, "img_size": args.img_size, "crop_pct": args.crop_pct}
+        write_json(Path(args.output) / "eval.json", report | result | {"seconds": seconds, "unreadable": list(broken.names), "versions": versions()})
+    end_quietly(accelerator)
+
+
+def train(args: argparse.Namespace) -> None:
+    name = canonical_name(args.model or "atmnet_t")
+    args.output = args.output or f"output/{name}"
+    output = Path(args.output)
+    resume = find_resume(args.resume, output) if args.resume else None
+    if resume is None and (output / "last.pt").exists():
+        raise UsageError(f"{output} holds a run already: go on with --resume auto, or give another --output")
+    accelerator = make_accelerator(args, args.grad_accum_steps)
+    images, val_images, num_classes = open_both(args)
+
+    # The same weights on every process, whatever its number.
+    seed_everything(args.seed)
+    if args.init_from and resume is None:
+        weights = read_weights(args.init_from, args.ema)
+        model = start_from(args, name, num_classes, weights)
+        accelerator.print(f"starting from {weights.source}" + (", with a new classifier" if weights.num_classes != num_classes else ""))
+    else:
+        model = build_model(args, name, num_classes)
+    check_room(output, model, args.model_ema_decay > 0)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    mean, std = normalisation(model)
+    broken = BrokenImages(args.max_broken)
+    loader = TrainLoader(images, args, accelerator, mean, std)
+    evaluator = Evaluator(val_images, args, accelerator, mean, std, broken)
+    lr = learning_rate(args, loader.images_per_update)
+    optimizer = create_optimizer_v2(
+        model, opt=args.opt, lr=lr, weight_decay=args.weight_decay, momentum=args.momentum, layer_decay=args.layer_decay
+    )
+    scheduler, epochs = create_scheduler_v2(
+        optimizer,
+        sched=args.sched,
+        num_epochs=args.epochs,
+        warmup_epochs=args.warmup_epochs,
+        cooldown_epochs=args.cooldown_epochs,
+        min_lr=args.min_lr,
+        warmup_lr=args.warmup_lr,
+        decay_epochs=args.decay_epochs,
+        decay_rate=args.decay_rate,
+        step_on_epochs=not args.sched_on_updates,
+        updates_per_epoch=loader.updates_per_epoch,
+    )
+    model.to(accelerator.device)
+    ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema_decay > 0 else None
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if accelerator.is_fsdp2 and ema is not None:
+        ema.module = fsdp2_prepare_model(accelerator, ema.module)  # cut up like the model it averages
+    if args.compile:  # in place, so that names stay clean
+        for module in (model, ema.module if ema is not None else None):
+            if module is not None:
+                module.compile()
+
+    stop = Stop()
+    meta = {
+        "model": name,
+        "num_classes": num_classes,
+        "img_size": args.img_size,
+        "classes": sorted(images.classes, key=images.classes.__getitem__) if images.classes else [],
+        "order": {"seed": args.seed, "global batch": loader.images_per_update, "images": len(images.source), "aug_repeats": args.aug_repeats},
+        "recipe": recipe_of(args),
+    }
+    plan = Plan(
+        epochs=epochs,
+        updates_per_epoch=loader.updates_per_epoch,
+        accumulate=args.grad_accum_steps,
+        images_per_update=loader.images_per_update,
+        seed=args.seed,
+        metric="top1",
+        output=output,
+        clip_grad=args.clip_grad,
+        sched_on_updates=args.sched_on_updates,
+        checkpoint_steps=args.checkpoint_steps,
+        log_interval=args.log_interval,
+    )
+    engine = Engine(accelerator, plan, model, optimizer, scheduler, ema, Checkpointer(accelerator, model, ema, optimizer, output, meta), stop)
+    if resume is not None:
+        for note in engine.resume(resume):
+            accelerator.print(note)
+    start_trackers(accelerator, "tensorboard", args, engine.progress.updates)
+    accelerator.print(
+        f"{name}, {parameters / 1e6:.2f} M parameters · {accelerator.num_processes} x {device_name(accelerator.device)}, {accelerator.mixed_precision} "
+        f"precision · {len(images.source)} training and {len(val_images.source)} validation images of {num_classes} classes at {args.img_size} · "
+        f"global batch {loader.images_per_update}, lr {lr:.3g} · {epochs} epochs of {loader.updates_per_epoch} updates · {output}"
+    )
+
+    batch_loss = make_batch_loss(args, num_classes, engine)
+
+    def evaluate_models(models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
+        return evaluator(models, engine.stop_during_evaluation)
+
+    stopped = False
+    try:
+        engine.fit(loader.batches, batch_loss, evaluate_models, on_batch=lambda batch: broken.note(batch[2]))
+    except Stopped:
+        stopped = True
+    if accelerator.is_main_process:
+        finish(args, accelerator, engine, {"parameters": parameters, "finished": not stopped, "unreadable": list(broken.names)})
+        if stopped:
+            asked = f" ({stop.signal.name})" if stop.signal else ""
+            print(f"stopped{asked} after update {engine.progress.updates}; go on with the same command and --resume {output}", flush=True)
+    stop.restore()
+    end_quietly(accelerator)
+
+
+def open_both(args: argparse.Namespace) -> tuple[Images, Images, int]:
+    """Training and validation images, and the number of classes, all agreeing."""
+    images = open_split(args, args.train_split, None, training=True)
+    num_classes = args.num_classes or len(images.classes or ())
+    if not num_classes:
+        raise UsageError(f"--dataset {args.dataset} does not tell its classes: give --num-classes")
+    check_classes(images, num_classes, "--num-classes")
+    val_images = open_split(args, args.val_split, images.classes, training=False)
+    if images.classes and val_images.classes and images.classes != val_images.classes:
+        raise UsageError(
+            f"the classes of {args.train_split} ({shorten(list(images.classes))}) and {args.val_split} ({shorten(list(val_images.classes))}) differ"
+        )
+    return images, val_images, num_classes
+
+
+def check_classes(images: Images, num_classes: int, owner: str) -> None:
+    if images.classes and max(images.classes.values()) >= num_classes:
+        raise UsageError(f"the data has {len(images.classes)} classes ({shorten(list(images.classes))}), {owner} only {num_classes}")
+
+
+def normalisation(model: nn.Module) -> tuple[Any, Any]:
+    config = getattr(getattr(model, "module", model), "pretrained_cfg", {})
+    return config.get("mean") or (0.485, 0.456, 0.406), config.get("std") or (0.229, 0.224, 0.225)
+
+
+def make_batch_loss(args: argparse.Namespace, num_classes: int, engine: Engine) -> Any:
+    """From a batch to its loss: mixup or cutmix with soft targets, or label smoothing alone."""
+    mixup = None
+    if args.mixup > 0 or args.cutmix > 0:
+        mixup = Mixup(
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            label_smoothing=args.smoothing,
+            num_classes=num_classes,
+        )
+    criterion = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(args.smoothing)
+
+    def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
+        images, targets, _ = batch
+        if mixup is not None:
+            mixup.mixup_enabled = not args.mixup_off_epoch or engine.progress.epoch < args.mixup_off_epoch
+            images, targets = mixup(images, targets)
+        return criterion(model(images), targets)
+
+    return batch_loss
+
+
+def finish(args: argparse.Namespace, accelerator: Accelerator, engine: Engine, facts: dict[str, Any]) -> None:
+    """summary.json and curves.png, of a run that is finished or stopped."""
+    output, progress, rows = Path(args.output), engine.progress, engine.epochs.rows
+    peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
+    write_json(
+        output / "summary.json",
+        facts
+        | {
+            "epochs": progress.epoch,
+            "updates": progress.updates,
+            "best": {name: {"value": value, "epoch": progress.best_epoch[name]} for name, value in progress.best.items()},
+            "last": rows[-1] if rows else None,
+            "training_seconds": progress.seconds,
+            "images_per_second": progress.images / max(progress.seconds, 1e-9),
+            "peak_memory_mib": peak,
+            "processes": accelerator.num_processes,
+            "device": device_name(accelerator.device),
+            "mixed_precision": accelerator.mixed_precision,
+            "versions": versions(),
+            "args": vars(args),
+        },
+    )
+    if rows:
+        draw_curves(output / "curves.png", rows, ("top1",))
+        best = " · ".join(f"best {name} {value:.3f} (epoch {progress.best_epoch[name] + 1})" for name, value in progress.best.items())
+        print(f"{best} · {output}/summary.json, curves.png", flush=True)
+
+
+if __name__ == "__main__":
+    run_program(main)

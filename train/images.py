@@ -1,0 +1,198 @@
+"""Labelled images for training and evaluation: finding them, checking them, reading them, batching them."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common.errors import RunError, UsageError
+from common.sampling import SampleKey
+from common.seeding import SAMPLE, seed_sample
+from common.weights import shorten
+from PIL import Image
+from timm.data import ImageNetInfo, create_dataset
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.utils.misc import natural_key
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("val", "validation", "valid", "eval", "test")}
+NO_DATA = (
+    "give the images: --data-dir DIR with DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (ImageNet as it is usually unpacked), "
+    "or --dataset NAME. No data at hand? `make demo` trains on images that come with it"
+)
+
+Batch = tuple[Tensor, Tensor, list[str]]  # images, targets (-1: unreadable), names of unreadable files
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of a split, by any of its usual names."""
+    kind = "train" if split in SPLIT_FOLDERS["train"] else "validation" if split in SPLIT_FOLDERS["validation"] else None
+    names = SPLIT_FOLDERS[kind] if kind else (split,)
+    if not root.is_dir():
+        raise UsageError(f"--data-dir {root}: there is no such folder")
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    held = sorted(entry.name for entry in root.iterdir())
+    raise UsageError(f"--data-dir {root} has no folder {' or '.join(names[:3])}; it holds {shorten(held) or 'nothing'}")
+
+
+def class_folders(folder: Path) -> list[str]:
+    names = sorted((entry.name for entry in folder.iterdir() if entry.is_dir()), key=natural_key)
+    if not names:
+        raise UsageError(f"{folder} has no class folders: images go to {folder}/CLASS/*.jpg")
+    return names
+
+
+def class_indices(names: Sequence[str], num_classes: int | None) -> dict[str, int]:
+    """Class name to index: in order, but ImageNet's own indices for a part of ImageNet under a 1000-class model."""
+    if num_classes == 1000 and len(names) != 1000:
+        imagenet = {name: index for index, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+        if all(name in imagenet for name in names):
+            return imagenet
+    return {name: index for index, name in enumerate(names)}
+
+
+@dataclass
+class Images:
+    """A data set and what its targets mean."""
+
+    source: Any  # of timm or torchvision; map-style or iterable
+    classes: dict[str, int] | None  # None: the data set does not name them
+
+    @property
+    def streamed(self) -> bool:
+        return isinstance(self.source, IterableDataset)
+
+
+def open_folder(folder: Path, classes: dict[str, int]) -> Images:
+    """Every class folder must be known and hold images; timm would pass over an empty one and shift the classes after it."""
+    unknown = [name for name in class_folders(folder) if name not in classes]
+    if unknown:
+        raise UsageError(f"{folder} has {len(unknown)} classes that training does not know: {shorten(unknown)}")
+    try:
+        source = create_dataset("", root=str(folder), search_split=False, class_map=classes)
+    except RuntimeError:  # timm found no image at all
+        source = None
+    prefix = len(str(folder)) + 1
+    filled = {path[prefix:].split("/", 1)[0] for path, _ in source.reader.samples} if source is not None else set()
+    empty = [name for name in class_folders(folder) if name not in filled]
+    if empty:
+        kinds = " ".join(get_img_extensions())
+        raise UsageError(f"{len(empty)} class folders of {folder} hold no images ({kinds}): {shorten(empty)}. Fill or remove them")
+    return Images(source, classes)
+
+
+def open_split(args: argparse.Namespace, split: str, classes: dict[str, int] | None, training: bool) -> Images:
+    """The images of one split. `classes`: known already, from the training split or the checkpoint."""
+    if not args.dataset:
+        folder = split_folder(Path(args.data_dir), split)
+        return open_folder(folder, classes or class_indices(class_folders(folder), args.num_classes))
+    try:
+        source = create_dataset(
+            args.dataset,
+            root=args.data_dir,
+            split=split,
+            is_training=training,
+            download=args.dataset_download,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            input_key=args.input_key,
+            target_key=args.target_key,
+        )
+    except Exception as error:  # whatever the library behind the name raises
+        raise UsageError(f"--dataset {args.dataset}, split {split}: {type(error).__name__}: {error}") from error
+    found = getattr(getattr(source, "reader", source), "class_to_idx", None)
+    return Images(source, dict(found) if found else None)
+
+
+def read_image(source: Any, index: int) -> tuple[Image.Image, int]:
+    if hasattr(source, "reader"):  # timm would go on to the next image by itself, without telling which could not be read
+        file, target, *_ = source.reader[index]
+        with file:
+            return Image.open(file).convert("RGB"), target
+    image, target = source[index]
+    return image.convert("RGB"), target
+
+
+def image_name(source: Any, index: int) -> str:
+    try:
+        return str(source.reader.filename(index, absolute=True))
+    except Exception:
+        return f"image number {index}"
+
+
+UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for broken files of the various formats
+
+
+class TrainImages(Dataset[tuple[Tensor, int, list[str]]]):
+    """Augments each sample with random numbers of its own; in place of an unreadable image comes the next readable one."""
+
+    def __init__(self, source: Any, transform: Any, seed: int, max_broken: int) -> None:
+        self.source, self.transform, self.seed, self.max_broken = source, transform, seed, max_broken
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, list[str]]:
+        broken: list[str] = []
+        for offset in range(min(self.max_broken + 1, len(self))):
+            index = (key.index + offset) % len(self)
+            try:
+                image, target = read_image(self.source, index)
+            except UNREADABLE as error:
+                broken.append(f"{image_name(self.source, index)} ({error})")
+                continue
+            seed_sample(self.seed, SAMPLE, key.epoch, key.position)
+            return self.transform(image), target, broken
+        raise RunError(f"{len(broken)} images in a row cannot be read: {shorten(broken)}")
+
+
+class ValImages(Dataset[tuple[Tensor, int, list[str]]]):
+    """Every image once; an unreadable one gets the target -1, which is not counted."""
+
+    def __init__(self, source: Any, transform: Any, img_size: int) -> None:
+        self.source, self.transform, self.img_size = source, transform, img_size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, list[str]]:
+        try:
+            image, target = read_image(self.source, index)
+        except UNREADABLE as error:
+            return torch.zeros(3, self.img_size, self.img_size), -1, [f"{image_name(self.source, index)} ({error})"]
+        return self.transform(image), target, []
+
+
+def collate(samples: list[tuple[Tensor, int, list[str]]]) -> Batch:
+    images, targets = default_collate([sample[:2] for sample in samples])
+    return images, targets, [name for sample in samples for name in sample[2]]
+
+
+def collate_streamed(samples: list[tuple[Tensor, int]]) -> Batch:
+    images, targets = default_collate(samples)
+    return images, targets, []
+
+
+class BrokenImages:
+    """Names each unreadable image once, and gives up when there are too many."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.names: dict[str, None] = {}  # in order
+
+    def note(self, names: list[str]) -> None:
+        for name in names:
+            if name in self.names:
+                continue
+            self.names[name] = None
+            print(f"skipped: cannot read {' '.join(name.split())}", flush=True)
+        if len(self.names) > self.limit:
+            raise RunError(
+                f"{len(self.names)} images cannot be read, more than --max-broken {self.limit}: {shorten(list(self.names))}. "
+                "Repair or remove them, or give a larger --max-broken, and go on with --resume"
+            )

@@ -1,0 +1,166 @@
+"""Batches for training and evaluation, on the device."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from common.errors import UsageError
+from common.sampling import GlobalBatchSampler
+from common.seeding import WORKERS, derive_seed
+from common.stop import worker_init
+from images import Batch, BrokenImages, Images, TrainImages, ValImages, collate, collate_streamed
+from PIL import Image, ImageOps
+from timm.data import create_transform
+from timm.data.auto_augment import AutoAugment, RandAugment
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+
+def loader_options(args: argparse.Namespace, accelerator: Accelerator, keep_workers: bool) -> dict[str, Any]:
+    return {
+        "num_workers": args.workers,
+        "pin_memory": accelerator.device.type == "cuda",
+        "persistent_workers": keep_workers and args.workers > 0,
+        "worker_init_fn": worker_init(),
+    }
+
+
+def mend_posterize(transform: Any) -> None:
+    """timm's strongest posterize keeps no bit: an error in recent Pillow, a black image in the Pillow of the paper's time and here."""
+
+    def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
+        if bits >= 8:
+            return image
+        return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+    for policy in getattr(transform, "transforms", ()):
+        ops = policy.ops if isinstance(policy, RandAugment) else sum(policy.policy, []) if isinstance(policy, AutoAugment) else []
+        for op in ops:
+            if op.name.startswith("Posterize"):
+                op.aug_fn = posterize
+
+
+class TrainLoader:
+    """The micro-batches of any epoch from any place on."""
+
+    def __init__(self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any) -> None:
+        self.images, self.args, self.accelerator = images, args, accelerator
+        self.sampler: GlobalBatchSampler | None = None
+        transform = create_transform(
+            args.img_size,
+            is_training=True,
+            no_aug=args.no_aug,
+            scale=tuple(args.scale),
+            ratio=tuple(args.ratio),
+            hflip=args.hflip,
+            color_jitter=args.color_jitter,
+            auto_augment=None if args.aa in ("", "none") else args.aa,
+            interpolation=args.interpolation,
+            mean=mean,
+            std=std,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+        )
+        mend_posterize(transform)
+        options = loader_options(args, accelerator, keep_workers=True)
+        if images.streamed:
+            images.source.transform = transform
+            images.source.set_loader_cfg(num_workers=args.workers)
+            generator = torch.Generator()
+            self.loader = DataLoader(images.source, args.batch_size, drop_last=True, collate_fn=collate_streamed, generator=generator, **options)
+            self.updates_per_epoch = len(self.loader) // args.grad_accum_steps
+        else:
+            dataset = TrainImages(images.source, transform, args.seed, args.max_broken)
+            self.sampler = GlobalBatchSampler(
+                len(dataset),
+                args.batch_size,
+                args.grad_accum_steps,
+                accelerator.num_processes,
+                accelerator.process_index,
+                args.seed,
+                args.aug_repeats,
+            )
+            self.loader = DataLoader(dataset, batch_sampler=self.sampler, collate_fn=collate, **options)
+            self.updates_per_epoch = len(self.sampler) // args.grad_accum_steps
+        self.images_per_update = args.batch_size * accelerator.num_processes * args.grad_accum_steps
+        if self.updates_per_epoch == 0:
+            raise UsageError(
+                f"{len(images.source)} training images do not fill one update of {self.images_per_update} "
+                f"(--batch-size {args.batch_size} x {accelerator.num_processes} processes x --grad-accum-steps {args.grad_accum_steps}): "
+                "give a smaller --batch-size"
+            )
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        if self.sampler is not None:
+            self.sampler.set_epoch(epoch, start)
+        else:
+            self.images.source.set_epoch(epoch)
+            self.loader.generator.manual_seed(derive_seed(self.args.seed, WORKERS, epoch))
+            if start:
+                self.accelerator.print("a streamed data set cannot be entered in the middle: its epoch begins again for the updates that are left")
+        while True:
+            for images, targets, broken in self.loader:
+                yield self._move(images), self._move(targets), broken
+            # A stream may end a little early on one process; the others must not wait for it. A sampler never gets here.
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.accelerator.device, non_blocking=True)
+
+
+class Evaluator:
+    """Top-1, top-5 and loss of one or several models in one pass over the images."""
+
+    def __init__(self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages) -> None:
+        self.accelerator, self.broken, self.streamed = accelerator, broken, images.streamed
+        transform = create_transform(args.img_size, interpolation=args.interpolation, mean=mean, std=std, crop_pct=args.crop_pct)
+        options = loader_options(args, accelerator, keep_workers=False)
+        batch_size = args.val_batch_size or args.batch_size
+        self.loader: Any
+        if images.streamed:
+            images.source.transform = transform
+            images.source.set_loader_cfg(num_workers=args.workers)
+            self.loader = DataLoader(images.source, batch_size, collate_fn=collate_streamed, **options)
+        else:
+            dataset = ValImages(images.source, transform, args.img_size)
+            # Prepared by Accelerate: it deals out the images, and gather_for_metrics drops the ones it repeats to fill the last batch.
+            self.loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size, collate_fn=collate, **options))
+
+    @torch.no_grad()
+    def __call__(self, models: dict[str, nn.Module], pulse: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
+        """`pulse` is called now and then, by all processes alike; it may raise."""
+        training = {name: model.training for name, model in models.items()}
+        for model in models.values():
+            model.eval()
+        device = self.accelerator.device
+        sums = {name: torch.zeros(4, dtype=torch.float64, device=device) for name in models}
+        try:
+            for number, (images, targets, unreadable) in enumerate(self.loader):
+                self.broken.note(unreadable)
+                if number % 20 == 19 and not self.streamed:
+                    pulse()
+                images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+                for name, model in models.items():
+                    with self.accelerator.autocast():
+                        logits = model(images).float()
+                    rows = score(logits, targets)
+                    sums[name] += (rows if self.streamed else self.accelerator.gather_for_metrics(rows)).double().sum(0)
+        finally:
+            for name, model in models.items():
+                model.train(training[name])
+        results = {}
+        for name, total in sums.items():
+            loss, top1, top5, count = (self.accelerator.reduce(total, "sum") if self.streamed else total).tolist()
+            count = max(count, 1)
+            results[name] = {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count, "images": count}
+        return results
+
+
+def score(logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss, top-1, top-5 and one per image `[B, 4]`; zeros where the target is -1."""
+    known = targets >= 0
+    loss = F.cross_entropy(logits, targets.clamp(min=0), reduction="none")
+    hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+    return torch.stack([loss, hits[:, 0].float(), hits.any(1).float(), torch.ones_like(loss)], 1) * known[:, None]
