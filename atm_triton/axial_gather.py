@@ -205,9 +205,7 @@ def _axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str, det
     config = launch.config("axial_gather_bwd", x, G, _formula(G, S, 2048))
     grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(G, config["BLOCK_G"]))
     with torch.cuda.device_of(x):
-        wrap_triton(_axial_gather_bwd_kernel)[grid](
-            dy, x, offset, doffset, dx, N, H, W, G, S, stride, along_w, not deterministic, **config
-        )
+        wrap_triton(_axial_gather_bwd_kernel)[grid](dy, x, offset, doffset, dx, N, H, W, G, S, stride, along_w, not deterministic, **config)
         if deterministic:
             formula = _formula(G, S, 2048)
             formula["BLOCK_Q"] = formula.pop("BLOCK_N")
@@ -262,6 +260,8 @@ def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
         raise ValueError(f"{op}: offset must be [B, H, W, G] with B, H, W of x {checks.show(x)}, got {checks.show(offset)}")
     G = offset.shape[3]
     if G == 0 or C % G:
-        raise ValueError(f"{op}: the {G} offset channels must divide the {C} channels of x, got x {checks.show(x)}, offset {checks.show(offset)}")
+        raise ValueError(
+            f"{op}: the {G} offset channels must divide the {C} channels of x, got x {checks.show(x)}, offset {checks.show(offset)}"
+        )
     (x,) = checks.to_autocast(x)
     return _axial_gather(x, offset, axis)

@@ -1,3 +1,48 @@
 """Which path the operators take here, on what, and why."""
+
 from __future__ import annotations
-def backend_info(): return {}
+
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from . import launch
+from ._triton import triton, why_plain
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What ``backend_info`` answers; its ``str`` is one line for a log."""
+
+    backend: str  # "triton" or "pytorch"
+    reason: str
+    device: str
+    torch: str
+    triton: str | None  # its version, None where it is not installed
+    configs: str  # where launch configurations come from
+
+    def __str__(self) -> str:
+        return f"{self.backend} on {self.device}: {self.reason}"
+
+
+def backend_info(device: torch.device | str | int | None = None, dtype: torch.dtype = torch.float32) -> BackendInfo:
+    """Which path tensors of ``dtype`` on ``device`` take, and why. By default the current GPU if there is one, else the CPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else torch.device(device)
+    why = why_plain(device, dtype)
+    name, configs = platform.processor() or platform.machine(), "none: no kernels run"
+    if device.type == "cuda" and torch.cuda.is_available():
+        name = torch.cuda.get_device_name(device)
+    if why is None:
+        configs = "formula"
+        if device.type == "cuda":
+            found = [str(file) for file in launch.table_files(device) if file.is_file()]
+            configs = " over ".join([*found, "formula"])
+    return BackendInfo(
+        backend="triton" if why is None else "pytorch",
+        reason=why or f"Triton kernels for {dtype} on {device.type}",
+        device=f"{device} ({name})",
+        torch=torch.__version__,
+        triton=getattr(triton, "__version__", None),
+        configs=configs,
+    )

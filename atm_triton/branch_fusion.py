@@ -129,7 +129,7 @@ def _branch_fusion_backward(dy: Tensor, w: Tensor, h: Tensor, c: Tensor, logits:
     C = int(w.shape[3])
     dw, dh, dc = torch.empty_like(w), torch.empty_like(h), torch.empty_like(c)
     config = launch.config("branch_fusion_bwd", w, C, _formula(C, 4096))
-    tiles = triton.cdiv(H * W, config["BLOCK_N"])
+    tiles = triton.cdiv(H * W, config["BLOCK_N"]) + 1  # one idle tile: a count that may be 1 would recompile dynamic shapes
     partial = torch.empty(B, tiles, 3, C, dtype=torch.float32, device=w.device)
     grid = (B * tiles, triton.cdiv(C, config["BLOCK_C"]))
     with torch.cuda.device_of(w):

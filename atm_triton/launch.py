@@ -22,11 +22,16 @@ def gpu_slug(device: torch.device) -> str:
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
 
 
+def table_files(device: torch.device) -> list[Path]:
+    """Where a table for this GPU is looked for, the one that decides first."""
+    name = f"{gpu_slug(device)}.json"
+    return [USER_CACHE / name, SHIPPED / name]
+
+
 @functools.cache
-def table(slug: str) -> dict[str, dict[str, int]]:
+def table(device: torch.device) -> dict[str, dict[str, int]]:
     merged: dict[str, dict[str, int]] = {}
-    for folder in (SHIPPED, USER_CACHE):
-        file = folder / f"{slug}.json"
+    for file in reversed(table_files(device)):
         if file.is_file():
             try:
                 merged |= json.loads(file.read_text())["configs"]
@@ -48,4 +53,4 @@ def config(kernel: str, x: Tensor, groups: int, formula: dict[str, int]) -> dict
     """The configuration of ``kernel`` for tokens ``x [B, H, W, C]`` with ``groups`` offset channels per axis; ``formula`` always works."""
     if x.device.type != "cuda":
         return formula
-    return table(gpu_slug(x.device)).get(key(kernel, x, groups), formula)
+    return table(x.device).get(key(kernel, x, groups), formula)

@@ -131,7 +131,7 @@ def _offset_fc_dw_kernel(
     product_ptr,  # [SPLITS, O, C] float32
     dbias_ptr,  # [SPLITS, O] float32
     N,
-    CHUNK,  # tokens per split, a multiple of BLOCK_N
+    CHUNK: tl.constexpr,  # tokens per split, a multiple of BLOCK_N
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     BLOCK_N: tl.constexpr,
@@ -144,7 +144,7 @@ def _offset_fc_dw_kernel(
     product = tl.zeros((BLOCK_O, BLOCK_C), tl.float32)
     dbias = tl.zeros((BLOCK_O,), tl.float32)
     first = split.to(tl.int64) * CHUNK
-    for i in range(0, tl.cdiv(CHUNK, BLOCK_N)):
+    for i in range(0, CHUNK // BLOCK_N):
         n = first + i * BLOCK_N + tl.arange(0, BLOCK_N)
         in_n = n < N
         mean = tl.load(mean_ptr + n, mask=in_n, other=0.0)
@@ -168,8 +168,15 @@ def _block(size: int, most: int) -> int:
     return max(16, min(triton.next_power_of_2(size), most))
 
 
-def _formula(C: int, O: int) -> dict[str, int]:  # noqa: E741
-    return dict(BLOCK_N=64, BLOCK_O=_block(O, 64), BLOCK_C=_block(C, 64), num_warps=4)
+CHUNK = 2048  # tokens that one program of the weight gradients adds up
+
+
+def configs(C: int, O: int, float32: bool) -> dict[str, dict[str, int]]:  # noqa: E741
+    """The formula of each kernel. Larger blocks spill: in float32 in dx, and in dw everywhere but on Hopper."""
+    tile = dict(BLOCK_O=_block(O, 64), BLOCK_C=_block(C, 64), num_warps=4)
+    return dict(
+        offset_fc_fwd=dict(BLOCK_N=64) | tile, offset_fc_dx=dict(BLOCK_N=32 if float32 else 64) | tile, offset_fc_dw=dict(BLOCK_N=32) | tile
+    )
 
 
 @triton_op("atm_triton::offset_fc", mutates_args=())
@@ -184,12 +191,10 @@ def _offset_fc(
     N, C, O = B * H * W, int(x.shape[3]), int(weight.shape[0])  # noqa: E741
     offset = x.new_empty(B, H, W, O)
     mean, rstd = x.new_empty(B, H, W, dtype=torch.float32), x.new_empty(B, H, W, dtype=torch.float32)
-    config = launch.config("offset_fc_fwd", x, O, _formula(C, O))
+    config = launch.config("offset_fc_fwd", x, O, configs(C, O, x.dtype == torch.float32)["offset_fc_fwd"])
     grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(O, config["BLOCK_O"]))
     with torch.cuda.device_of(x):
-        wrap_triton(_offset_fc_fwd_kernel)[grid](
-            x, norm_weight, norm_bias, weight, bias, offset, mean, rstd, N, C, O, eps, **config
-        )
+        wrap_triton(_offset_fc_fwd_kernel)[grid](x, norm_weight, norm_bias, weight, bias, offset, mean, rstd, N, C, O, eps, **config)
     return offset, mean, rstd
 
 
@@ -203,10 +208,10 @@ def _offset_fc_backward(
     B, H, W = x.shape[:3]
     N, C, O = B * H * W, int(x.shape[3]), int(weight.shape[0])  # noqa: E741
     dx = torch.empty_like(x)
-    dx_config = launch.config("offset_fc_dx", x, O, _formula(C, O))
-    dw_config = launch.config("offset_fc_dw", x, O, _formula(C, O))
-    chunk = 32 * dw_config["BLOCK_N"]
-    splits = triton.cdiv(N, chunk)
+    formulas = configs(C, O, x.dtype == torch.float32)
+    dx_config = launch.config("offset_fc_dx", x, O, formulas["offset_fc_dx"])
+    dw_config = launch.config("offset_fc_dw", x, O, formulas["offset_fc_dw"])
+    splits = triton.cdiv(N, CHUNK) + 1  # one idle split: a count that may be 1 would recompile dynamic shapes
     product = x.new_empty(splits, O, C, dtype=torch.float32)
     dbias = x.new_empty(splits, O, dtype=torch.float32)
     grid = (splits, triton.cdiv(O, dw_config["BLOCK_O"]), triton.cdiv(C, dw_config["BLOCK_C"]))
@@ -214,7 +219,7 @@ def _offset_fc_backward(
         wrap_triton(_offset_fc_dx_kernel)[(triton.cdiv(N, dx_config["BLOCK_N"]),)](
             doffset, x, mean, rstd, norm_weight, weight, dx, N, C, O, **dx_config
         )
-        wrap_triton(_offset_fc_dw_kernel)[grid](doffset, x, mean, rstd, product, dbias, N, chunk, C, O, **dw_config)
+        wrap_triton(_offset_fc_dw_kernel)[grid](doffset, x, mean, rstd, product, dbias, N, CHUNK, C, O, **dw_config)
     return dx, *reference.offset_fc_parameter_grads(product.sum(0), dbias.sum(0), norm_weight, norm_bias, weight)
 
 

@@ -72,7 +72,7 @@ def _taps(x: Tensor, offset: Tensor, axis: str) -> tuple[Tensor, Tensor, Tensor,
     # Past the border by one token or more, all offsets give zero: clamping there keeps the integers small.
     offset = offset.to(accumulation_dtype(x)).clamp(-length - 1, length + 1)
     floor = offset.floor()
-    first = position + floor.long()
+    first = torch.where(floor.isnan(), -2, position + floor.long())  # a NaN points outside; its weight stays NaN
     token = torch.arange(B, device=x.device)[:, None, None, None] * (H * W) + i * W + j
     group = torch.arange(G, device=x.device)
 

@@ -44,7 +44,9 @@ def resources(compiled) -> Resources:
         assembly = compiled.asm["amdgcn"]
         fields = {k: int(v) for k, v in re.findall(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)", assembly)}
         names = collections.Counter(re.findall(r"^\s+([a-z]+_[a-z0-9_]+)", assembly, re.M))
-        return Resources(fields["vgpr_count"], fields["vgpr_spill_count"] + fields["private_segment_fixed_size"], compiled.metadata.shared, names)
+        return Resources(
+            fields["vgpr_count"], fields["vgpr_spill_count"] + fields["private_segment_fixed_size"], compiled.metadata.shared, names
+        )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

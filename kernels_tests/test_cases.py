@@ -107,7 +107,11 @@ def test_compile(name, path, dynamic, backend):
         return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
     compiled = torch.compile(lambda *inputs: operator.function(*inputs) * 1.5, fullgraph=True, dynamic=dynamic, backend=count)
-    shapes = [Shape(2, 5, 7, 8, 2)] * 2 if dynamic is False else [Shape(b, h, w, 8, 2) for b, h, w in ((2, 5, 7), (3, 6, 9), (2, 20, 4), (5, 3, 33))]
+    shapes = (
+        [Shape(2, 5, 7, 8, 2)] * 2
+        if dynamic is False
+        else [Shape(b, h, w, 8, 2) for b, h, w in ((2, 5, 7), (3, 6, 9), (2, 20, 4), (5, 3, 33))]
+    )
     for shape in shapes:
         inputs = make(operator, shape, torch.float32, path.device)
         with path.active():
@@ -147,7 +151,9 @@ def test_autocast(name, path):
 
 def test_every_operator_has_a_row():
     # An operator is registered when its file is imported; its backward is reached through it.
-    registered = {name for name in dir(torch.ops.atm_triton) if not name.startswith("_") and name not in ("name", "get_dispatch_mode_handlers")}
+    registered = {
+        name for name in dir(torch.ops.atm_triton) if not name.startswith("_") and name not in ("name", "get_dispatch_mode_handlers")
+    }
     operators = {name for name in registered if not name.endswith("_backward") and hasattr(getattr(torch.ops.atm_triton, name), "default")}
     assert operators == {operator.op for operator in OPERATORS.values()}
     assert operators <= set(atm_triton.__all__)

@@ -1,0 +1,61 @@
+"""A check of the operators on this machine: forward and every gradient against the float64 definitions."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from . import axial_gather, branch_fusion, offset_fc, reference
+from .backend import backend_info
+
+# Odd sizes, channels of the network's third stage, and offsets that point inside and far outside.
+B, H, W, G, S = 2, 13, 17, 80, 4
+C = G * S
+OPERATORS = {
+    "offset_fc": (offset_fc, reference.offset_fc, ((B, H, W, C), (C,), (C,), (2 * G, C), (2 * G,))),
+    "axial_gather w": (
+        lambda x, o: axial_gather(x, 6 * o, "w"),
+        lambda x, o: reference.axial_gather(x, 6 * o, "w"),
+        ((B, H, W, C), (B, H, W, G)),
+    ),
+    "axial_gather h": (
+        lambda x, o: axial_gather(x, 6 * o, "h"),
+        lambda x, o: reference.axial_gather(x, 6 * o, "h"),
+        ((B, H, W, C), (B, H, W, G)),
+    ),
+    "branch_fusion": (branch_fusion, reference.branch_fusion, (*((B, H, W, C),) * 3, (B, 3, C))),
+}
+
+
+def _gradients(function, inputs: tuple[Tensor, ...], dy: Tensor) -> list[Tensor]:
+    inputs = tuple(t.detach().requires_grad_() for t in inputs)
+    y = function(*inputs)
+    return [y, *torch.autograd.grad(y, inputs, dy.to(y))]
+
+
+def _worst(actual: list[Tensor], exact: list[Tensor]) -> float:
+    return max(((a.cpu().double() - e).norm() / e.norm()).item() for a, e in zip(actual, exact, strict=True))
+
+
+def selftest(device: torch.device, console: Console) -> bool:
+    """Print a row per operator and dtype; whether all passed. An error may be twice that of plain PyTorch in the same dtype."""
+    table = Table("operator", "dtype", "path", "error", "allowed", "")
+    passed = True
+    for name, (function, definition, shapes) in OPERATORS.items():
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            generator = torch.Generator().manual_seed(0)
+            inputs = tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+            dy = torch.randn(definition(*inputs).shape, generator=generator).to(dtype)
+            exact = _gradients(definition, tuple(t.double() for t in inputs), dy)
+            allowed = 2 * _worst(_gradients(definition, inputs, dy), exact) + 2 * torch.finfo(torch.float32).eps
+            error = _worst(_gradients(function, tuple(t.to(device) for t in inputs), dy.to(device)), exact)
+            good = error <= allowed  # false for a NaN
+            passed &= good
+            verdict = "[green]ok[/]" if good else "[red]WRONG[/]"
+            table.add_row(
+                name, str(dtype).removeprefix("torch."), backend_info(device, dtype).backend, f"{error:.1e}", f"{allowed:.1e}", verdict
+            )
+    console.print(table)
+    return passed

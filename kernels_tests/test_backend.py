@@ -1,0 +1,86 @@
+"""What the library says of itself, and that it needs neither Triton nor a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from atm_triton import axial_gather, backend_info, reference, selftest
+from atm_triton.__main__ import main
+
+
+def test_info_says_which_path_and_why():
+    assert backend_info("cpu").backend == "pytorch" and "cpu" in backend_info("cpu").reason
+    assert backend_info("meta").backend == "triton"
+    double = backend_info("meta", torch.float64)
+    assert double.backend == "pytorch" and "torch.float64" in double.reason
+
+
+def test_info_command(capsys):
+    assert main(["info", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "pytorch" in printed and torch.__version__ in printed
+
+
+def test_selftest_passes(capsys):
+    assert main(["selftest", "--device", "cpu"]) == 0
+    assert "all operators are right" in capsys.readouterr().out
+
+
+def test_selftest_can_fail(capsys, monkeypatch):
+    broken = (lambda x, o: axial_gather(x, 6 * o + 0.01, "w"), *selftest.OPERATORS["axial_gather w"][1:])
+    monkeypatch.setitem(selftest.OPERATORS, "axial_gather w", broken)
+    assert main(["selftest", "--device", "cpu"]) == 1
+    printed = capsys.readouterr().out
+    assert "WRONG" in printed and "all operators are right" not in printed
+
+
+WITHOUT_TRITON = """
+    import sys, warnings
+    warnings.simplefilter("error")
+    sys.modules["triton"] = None  # importing it fails, as where it is not installed
+    import atm_triton
+    warnings.simplefilter("default")
+    import torch
+    x = torch.randn(2, 5, 7, 12, requires_grad=True)
+    atm_triton.ActiveTokenMixer(12, share=3)(x).sum().backward()
+    assert x.grad.isfinite().all()
+    info = atm_triton.backend_info()
+    assert info.triton is None and info.backend == "pytorch" and "not installed" in info.reason
+    print("fine")
+"""
+
+
+def test_without_triton():
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(WITHOUT_TRITON)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "fine", "")
+
+
+def test_importing_is_silent_and_starts_nothing():
+    done = subprocess.run([sys.executable, "-W", "error", "-c", "import atm_triton"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_device_of_the_tensors_is_used_not_the_current_one():
+    x, offset = torch.randn(1, 4, 4, 8, device="cuda:1"), torch.zeros(1, 4, 4, 4, device="cuda:1")
+    with torch.cuda.device(0):
+        assert torch.equal(axial_gather(x, offset, "w"), x)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_properties(0).total_memory < 40 * 2**30, reason="needs a GPU of 40 GB"
+)
+def test_more_than_2_31_elements():
+    x = torch.empty(2**20, 4, 4, 130, device="cuda", dtype=torch.bfloat16).normal_()
+    offset = torch.zeros(2**20, 4, 4, 1, device="cuda", dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    y = axial_gather(x, offset + 1, "h")
+    last = reference.axial_gather(x[-1:].cpu(), torch.ones(1, 4, 4, 1), "h")
+    assert torch.equal(y[-1:].cpu(), last)

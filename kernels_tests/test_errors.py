@@ -1,0 +1,75 @@
+"""Wrong input is refused with the shapes that were given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from atm_triton import ActiveTokenMixer, OffsetFC, axial_gather, branch_fusion, offset_fc
+
+X = torch.zeros(2, 3, 4, 6)
+CASES = {
+    "gather rank": (lambda: axial_gather(X[0], X[0], "w"), ValueError, r"x must be \[B, H, W, C\].*\[3, 4, 6\]"),
+    "gather groups": (
+        lambda: axial_gather(X, X[..., :4], "w"),
+        ValueError,
+        r"4 offset channels must divide the 6 channels.*\[2, 3, 4, 6\].*\[2, 3, 4, 4\]",
+    ),
+    "gather no groups": (lambda: axial_gather(X, X[..., :0], "w"), ValueError, "0 offset channels must divide"),
+    "gather offset size": (lambda: axial_gather(X, X[:, :, :3], "w"), ValueError, r"offset must be.*\[2, 3, 4, 6\].*\[2, 3, 3, 6\]"),
+    "gather offset rank": (lambda: axial_gather(X, X[0], "w"), ValueError, r"offset must be.*\[3, 4, 6\]"),
+    "gather axis": (lambda: axial_gather(X, X, "x"), ValueError, r"axis must be 'w'.*got 'x'"),
+    "gather axis type": (lambda: axial_gather(X, X, 2), ValueError, "axis must be 'w'.*got 2"),
+    "gather devices": (lambda: axial_gather(X, X.to("meta"), "w"), ValueError, "one device.*on cpu.*on meta"),
+    "gather integer": (lambda: axial_gather(X.int(), X, "w"), TypeError, "x must be floating point.*int32"),
+    "gather integer offset": (lambda: axial_gather(X, X.long(), "w"), TypeError, "offset must be floating point.*int64"),
+    "fusion rank": (lambda: branch_fusion(X[0], X[0], X[0], X[0]), ValueError, r"w must be \[B, H, W, C\]"),
+    "fusion branch": (
+        lambda: branch_fusion(X, X[:1], X, torch.zeros(2, 3, 6)),
+        ValueError,
+        r"h must be.*\[2, 3, 4, 6\], got \[1, 3, 4, 6\]",
+    ),
+    "fusion logits": (lambda: branch_fusion(X, X, X, torch.zeros(2, 6, 3)), ValueError, r"logits must be.*\[2, 3, 6\], got \[2, 6, 3\]"),
+    "fusion dtypes": (
+        lambda: branch_fusion(X, X.half(), X, torch.zeros(2, 3, 6)),
+        TypeError,
+        "one dtype, got torch.float32, torch.float16",
+    ),
+    "offset rank": (
+        lambda: offset_fc(X[0], *[torch.zeros(6)] * 2, torch.zeros(4, 6), torch.zeros(4)),
+        ValueError,
+        r"x must be \[B, H, W, C\]",
+    ),
+    "offset norm": (
+        lambda: offset_fc(X, *[torch.zeros(5)] * 2, torch.zeros(4, 6), torch.zeros(4)),
+        ValueError,
+        r"norm_weight must be.*= \[6\], got \[5\]",
+    ),
+    "offset weight": (
+        lambda: offset_fc(X, *[torch.zeros(6)] * 2, torch.zeros(6, 4), torch.zeros(4)),
+        ValueError,
+        r"weight must be \[O, C\].*got \[6, 4\]",
+    ),
+    "offset bias": (
+        lambda: offset_fc(X, *[torch.zeros(6)] * 2, torch.zeros(4, 6), torch.zeros(6)),
+        ValueError,
+        r"bias must be.*\[4\], got \[6\]",
+    ),
+    "offset dtypes": (
+        lambda: offset_fc(X.half(), *[torch.zeros(6)] * 2, torch.zeros(4, 6), torch.zeros(4)),
+        TypeError,
+        "x's dtype torch.float16, got torch.float32",
+    ),
+    "mixer share": (lambda: ActiveTokenMixer(6, share=4), ValueError, "dim=6, share=4"),
+    "offset layer share": (lambda: OffsetFC(6, share=0), ValueError, "dim=6, share=0"),
+    "mixer channels": (lambda: ActiveTokenMixer(8)(X), ValueError, r"\[B, H, W, 8\].*\[2, 3, 4, 6\]"),
+    "mixer offset": (lambda: ActiveTokenMixer(6, share=3)(X, X), ValueError, r"\[\.\.\., 4\] for dim=6, share=3, got \[2, 3, 4, 6\]"),
+    "mixer without offset": (lambda: ActiveTokenMixer(6, own_offset=False)(X), ValueError, "own_offset=False"),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_wrong_input(case):
+    call, error, message = CASES[case]
+    with pytest.raises(error, match=message):
+        call()

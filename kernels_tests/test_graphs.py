@@ -1,0 +1,112 @@
+"""What a GPU would run: graphs compiled on meta tensors hold the Triton kernels and nothing around them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import OPERATORS, Shape, gradients
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from triton.runtime.jit import JITFunction
+
+from atm_triton import ActiveTokenMixer
+
+FORWARD = {
+    "offset_fc": [["offset_ptr", "mean_ptr", "rstd_ptr"]],
+    "axial_gather_w": [["y_ptr"]],
+    "axial_gather_h": [["y_ptr"]],
+    "branch_fusion": [["y_ptr"]],
+}
+BACKWARD = {
+    "offset_fc": [["dx_ptr"], ["product_ptr", "dbias_ptr"]],
+    "axial_gather_w": [["doffset_ptr", "dx_ptr"]],
+    "axial_gather_h": [["doffset_ptr", "dx_ptr"]],
+    "branch_fusion": [["dw_ptr", "dh_ptr", "dc_ptr", "partial_ptr"]],
+}
+DETERMINISTIC_BACKWARD = BACKWARD | {name: [["doffset_ptr"], ["dx_ptr"]] for name in ("axial_gather_w", "axial_gather_h")}
+
+
+def capture(function, dynamic: bool) -> tuple:
+    """``function`` compiled with fullgraph, and the list that its forward and backward graphs are appended to."""
+    graphs: list[tuple[str, torch.fx.GraphModule]] = []
+
+    def keep(kind):
+        return lambda graph, inputs: (graphs.append((kind, graph)), make_boxed_func(graph.forward))[1]
+
+    backend = aot_autograd(fw_compiler=keep("forward"), bw_compiler=keep("backward"))
+    return torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend), graphs
+
+
+def kernels(graph: torch.fx.GraphModule) -> list[torch.fx.Node]:
+    return [node for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+
+
+def written(graph: torch.fx.GraphModule) -> list[list[str]]:
+    """The arguments that each kernel of the graph writes, as torch's own analysis of its code finds them."""
+    return [node.kwargs["tensors_to_clone"] for node in kernels(graph)]
+
+
+def meta_inputs(name: str, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, ...]:
+    inputs = OPERATORS[name].inputs(shape, torch.Generator().manual_seed(0))
+    return tuple(t.to("meta", dtype).requires_grad_() for t in inputs)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_the_kernels_are_in_the_graph_and_write_only_their_outputs(name, dynamic, deterministic):
+    compiled, graphs = capture(OPERATORS[name].function, dynamic)
+    torch.use_deterministic_algorithms(deterministic)
+    compiled(*meta_inputs(name, Shape(2, 5, 7, 8, 2))).sum().backward()
+    (_, forward), (_, backward) = graphs
+    assert written(forward) == FORWARD[name]
+    assert written(backward) == (DETERMINISTIC_BACKWARD if deterministic else BACKWARD)[name]
+
+
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_shapes_do_not_recompile(name):
+    compiled, graphs = capture(OPERATORS[name].function, dynamic=True)
+    for shape in (Shape(2, 5, 7, 8, 2), Shape(3, 16, 9, 8, 2), Shape(2, 100, 40, 8, 2), Shape(7, 3, 333, 8, 2), Shape(64, 56, 56, 8, 2)):
+        compiled(*meta_inputs(name, shape)).sum().backward()
+    assert [kind for kind, _ in graphs] == ["forward", "backward"]
+
+
+def test_the_mixer_is_kernels_and_products_without_copies():
+    """Contiguous tokens stay where they are: no clone, no copy, no transposed token tensor around the kernels."""
+    mixer = ActiveTokenMixer(32, share=2).to("meta", torch.bfloat16)
+    compiled, graphs = capture(mixer, dynamic=False)
+    compiled(torch.empty(2, 6, 10, 32, device="meta", dtype=torch.bfloat16, requires_grad=True)).sum().backward()
+    (_, forward), (_, backward) = graphs
+    assert written(forward) == [*FORWARD["offset_fc"], *FORWARD["axial_gather_w"], *FORWARD["axial_gather_h"], *FORWARD["branch_fusion"]]
+    assert len(kernels(backward)) == 5
+    tokens = 2 * 6 * 10 * 32
+    for _, graph in graphs:
+        copies = [
+            node
+            for node in graph.graph.nodes
+            if node.target in (torch.ops.aten.clone.default, torch.ops.aten.copy.default, torch.ops.aten._to_copy.default)
+            and node.meta["val"].numel() >= tokens
+            and node.meta["val"].dtype == node.args[0].meta["val"].dtype
+        ]
+        assert copies == []
+
+
+def test_meta_agrees_with_cpu_on_shapes_dtypes_and_strides():
+    for name, operator in OPERATORS.items():
+        shape = Shape(2, 5, 7, 6, 3)
+        on_meta = meta_inputs(name, shape, torch.float32)
+        on_cpu = operator.inputs(shape, torch.Generator().manual_seed(0))
+        y = operator.function(*on_meta)
+        meta = y, *torch.autograd.grad(y, on_meta, torch.empty_like(y))
+        cpu = gradients(operator.function, tuple(t.requires_grad_() for t in on_cpu))
+        assert [(t.shape, t.dtype, t.stride()) for t in meta] == [(t.shape, t.dtype, t.stride()) for t in cpu]
+
+
+def test_kernels_are_plain_jit_functions():
+    """An autotuner or heuristic around a kernel would choose by the first shape that torch.compile sees."""
+    from importlib import import_module
+
+    for name in ("offset_fc", "axial_gather", "branch_fusion"):
+        module = import_module(f"atm_triton.{name}")
+        found = [value for key, value in vars(module).items() if key.endswith("_kernel")]
+        assert found and all(type(kernel) is JITFunction for kernel in found)
