@@ -148,7 +148,8 @@ def train(args: argparse.Namespace) -> None:
         checkpoint_steps=args.checkpoint_steps,
         log_interval=args.log_interval,
     )
-    engine = Engine(accelerator, plan, model, optimizer, scheduler, ema, Checkpointer(accelerator, model, ema, optimizer, output, meta), stop)
+    checkpointer = Checkpointer(accelerator, model, ema.module if ema is not None else None, optimizer, output, meta)
+    engine = Engine(accelerator, plan, model, optimizer, scheduler, ema, checkpointer, stop)
     if resume is not None:
         for note in engine.resume(resume):
             accelerator.print(note)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, parse_flag_from_env
 
 from .errors import UsageError
 
@@ -42,7 +42,9 @@ def check_runtime_flags(args: argparse.Namespace) -> None:
 
 
 def make_accelerator(args: argparse.Namespace, accumulate: int = 1) -> Accelerator:
-    device = PartialState().device  # also joins the other processes
+    # Accelerate takes torchrun's processes on a machine without an accelerator for single ones, unless it is told.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    device = PartialState(cpu=cpu).device  # joins the other processes
     # Accelerate's launcher and configuration speak through this variable; the flag has the last word.
     precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision == "fp16" and device.type == "cpu":
@@ -51,6 +53,7 @@ def make_accelerator(args: argparse.Namespace, accumulate: int = 1) -> Accelerat
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     folder = Path(args.output)
     return Accelerator(
+        cpu=cpu,
         mixed_precision=precision,
         gradient_accumulation_steps=accumulate,
         log_with=None if args.report_to == "none" else args.report_to,

@@ -1,0 +1,203 @@
+"""The training program as a user runs it: real processes, real files, killed, stopped, resumed and spread over processes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = str(ROOT / "train" / "imagenet.py")
+SHAPES = {"circle": ImageDraw.ImageDraw.ellipse, "square": ImageDraw.ImageDraw.rectangle}
+COLOURS = {"blue": (40, 60, 220), "red": (220, 50, 40)}
+# A network of 0.2 M parameters, 16 images per update; no randomness between processes, so that their number must not matter.
+TINY = [
+    *("--model", "test_convnext", "--img-size", "32", "--batch-size", "16", "--workers", "1", "--lr", "2e-3", "--warmup-epochs", "0"),
+    *("--cooldown-epochs", "0", "--report-to", "none", "--sched-on-updates", "--log-interval", "1"),
+]
+STILL = ["--mixup", "0", "--cutmix", "0", "--drop-path", "0"]
+
+
+def draw_images(root: Path, per_class: int, seed: int = 0) -> Path:
+    """Four classes, the combinations of two shapes and two colours; of odd number in val, so that last batches are uneven."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", per_class), ("val", per_class // 4 + 1)):
+        for shape, draw in SHAPES.items():
+            for colour, rgb in COLOURS.items():
+                folder = root / split / f"{colour}_{shape}"
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    image = Image.fromarray(rng.integers(0, 90, (40, 40, 3), dtype=np.uint8))
+                    x, y, size = rng.integers(2, 12, 3)
+                    draw(ImageDraw.Draw(image), (x, y, x + 14 + size, y + 14 + size), fill=rgb)
+                    image.save(folder / f"{number}.jpg")
+    return root
+
+
+def environment() -> dict[str, str]:
+    paths = [str(ROOT), str(ROOT / "models"), os.environ.get("PYTHONPATH", "")]
+    # One thread: sums are then the same for every number of processes, and the cores are shared with other tests.
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def command(*args: object, processes: int = 1) -> list[str]:
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*launch, PROGRAM, *map(str, args)]
+
+
+def run(*args: object, processes: int = 1, status: int = 0) -> str:
+    result = subprocess.run(command(*args, processes=processes), env=environment(), capture_output=True, text=True, timeout=300)
+    assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    return result.stdout + result.stderr
+
+
+def rows(output: Path, name: str = "steps.csv") -> list[dict[str, float]]:
+    with open(output / name, newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def losses(output: Path) -> list[float]:
+    return [row["loss"] for row in rows(output)]
+
+
+def start_and_wait(output: Path, update: int, *args: object, processes: int = 1) -> subprocess.Popen:
+    """Starts a run and returns once it has done that many updates."""
+    process = subprocess.Popen(
+        command(*args, "--output", output, processes=processes),
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        # The file may be in the middle of a line: count line ends.
+        if (output / "steps.csv").exists() and (output / "steps.csv").read_text().count("\n") > update:
+            return process
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+    raise AssertionError(f"no update {update}:\n{process.communicate()[0][-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_images(tmp_path_factory.mktemp("images"), per_class=36)
+
+
+@pytest.fixture(scope="module")
+def recipe(images: Path) -> list[object]:
+    """Everything random switched on: mixup, RandAugment, erasing, stochastic depth, EMA, accumulation."""
+    return [*TINY, "--data-dir", images, "--epochs", 3, "--drop-path", 0.2, "--batch-size", 8, "--grad-accum-steps", 2, "--model-ema-warmup"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    run(*recipe, "--output", output)
+    return output
+
+
+def test_a_run_leaves_its_files(uninterrupted: Path) -> None:
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {"last.pt", "best.safetensors", "best_ema.safetensors", "steps.csv", "summary.csv", "summary.json", "curves.png"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert summary["finished"] and summary["updates"] == 27 and summary["epochs"] == 3
+    epochs = rows(uninterrupted, "summary.csv")
+    assert summary["best"]["top1"]["value"] == max(row["val_top1"] for row in epochs)
+    assert epochs[0]["val_images"] == 40
+    assert epochs[1]["train_loss"] == pytest.approx(np.mean(losses(uninterrupted)[9:18]))
+
+
+def test_ema_has_clean_names_and_moves_on_updates_only(uninterrupted: Path) -> None:
+    state = torch.load(uninterrupted / "last.pt", weights_only=True)
+    assert list(state["ema"]) == list(state["model"])
+    assert not [name for name in state["ema"] if name.startswith(("module.", "_orig_mod."))]
+    assert any(not torch.equal(state["ema"][name], state["model"][name]) for name in state["model"])
+    assert list(load_file(uninterrupted / "best_ema.safetensors").keys()) == sorted(state["ema"])
+
+
+def test_killed_in_the_middle_of_an_epoch_it_resumes_exactly(recipe: list[object], uninterrupted: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = start_and_wait(output, 15, *recipe, "--checkpoint-steps", 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    saved = torch.load(output / "last.pt", weights_only=True)["progress"]
+    assert saved["updates"] < 27 and saved["update"] > 0, "killed too late to test anything"
+    # Another number of workers: whoever loads a sample draws the same random numbers.
+    said = run(*recipe, "--output", output, "--resume", "auto", "--workers", 0)
+    assert f"after update {saved['updates']}" in said
+    assert losses(output) == losses(uninterrupted)
+    assert [row["update"] for row in rows(output)] == list(range(1, 28))
+    then, now = (torch.load(folder / "last.pt", weights_only=True) for folder in (uninterrupted, output))
+    for part in ("model", "ema"):
+        assert all(torch.equal(then[part][name], now[part][name]) for name in then[part])
+    columns = ("val_loss", "val_top1", "val_ema_loss", "train_loss")
+    assert [[row[name] for name in columns] for row in rows(output, "summary.csv")] == [
+        [row[name] for name in columns] for row in rows(uninterrupted, "summary.csv")
+    ]
+
+
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGUSR1, 1)])
+def test_a_signal_saves_and_stops_cleanly(number: int, processes: int, recipe: list[object], uninterrupted: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    flags = [*recipe, "--batch-size", 8 // processes]
+    process = start_and_wait(output, 3, *flags, processes=processes)
+    if processes == 1:
+        os.killpg(process.pid, number)  # as a cluster does: the data-loading workers get it too
+        said = process.communicate(timeout=100)[0]
+        assert process.returncode == 0, said[-3000:]
+    else:
+        process.send_signal(number)  # the launcher passes it on, and then ends by it itself
+        said = process.communicate(timeout=100)[0]
+    assert f"go on with the same command and --resume {output}" in said, said[-3000:]
+    saved = torch.load(output / "last.pt", weights_only=True)["progress"]
+    assert 3 <= saved["updates"] < 27
+    assert rows(output)[-1]["update"] == saved["updates"]
+    assert not json.loads((output / "summary.json").read_text())["finished"]
+    if (number, processes) == (signal.SIGTERM, 1):
+        run(*flags, "--output", output, "--resume", output)
+        assert losses(output) == losses(uninterrupted)
+
+
+def test_it_learns_and_eval_says_what_training_said(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    gentle = ["--aa", "none", "--reprob", 0, "--scale", 0.6, 1, "--color-jitter", 0]
+    flags = [*TINY, *STILL, *gentle, "--data-dir", images, "--epochs", 8, "--model-ema-decay", 0, "--aug-repeats", 0]
+    run(*flags, "--output", output)
+    found = losses(output)
+    assert np.mean(found[-5:]) < np.mean(found[:5]) - 0.3
+    epochs = rows(output, "summary.csv")
+    best = max(epochs, key=lambda row: row["val_top1"])
+    assert best["val_top1"] > 50  # of four classes
+    said = run("--eval", output, "--data-dir", images, "--workers", 0, "--batch-size", 7, "--output", tmp_path / "eval", "--img-size", 32)
+    assert "test_convnext" in said
+    result = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert result["top1"] == best["val_top1"] and result["images"] == 40
+    assert result["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+
+
+def test_the_number_of_processes_does_not_matter(images: Path, tmp_path: Path) -> None:
+    """The same global batch by one process, by two, and by accumulation: the same samples, losses and learning rates."""
+    flags = [*TINY, *STILL, "--data-dir", images, "--epochs", 2, "--lr-base", 0.05]
+    del flags[flags.index("--lr") : flags.index("--lr") + 2]
+    run(*flags, "--output", tmp_path / "one")
+    run(*flags, "--output", tmp_path / "two", "--batch-size", 8, processes=2)
+    run(*flags, "--output", tmp_path / "accumulated", "--batch-size", 4, "--grad-accum-steps", 4)
+    one = losses(tmp_path / "one")
+    assert len(one) == 18 and len(set(one)) > 15
+    for name in ("two", "accumulated"):
+        assert losses(tmp_path / name) == pytest.approx(one, rel=1e-5), name
+        assert [row["lr"] for row in rows(tmp_path / name)] == [row["lr"] for row in rows(tmp_path / "one")]
+        for ours, theirs in zip(rows(tmp_path / name, "summary.csv"), rows(tmp_path / "one", "summary.csv"), strict=True):
+            assert ours["val_images"] == 40 and ours["val_top1"] == theirs["val_top1"]
+            assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
+    assert rows(tmp_path / "one")[0]["lr"] == pytest.approx(0.05 * 16 / 1024)
