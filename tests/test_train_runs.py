@@ -95,7 +95,20 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(images: Path) -> list[object]:
     """Everything random switched on: mixup, RandAugment, erasing, stochastic depth, EMA, accumulation."""
-    return [*TINY, "--data-dir", images, "--epochs", 3, "--drop-path", 0.2, "--batch-size", 8, "--grad-accum-steps", 2, "--model-ema-warmup"]
+    return [
+        *TINY,
+        "--data-dir",
+        images,
+        "--epochs",
+        3,
+        "--drop-path",
+        0.2,
+        "--batch-size",
+        8,
+        "--grad-accum-steps",
+        2,
+        "--model-ema-warmup",
+    ]
 
 
 @pytest.fixture(scope="module")

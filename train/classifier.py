@@ -64,8 +64,8 @@ def classes_for_eval(args: argparse.Namespace, weights: Weights, num_classes: in
     classes = class_indices(names, num_classes)
     if len(classes) != num_classes:
         raise UsageError(
-            f"{folder} has {len(names)} class folders ({shorten(names, 3)}), {weights.source} has {num_classes} classes and does not name them: "
-            "which is which cannot be told. Parts of ImageNet keep their WordNet names (n01440764, ...)"
+            f"{folder} has {len(names)} class folders ({shorten(names, 3)}), {weights.source} has {num_classes} classes "
+            "and does not name them: which is which cannot be told. Parts of ImageNet keep their WordNet names (n01440764, ...)"
         )
     return classes
 

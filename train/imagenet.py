@@ -60,17 +60,20 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.compile:
         model.compile()
     mean, std = normalisation(model)
-    broken = BrokenImages(args.max_broken)
+    broken = BrokenImages(args.max_broken, len(images.source))
     began = time.perf_counter()
     result = Evaluator(images, args, accelerator, mean, std, broken)({"model": model})["model"]
     seconds = time.perf_counter() - began
     accelerator.print(
-        f"{name} · {weights.source} · {result['images']:.0f} images at {args.img_size} · top-1 {result['top1']:.3f} · top-5 {result['top5']:.3f} · "
-        f"loss {result['loss']:.4f} · {result['images'] / seconds:.0f} images/s"
+        f"{name} · {weights.source} · {result['images']:.0f} images at {args.img_size} · top-1 {result['top1']:.3f} · "
+        f"top-5 {result['top5']:.3f} · loss {result['loss']:.4f} · {result['images'] / seconds:.0f} images/s"
     )
     if accelerator.is_main_process:
         report = {"checkpoint": weights.source, "model": name, "ema": args.ema, "img_size": args.img_size, "crop_pct": args.crop_pct}
-        write_json(Path(args.output) / "eval.json", report | result | {"seconds": seconds, "unreadable": list(broken.names), "versions": versions()})
+        write_json(
+            Path(args.output) / "eval.json",
+            report | result | {"seconds": seconds, "unreadable": list(broken.names), "versions": versions()},
+        )
     end_quietly(accelerator)
 
 
@@ -96,7 +99,7 @@ def train(args: argparse.Namespace) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
 
     mean, std = normalisation(model)
-    broken = BrokenImages(args.max_broken)
+    broken = BrokenImages(args.max_broken, len(images.source))
     loader = TrainLoader(images, args, accelerator, mean, std)
     evaluator = Evaluator(val_images, args, accelerator, mean, std, broken)
     lr = learning_rate(args, loader.images_per_update)
@@ -132,7 +135,12 @@ def train(args: argparse.Namespace) -> None:
         "num_classes": num_classes,
         "img_size": args.img_size,
         "classes": sorted(images.classes, key=images.classes.__getitem__) if images.classes else [],
-        "order": {"seed": args.seed, "global batch": loader.images_per_update, "images": len(images.source), "aug_repeats": args.aug_repeats},
+        "order": {
+            "seed": args.seed,
+            "global batch": loader.images_per_update,
+            "images": len(images.source),
+            "aug_repeats": args.aug_repeats,
+        },
         "recipe": recipe_of(args),
     }
     plan = Plan(
@@ -155,9 +163,10 @@ def train(args: argparse.Namespace) -> None:
             accelerator.print(note)
     start_trackers(accelerator, "tensorboard", args, engine.progress.updates)
     accelerator.print(
-        f"{name}, {parameters / 1e6:.2f} M parameters · {accelerator.num_processes} x {device_name(accelerator.device)}, {accelerator.mixed_precision} "
-        f"precision · {len(images.source)} training and {len(val_images.source)} validation images of {num_classes} classes at {args.img_size} · "
-        f"global batch {loader.images_per_update}, lr {lr:.3g} · {epochs} epochs of {loader.updates_per_epoch} updates · {output}"
+        f"{name}, {parameters / 1e6:.2f} M parameters · {accelerator.num_processes} x {device_name(accelerator.device)}, "
+        f"{accelerator.mixed_precision} precision · {len(images.source)} training and {len(val_images.source)} validation images "
+        f"of {num_classes} classes at {args.img_size} · global batch {loader.images_per_update}, lr {lr:.3g} · "
+        f"{epochs} epochs of {loader.updates_per_epoch} updates · {output}"
     )
 
     batch_loss = make_batch_loss(args, num_classes, engine)
@@ -189,7 +198,8 @@ def open_both(args: argparse.Namespace) -> tuple[Images, Images, int]:
     val_images = open_split(args, args.val_split, images.classes, training=False)
     if images.classes and val_images.classes and images.classes != val_images.classes:
         raise UsageError(
-            f"the classes of {args.train_split} ({shorten(list(images.classes))}) and {args.val_split} ({shorten(list(val_images.classes))}) differ"
+            f"the classes of {args.train_split} ({shorten(list(images.classes))}) and of {args.val_split} "
+            f"({shorten(list(val_images.classes))}) differ"
         )
     return images, val_images, num_classes
 
@@ -251,7 +261,7 @@ def finish(args: argparse.Namespace, accelerator: Accelerator, engine: Engine, f
         },
     )
     if rows:
-        draw_curves(output / "curves.png", rows, ("top1",))
+        draw_curves(output / "curves.png", rows, engine.steps.rows, ("top1",))
         best = " · ".join(f"best {name} {value:.3f} (epoch {progress.best_epoch[name] + 1})" for name, value in progress.best.items())
         print(f"{best} · {output}/summary.json, curves.png", flush=True)
 

@@ -148,7 +148,7 @@ class TrainImages(Dataset[tuple[Tensor, int, list[str]]]):
                 continue
             seed_sample(self.seed, SAMPLE, key.epoch, key.position)
             return self.transform(image), target, broken
-        raise RunError(f"{len(broken)} images in a row cannot be read: {shorten(broken)}")
+        return self.transform(Image.new("RGB", (1, 1))), -1, broken  # more than may be broken: the training process says so and ends
 
 
 class ValImages(Dataset[tuple[Tensor, int, list[str]]]):
@@ -179,10 +179,10 @@ def collate_streamed(samples: list[tuple[Tensor, int]]) -> Batch:
 
 
 class BrokenImages:
-    """Names each unreadable image once, and gives up when there are too many."""
+    """Names each unreadable image once, and gives up when there are more than `limit`, or nothing but such."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, images: int) -> None:
+        self.limit = min(limit, images - 1)
         self.names: dict[str, None] = {}  # in order
 
     def note(self, names: list[str]) -> None:
@@ -193,6 +193,6 @@ class BrokenImages:
             print(f"skipped: cannot read {' '.join(name.split())}", flush=True)
         if len(self.names) > self.limit:
             raise RunError(
-                f"{len(self.names)} images cannot be read, more than --max-broken {self.limit}: {shorten(list(self.names))}. "
+                f"{len(self.names)} images cannot be read, more than --max-broken allows: {shorten(list(self.names))}. "
                 "Repair or remove them, or give a larger --max-broken, and go on with --resume"
             )

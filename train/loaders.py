@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ def mend_posterize(transform: Any) -> None:
         return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
     for policy in getattr(transform, "transforms", ()):
-        ops = policy.ops if isinstance(policy, RandAugment) else sum(policy.policy, []) if isinstance(policy, AutoAugment) else []
-        for op in ops:
+        groups = [policy.ops] if isinstance(policy, RandAugment) else policy.policy if isinstance(policy, AutoAugment) else []
+        for op in chain.from_iterable(groups):
             if op.name.startswith("Posterize"):
                 op.aug_fn = posterize
 
@@ -70,7 +71,9 @@ class TrainLoader:
             images.source.transform = transform
             images.source.set_loader_cfg(num_workers=args.workers)
             generator = torch.Generator()
-            self.loader = DataLoader(images.source, args.batch_size, drop_last=True, collate_fn=collate_streamed, generator=generator, **options)
+            self.loader = DataLoader(
+                images.source, args.batch_size, drop_last=True, collate_fn=collate_streamed, generator=generator, **options
+            )
             self.updates_per_epoch = len(self.loader) // args.grad_accum_steps
         else:
             dataset = TrainImages(images.source, transform, args.seed, args.max_broken)
@@ -100,7 +103,9 @@ class TrainLoader:
             self.images.source.set_epoch(epoch)
             self.loader.generator.manual_seed(derive_seed(self.args.seed, WORKERS, epoch))
             if start:
-                self.accelerator.print("a streamed data set cannot be entered in the middle: its epoch begins again for the updates that are left")
+                self.accelerator.print(
+                    "a streamed data set cannot be entered in the middle: its epoch begins again for the updates that are left"
+                )
         while True:
             for images, targets, broken in self.loader:
                 yield self._move(images), self._move(targets), broken
@@ -113,7 +118,9 @@ class TrainLoader:
 class Evaluator:
     """Top-1, top-5 and loss of one or several models in one pass over the images."""
 
-    def __init__(self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages) -> None:
+    def __init__(
+        self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages
+    ) -> None:
         self.accelerator, self.broken, self.streamed = accelerator, broken, images.streamed
         transform = create_transform(args.img_size, interpolation=args.interpolation, mean=mean, std=std, crop_pct=args.crop_pct)
         options = loader_options(args, accelerator, keep_workers=False)

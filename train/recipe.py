@@ -1,4 +1,4 @@
-"""The flags of train/imagenet.py, in timm's spelling. Their defaults are the paper's recipe (its table 9, and DeiT's where it is silent)."""
+"""The flags of train/imagenet.py, in timm's spelling. Their defaults are the paper's recipe (its table 9; where it is silent, DeiT's)."""
 
 import argparse
 from collections.abc import Sequence
@@ -38,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("data").add_argument
     add("--data-dir", metavar="DIR", help="DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, or where --dataset keeps its files")
-    add("--dataset", default="", metavar="NAME", help="a timm dataset: hfds/..., hfids/..., wds/..., tfds/..., torch/... (default: folders)")
+    add(
+        "--dataset", default="", metavar="NAME", help="a timm dataset: hfds/..., hfids/..., wds/..., tfds/..., torch/... (default: folders)"
+    )
     add("--train-split", default="train")
     add("--val-split", default="validation")
     add("--dataset-download", action="store_true", help="let the dataset download itself")
@@ -106,7 +108,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """What is wrong with the flags alone."""
-    at_least = {"batch_size": 1, "val_batch_size": 1, "img_size": 1, "epochs": 1, "grad_accum_steps": 1, "num_classes": 1, "lr_base_size": 1}
+    at_least = {
+        "batch_size": 1,
+        "val_batch_size": 1,
+        "img_size": 1,
+        "epochs": 1,
+        "grad_accum_steps": 1,
+        "num_classes": 1,
+        "lr_base_size": 1,
+    }
     at_least |= dict.fromkeys(("warmup_epochs", "cooldown_epochs", "max_broken", "aug_repeats", "mixup", "cutmix", "weight_decay", "lr"), 0)
     for name, least in at_least.items():
         value = getattr(args, name)
@@ -135,7 +145,9 @@ INCIDENTAL = {
 
 def recipe_of(args: argparse.Namespace) -> dict[str, object]:
     """What must be the same for a resumed run to repeat an uninterrupted one."""
-    return {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in vars(args).items() if name not in INCIDENTAL}
+    return {
+        name: list(value) if isinstance(value, (list, tuple)) else value for name, value in vars(args).items() if name not in INCIDENTAL
+    }
 
 
 def learning_rate(args: argparse.Namespace, global_batch: int) -> float:
@@ -143,6 +155,7 @@ def learning_rate(args: argparse.Namespace, global_batch: int) -> float:
     lr = args.lr if args.lr is not None else args.lr_base * global_batch / args.lr_base_size
     if args.sched != "step" and lr < args.min_lr:
         raise UsageError(
-            f"the learning rate {lr:.3g} for a global batch of {global_batch} is below --min-lr {args.min_lr:.3g}: give --lr, or a smaller --min-lr"
+            f"the learning rate {lr:.3g} for a global batch of {global_batch} is below "
+            f"--min-lr {args.min_lr:.3g}: give --lr, or a smaller --min-lr"
         )
     return lr

@@ -98,9 +98,11 @@ class Checkpointer:
             # The loss was finite, but the step it made may not be: a checkpoint that cannot be resumed must not replace one that can.
             broken = [name for name, value in state["model"].items() if value.is_floating_point() and not value.isfinite().all()]
             if broken:
+                last = self.folder / "last.pt"
                 raise RunError(
-                    f"after update {progress.updates} these weights are no longer finite: {shorten(broken)}. {self.folder / 'last.pt'} keeps the "
-                    "state from before. Try a smaller --lr, --clip-grad 1.0, or --mixed-precision bf16"
+                    f"after update {progress.updates} these weights are no longer finite: {shorten(broken)}. They are not saved"
+                    + (f"; {last} keeps the state from before. " if last.exists() else ". ")
+                    + "Try a smaller --lr, --clip-grad 1.0, or --mixed-precision bf16"
                 )
             write_atomically(self.folder / "last.pt", lambda file: torch.save(state, file))
         self.accelerator.wait_for_everyone()
@@ -120,7 +122,9 @@ class Checkpointer:
         check_fits(self.model, state["model"], str(path))
         set_model_state_dict(self.model, state["model"], options=FULL)
         if (self.ema is None) != (state["ema"] is None):
-            raise UsageError(f"{path} was trained {'without' if self.ema is not None else 'with'} EMA: give the same --model-ema-decay as then")
+            raise UsageError(
+                f"{path} was trained {'without' if self.ema is not None else 'with'} EMA: give the same --model-ema-decay as then"
+            )
         if self.ema is not None:
             set_model_state_dict(self.ema, state["ema"], options=FULL)
         set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=FULL)
@@ -143,7 +147,9 @@ def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list
         raise UsageError(f"{path} was trained on other classes: {shorten(then['classes'])}; here {shorten(meta['classes'])}")
     order = changed(then["order"], meta["order"])
     if order and state["progress"]["update"]:
-        raise UsageError(f"{path} is in the middle of an epoch, which cannot go on in another order: {', '.join(order)}. Give the values it had")
+        raise UsageError(
+            f"{path} is in the middle of an epoch, which cannot go on in another order: {', '.join(order)}. Give the values it had"
+        )
     if notes := order + changed(then["recipe"], meta["recipe"]):
         return [f"not as before the resumption: {', '.join(notes)}"]
     return []
@@ -179,5 +185,6 @@ def check_room(folder: Path, model: nn.Module, with_ema: bool) -> None:
     stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize
     if free < need:
-        raise UsageError(f"{folder} has {free / 2**20:.0f} MiB free; the checkpoints need about {math.ceil(need / 2**20)} MiB. Give another --output")
-
+        raise UsageError(
+            f"{folder} has {free / 2**20:.0f} MiB free; the checkpoints need about {math.ceil(need / 2**20)} MiB. Give another --output"
+        )

@@ -247,9 +247,11 @@ class Engine:
         row |= {"seconds": progress.seconds, "eval_seconds": time.perf_counter() - began}
         if self.accelerator.is_main_process:
             self.epochs.append(row)
-            shown = " · ".join(f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train", "val")))
+            shown = " · ".join(f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train", "val")) and not name.endswith("images"))
             print(f"epoch {progress.epoch + 1}/{plan.epochs} done: {shown}", flush=True)
-        self.accelerator.log({name.replace("_", "/", 1): value for name, value in row.items() if name.startswith("val")}, step=progress.updates)
+        self.accelerator.log(
+            {name.replace("_", "/", 1): value for name, value in row.items() if name.startswith("val")}, step=progress.updates
+        )
         progress.epoch, progress.update, progress.loss_sum = progress.epoch + 1, 0, 0.0
         for name, model, metrics in better:
             self.checkpointer.save_weights(name, model, epoch=int(row["epoch"]), **metrics)

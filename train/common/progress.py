@@ -24,7 +24,9 @@ class ProgressLine:
         console = Console()
         self.bar: Progress | None = None
         if shown and console.is_terminal:
-            self.bar = Progress(TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), console=console)
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), console=console
+            )
             self.task = self.bar.add_task(label, total=total, completed=start, text="")
             self.bar.start()
 

@@ -34,8 +34,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
 
 
-def draw_curves(path: Path, epochs: Sequence[Row], metrics: Sequence[str]) -> None:
-    """Loss, metrics and learning rate over the epochs."""
+def draw_curves(path: Path, epochs: Sequence[Row], steps: Sequence[Row], metrics: Sequence[str]) -> None:
+    """Loss and metrics by epoch, the learning rate by update."""
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
     from matplotlib.ticker import MaxNLocator
 
@@ -49,13 +49,13 @@ def draw_curves(path: Path, epochs: Sequence[Row], metrics: Sequence[str]) -> No
         if any(name in row for row in epochs):
             axes.plot(x, [row.get(name, float("nan")) for row in epochs], label=label, **style, **options)
 
-    plot(loss, "train_loss", "train (with mixup and label smoothing, where used)")
+    plot(loss, "train_loss", "train")
     plot(loss, "val_loss", "val")
     plot(loss, "val_ema_loss", "val, EMA", linestyle="--")
     for name in metrics:
         plot(metric, f"val_{name}", name)
         plot(metric, f"val_ema_{name}", f"{name}, EMA", linestyle="--")
-    plot(rate, "lr", "learning rate")
+    rate.plot([row["update"] / epochs[0]["updates"] for row in steps], [row["lr"] for row in steps])
     for axes, title in ((loss, "loss"), (metric, "validation"), (rate, "learning rate")):
         axes.set_title(title)
         axes.set_xlabel("epoch")

@@ -20,7 +20,9 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", metavar="DIR", help="everything the run writes (default: output/MODEL)")
     group.add_argument("--resume", metavar="DIR|FILE|auto", help="go on exactly from last.pt; auto: from the one in --output, if any")
     group.add_argument("--seed", type=int, default=42)
-    group.add_argument("--workers", type=int, default=default_workers(), help="data-loading workers per process (default here: %(default)s)")
+    group.add_argument(
+        "--workers", type=int, default=default_workers(), help="data-loading workers per process (default here: %(default)s)"
+    )
     group.add_argument("--mixed-precision", choices=("no", "fp16", "bf16"), help="default: as Accelerate is configured")
     group.add_argument("--compile", "--torchcompile", action="store_true", help="torch.compile the model")
     group.add_argument("--checkpoint-steps", type=int, default=500, metavar="N", help="write last.pt every N updates, besides every epoch")

@@ -65,7 +65,9 @@ def _read_torch(path: Path, ema: bool) -> Weights:
     if ema and key not in content:
         raise UsageError(f"{path} has no {key}, only {shorten(sorted(content))}; leave --ema out")
     state = content.get(key, content)
-    return Weights(str(path), {name.removeprefix("module."): value for name, value in state.items()}, published="pos_blocks.0.proj.weight" in state)
+    return Weights(
+        str(path), {name.removeprefix("module."): value for name, value in state.items()}, published="pos_blocks.0.proj.weight" in state
+    )
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:
@@ -87,7 +89,9 @@ def check_fits(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     missing = [name for name in own if name not in state]
     unknown = [name for name in state if name not in own]
-    shapes = [f"{name} {tuple(state[name].shape)}, here {own[name]}" for name in own if name in state and tuple(state[name].shape) != own[name]]
+    shapes = [
+        f"{name} {tuple(state[name].shape)}, here {own[name]}" for name in own if name in state and tuple(state[name].shape) != own[name]
+    ]
     if missing or unknown or shapes:
         parts = [("not in it", missing), ("not in the model", unknown), ("of another shape", shapes)]
         raise UsageError(

@@ -1,0 +1,252 @@
+"""The parts of the training programs one by one, and the evaluation of checkpoints that are not from here."""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "train"), str(ROOT / "models")]
+
+import imagenet  # noqa: E402
+from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
+from common.checkpoints import write_atomically  # noqa: E402
+from common.errors import RunError, UsageError  # noqa: E402
+from common.history import Table  # noqa: E402
+from common.sampling import GlobalBatchSampler, SampleKey  # noqa: E402
+from images import TrainImages, class_indices  # noqa: E402
+from loaders import mend_posterize, score  # noqa: E402
+from recipe import learning_rate, parse  # noqa: E402
+from timm.data import ImageNetInfo, create_transform  # noqa: E402
+
+Batches = list[list[SampleKey]]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def deal(
+    processes: int, batch: int, repeats: int = 1, epoch: int = 0, start: int = 0, length: int = 103, accumulate: int = 1
+) -> list[Batches]:
+    samplers = [GlobalBatchSampler(length, batch, accumulate, processes, rank, seed=7, repeats=repeats) for rank in range(processes)]
+    for sampler in samplers:
+        sampler.set_epoch(epoch, start)
+    return [list(sampler) for sampler in samplers]
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_global_batches_do_not_depend_on_the_number_of_processes(repeats: int) -> None:
+    alone = deal(1, 16, repeats)[0]
+    assert len(alone) == 6  # the last 7 of 103 images do not fill a batch
+    for processes in (2, 4, 8):
+        dealt = deal(processes, 16 // processes, repeats)
+        for number, batch in enumerate(alone):
+            assert sorted(key for rank in dealt for key in rank[number]) == batch
+    assert [len(rank) for rank in deal(2, 4, accumulate=2)] == [12, 12]
+
+
+def test_an_epoch_sees_every_image_once_and_each_epoch_in_another_order() -> None:
+    first, second = (deal(1, 1, epoch=epoch)[0] for epoch in (0, 1))
+    assert sorted(batch[0].index for batch in first) == list(range(103))
+    assert [batch[0].index for batch in first] != [batch[0].index for batch in second]
+
+
+def test_repeated_augmentation_gives_the_copies_to_different_processes() -> None:
+    one, two, three = deal(3, 1, repeats=3)
+    assert [batch[0].index for batch in one] == [batch[0].index for batch in two] == [batch[0].index for batch in three]
+    assert len({batch[0].index for batch in one}) == len(one) == 34
+
+
+def test_an_epoch_entered_in_the_middle_goes_on_as_it_would_have() -> None:
+    assert deal(2, 4, start=5) == [rank[5:] for rank in deal(2, 4)]
+
+
+def test_the_learning_rate_follows_the_global_batch() -> None:
+    assert learning_rate(parse([]), 1024) == 1e-3
+    assert learning_rate(parse([]), 4096) == 4e-3
+    assert learning_rate(parse(["--lr", "2e-4"]), 4096) == 2e-4
+    assert learning_rate(parse(["--finetune", "--init-from", "x"]), 512) == 5e-6
+    with pytest.raises(UsageError, match=r"global batch of 8 is below --min-lr 1e-05"):
+        learning_rate(parse([]), 8)
+
+
+def test_the_defaults_are_the_papers() -> None:
+    args = vars(parse([]))
+    paper = {
+        **{
+            "opt": "adamw",
+            "lr_base": 1e-3,
+            "lr_base_size": 1024,
+            "weight_decay": 0.05,
+            "sched": "cosine",
+            "min_lr": 1e-5,
+            "warmup_lr": 1e-6,
+        },
+        **{"warmup_epochs": 5, "epochs": 300, "cooldown_epochs": 10, "aa": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "mixup": 0.8},
+        **{"cutmix": 1.0, "smoothing": 0.1, "reprob": 0.25, "remode": "pixel", "aug_repeats": 3, "model_ema_decay": 0.99996},
+        **{"crop_pct": 0.875, "interpolation": "bicubic", "img_size": 224},
+    }
+    assert {name: args[name] for name in paper} == paper
+    finetune = parse(["--finetune", "--init-from", "x", "--epochs", "10"])
+    assert (finetune.img_size, finetune.epochs, finetune.lr, finetune.min_lr) == (384, 10, 5e-6, 5e-6)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("atmnet_xt", 0.1), ("atmnet_t", 0.1), ("atmnet_s", 0.2), ("atmnet_b", 0.3), ("atmnet_l", 0.3)])
+def test_stochastic_depth_of_each_variant(name: str, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict = {}
+    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: made.update(kwargs, name=name))
+    imagenet.build_model(parse([]), imagenet.canonical_name(name.replace("_", "-")), 1000)
+    assert (made["name"], made["drop_path_rate"]) == (name, rate)
+
+
+def test_a_sample_is_augmented_the_same_wherever_it_is_loaded() -> None:
+    noise = Image.effect_noise((60, 50), 80).convert("RGB")
+    transform = create_transform(32, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=1.0, re_mode="pixel")
+    images = TrainImages([(noise, 3)] * 4, transform, seed=1, max_broken=0)
+    first = images[SampleKey(2, 5, 1)][0]
+    different = images[SampleKey(2, 6, 1)][0]
+    assert torch.equal(images[SampleKey(2, 5, 1)][0], first)
+    assert not torch.equal(different, first)
+
+
+def test_the_strongest_posterize_does_not_end_the_run() -> None:
+    transform = create_transform(32, is_training=True, auto_augment="rand-m10-n30-inc1")
+    mend_posterize(transform)
+    for _ in range(20):
+        transform(Image.new("RGB", (40, 40), (200, 100, 50)))
+
+
+def test_score_counts_known_targets_only() -> None:
+    logits = torch.tensor([[9.0, 1, 2, 3, 4, 5], [1, 9, 2, 3, 4, 5], [1, 2, 3, 4, 5, 9]])
+    rows = score(logits, torch.tensor([0, 0, -1]))
+    assert rows[:, 1:].tolist() == [[1, 1, 1], [0, 0, 1], [0, 0, 0]]
+
+
+def test_classes_of_a_part_of_imagenet() -> None:
+    names = ImageNetInfo("imagenet-1k").label_names()
+    assert class_indices(names[10:20], 1000)[names[12]] == 12
+    assert class_indices(names[10:20], None)[names[12]] == 2
+    assert class_indices(["cat", "dog"], 1000) == {"cat": 0, "dog": 1}
+
+
+def test_a_table_drops_what_will_be_run_again_and_a_line_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "steps.csv").write_text("update,loss\n1,0.5\n2,0.25\n3,0.125\n4,0.")
+    table = Table(tmp_path / "steps.csv")
+    table.start(lambda row: row["update"] <= 2)
+    table.append({"update": 3, "loss": 0.1})
+    assert list(csv.reader((tmp_path / "steps.csv").open())) == [["update", "loss"], ["1.0", "0.5"], ["2.0", "0.25"], ["3", "0.1"]]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(RunError, match=r"cannot write .*No space left"), open("/dev/full", "wb", buffering=0) as full:
+
+        def write(file) -> None:
+            file.write(b"new")
+            full.write(b"x")
+
+        write_atomically(path, write)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+PUBLISHED = [
+    (r"stem\.", r"patch_embed.proj."),
+    (r"stages\.(\d+)\.peg\.", r"pos_blocks.\1.proj."),
+    (r"stages\.(\d+)\.downsample\.", lambda m: f"blocks.{int(m[1]) - 1}.{(2, 2, 4, 2)[int(m[1]) - 1] - 1}.downsample.proj."),
+    (r"stages\.(\d+)\.blocks\.(\d+)\.offset\.norm_", r"blocks.\1.\2.offset_layer.0."),
+    (r"stages\.(\d+)\.blocks\.(\d+)\.offset\.", r"blocks.\1.\2.offset_layer.1."),
+    (r"stages\.(\d+)\.blocks\.(\d+)\.mixer\.fc_", r"blocks.\1.\2.atm.atm_"),
+    (r"stages\.(\d+)\.blocks\.(\d+)\.mixer\.logits\.", r"blocks.\1.\2.atm.fusion."),
+    (r"stages\.(\d+)\.blocks\.(\d+)\.mixer\.", r"blocks.\1.\2.atm."),
+    (r"stages\.(\d+)\.blocks\.", r"blocks.\1."),
+    (r"head\.fc\.", r"head."),
+]
+
+
+def published_name(name: str) -> str:
+    for ours, theirs in PUBLISHED:
+        renamed, found = re.subn("^" + ours, theirs, name)
+        if found:
+            return renamed
+    return name
+
+
+def test_eval_of_a_published_checkpoint_on_a_part_of_imagenet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checkpoint answers one class whatever it sees; folders numbered 0, 1, 2 would count another class as right."""
+    model = timm.create_model("atmnet_xt")
+    model.head.fc.weight.data.zero_()
+    names = ImageNetInfo("imagenet-1k").label_names()
+    weights = {}
+    for name, value in model.state_dict().items():
+        square = re.search(r"mixer\.fc_[hw]\.weight", name)
+        weights[published_name(name)] = value[:, :, None, None] if square else value
+    for answer, file in ((700, "model"), (400, "model_ema")):
+        bias = torch.zeros(1000)
+        bias[answer] = 1
+        weights = weights | {"head.bias": bias}
+        torch.save({"model": weights, file: weights}, tmp_path / f"{file}.pth")
+    torch.save({key: torch.load(tmp_path / f"{key}.pth")[key] for key in ("model", "model_ema")}, tmp_path / "published.pth")
+    for index, count in ((2, 3), (400, 4), (700, 1)):
+        (tmp_path / "data" / "val" / names[index]).mkdir(parents=True)
+        for image in range(count):
+            Image.new("RGB", (40, 40), (index % 255, 20 * image, 9)).save(tmp_path / "data" / "val" / names[index] / f"{image}.JPEG")
+    flags = [
+        "--eval",
+        str(tmp_path / "published.pth"),
+        "--data-dir",
+        str(tmp_path / "data"),
+        "--img-size",
+        "64",
+        "--workers",
+        "0",
+        "-b",
+        "3",
+    ]
+    with pytest.raises(UsageError, match=r"does not say which model it is: give --model"):
+        imagenet.main(flags)
+    for more, top1 in (([], 12.5), (["--ema"], 50.0)):
+        imagenet.main([*flags, *more, "--model", "atmnet-xt", "--output", str(tmp_path / "out")])
+        assert json.loads((tmp_path / "out" / "eval.json").read_text())["top1"] == top1
+        assert f"top-1 {top1:.3f}" in capsys.readouterr().out
+    (tmp_path / "data" / "val" / names[2]).rename(tmp_path / "data" / "val" / "goldfish")
+    with pytest.raises(UsageError, match=r"3 class folders .*1000 classes and does not name them: which is which cannot be told"):
+        imagenet.main([*flags, "--model", "atmnet-xt"])
+
+
+def test_weights_of_another_number_of_classes_start_a_new_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for root, classes in (("four", "abcd"), ("two", "xy")):
+        for split in ("train", "val"):
+            for number, name in enumerate(classes):
+                (tmp_path / root / split / name).mkdir(parents=True)
+                for image in range(4):
+                    Image.new("RGB", (32, 32), (60 * number, 50 * image, 9)).save(tmp_path / root / split / name / f"{image}.png")
+    flags = ["--model", "atmnet-xt", "--img-size", "32", "-b", "4", "--workers", "0", "--report-to", "none", "--epochs", "1"]
+    flags += ["--warmup-epochs", "0", "--cooldown-epochs", "0", "--lr", "1e-4"]
+    imagenet.main([*flags, "--data-dir", str(tmp_path / "four"), "--output", str(tmp_path / "first")])
+    imagenet.main(
+        [*flags, "--data-dir", str(tmp_path / "two"), "--output", str(tmp_path / "second"), "--init-from", str(tmp_path / "first")]
+    )
+    assert f"starting from {tmp_path / 'first' / 'best.safetensors'}, with a new classifier" in capsys.readouterr().out
+    state = torch.load(tmp_path / "second" / "last.pt", weights_only=True)
+    assert state["model"]["head.fc.weight"].shape[0] == 2 and state["meta"]["classes"] == ["x", "y"]
+    import atmnet
+
+    model = atmnet.load(timm.create_model("atmnet_xt", num_classes=2), tmp_path / "second" / "best.safetensors")
+    assert torch.equal(model.state_dict()["stem.weight"], state["model"]["stem.weight"])
+    groups = state["optimizer"]["param_groups"]
+    undecayed = {name for group in groups if group["weight_decay"] == 0 for name in group["params"]}
+    assert {name for name in state["model"] if ".peg." in name} <= undecayed
+    assert "stages.0.blocks.0.mlp.fc1.weight" not in undecayed and "stages.0.blocks.0.mlp.fc1.bias" in undecayed
