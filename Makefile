@@ -1,0 +1,50 @@
+# Everything that a fresh Linux machine with Python >= 3.11 needs: each target sets up its environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test check test-oldest gpu-check bench clean
+
+# With torch's own wheels, which bring Triton. constraints.txt is the tested set.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -U pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed  ## train a small ATMNet on real images, in minutes on a laptop's CPU
+	$(BIN)/python train/demo.py
+
+test: $(VENV)/installed  ## all tests; those that need a GPU are skipped where there is none
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/installed  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The oldest supported torch and Triton, on the kernel tests.
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -q -U pip
+	.venv-oldest/bin/python -m pip install -q -c constraints-oldest.txt -e '.[test]'
+	touch $@
+
+test-oldest: .venv-oldest/installed  ## the kernel tests on the oldest supported torch and Triton
+	.venv-oldest/bin/python -m pytest -n 2 kernels_tests
+
+# Installs nothing, so that it also runs where there is no network: make gpu-check GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+GPU_ENV = PYTHONPATH=.:models
+gpu-check:  ## on a machine with a GPU: its tests, then the benchmark, which writes bench/results/
+	$(GPU_ENV) $(GPU_PYTHON) -m atm_triton selftest --device cuda
+	$(GPU_ENV) $(GPU_PYTHON) -m pytest -q kernels_tests -m gpu
+	$(GPU_ENV) $(GPU_PYTHON) bench/run.py --device cuda --batch 128 --dtype bfloat16
+	$(GPU_ENV) $(GPU_PYTHON) bench/run.py --device cuda --batch 128 --dtype float32
+
+bench: $(VENV)/installed  ## the README's table: published, eager and compiled, side by side on this CPU
+	$(BIN)/python bench/run.py
+
+clean:
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info
