@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 
-triton: Any
-tl: Any
+triton: Any = None
+tl: Any = None
 try:
-    import triton
-    import triton.language as tl
+    import triton  # type: ignore[no-redef]
+    import triton.language as tl  # type: ignore[no-redef]
 
     jit = triton.jit
 except ImportError:  # the plain PyTorch path needs nothing of it
-    triton = tl = None
+    # torch would log this once per operator that is registered; backend_info() says it when asked.
+    for _logger in ("torch._library.triton", "torch.utils.flop_counter"):
+        logging.getLogger(_logger).setLevel(logging.ERROR)
 
     def jit(fn):
         return fn
 
+
+from torch.utils.flop_counter import register_flop_formula  # noqa: E402 - it looks for Triton, and would log too
+
+__all__ = ["jit", "register_flop_formula", "runs_kernels", "tl", "token_stride", "triton", "why_plain"]
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

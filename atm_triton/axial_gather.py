@@ -16,10 +16,9 @@ import math
 import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
-from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, launch, reference
-from ._triton import jit, runs_kernels, tl, token_stride, triton
+from ._triton import jit, register_flop_formula, runs_kernels, tl, token_stride, triton
 
 
 @jit
@@ -211,8 +210,8 @@ def _axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str, det
             formula["BLOCK_Q"] = formula.pop("BLOCK_N")
             config = launch.config("axial_gather_dx", x, G, formula)
             lines, length = (B * H, W) if along_w else (B * W, H)
-            grid = (lines, triton.cdiv(length, config["BLOCK_Q"]), triton.cdiv(G, config["BLOCK_G"]))
-            wrap_triton(_axial_gather_dx_kernel)[grid](dy, offset, dx, H, W, G, S, stride, along_w, **config)
+            line_grid = (lines, triton.cdiv(length, config["BLOCK_Q"]), triton.cdiv(G, config["BLOCK_G"]))
+            wrap_triton(_axial_gather_dx_kernel)[line_grid](dy, offset, dx, H, W, G, S, stride, along_w, **config)
     return dx.to(x.dtype), doffset
 
 

@@ -13,10 +13,9 @@ import math
 import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
-from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, launch, reference
-from ._triton import jit, runs_kernels, tl, triton
+from ._triton import jit, register_flop_formula, runs_kernels, tl, triton
 
 
 @jit
@@ -156,7 +155,7 @@ def branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:
 
     Args:
         w, h, c: The horizontal, vertical and identity branches ``[B, H, W, C]``, any strides, one dtype.
-        logits: ``[B, 3, C]``; the weights are its softmax over the three, in the order w, h, c. Its dtype may differ, and autocast leaves it.
+        logits: ``[B, 3, C]``; the weights are its softmax over the three, in order w, h, c. Its dtype may differ; autocast leaves it.
 
     Returns:
         ``[B, H, W, C]`` in the branches' dtype; the softmax and the sums are computed in float32 (float64 for float64 input).

@@ -40,8 +40,8 @@ def table(device: torch.device) -> dict[str, dict[str, int]]:
     return merged
 
 
-def _hint(size: int | torch.SymInt) -> int | None:
-    return size.node.hint if isinstance(size, torch.SymInt) else size
+def _hint(size: int | torch.SymInt) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
 
 
 def key(kernel: str, x: Tensor, groups: int) -> str:

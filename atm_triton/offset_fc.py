@@ -16,10 +16,9 @@ import math
 import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
-from torch.utils.flop_counter import register_flop_formula
 
 from . import checks, launch, reference
-from ._triton import jit, runs_kernels, tl, triton
+from ._triton import jit, register_flop_formula, runs_kernels, tl, triton
 
 
 @jit

@@ -32,7 +32,7 @@ def test_selftest_passes(capsys):
 
 
 def test_selftest_can_fail(capsys, monkeypatch):
-    broken = (lambda x, o: axial_gather(x, 6 * o + 0.01, "w"), *selftest.OPERATORS["axial_gather w"][1:])
+    broken = (lambda x, o: axial_gather(x, o + 0.01, "w"), *selftest.OPERATORS["axial_gather w"][1:])
     monkeypatch.setitem(selftest.OPERATORS, "axial_gather w", broken)
     assert main(["selftest", "--device", "cpu"]) == 1
     printed = capsys.readouterr().out
