@@ -250,3 +250,75 @@ def test_weights_of_another_number_of_classes_start_a_new_classifier(tmp_path: P
     undecayed = {name for group in groups if group["weight_decay"] == 0 for name in group["params"]}
     assert {name for name in state["model"] if ".peg." in name} <= undecayed
     assert "stages.0.blocks.0.mlp.fc1.weight" not in undecayed and "stages.0.blocks.0.mlp.fc1.bias" in undecayed
+
+
+def small_run(data: Path, output: Path, *flags: str) -> None:
+    line = (
+        "--model test_convnext --img-size 32 -b 4 --workers 0 --report-to none --epochs 2 --warmup-epochs 0 --cooldown-epochs 0 --lr 1e-3"
+    )
+    imagenet.main([*line.split(), "--data-dir", str(data), "--output", str(output), *flags])
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        for number, name in enumerate(("cat", "dog")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for image in range(5):
+                Image.new("RGB", (32, 32), (200 * number, 40 * image, 9)).save(tmp_path / "data" / split / name / f"{image}.png")
+    return tmp_path / "data"
+
+
+def test_a_compiled_model_keeps_clean_names_and_bf16_trains(two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    real = torch.nn.Module.compile
+
+    def quick(self, *args, **kwargs) -> None:
+        compiled.append(self)
+        real(self, backend="eager")  # Inductor would take minutes here and changes no name
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quick)
+    small_run(two_classes, tmp_path / "run", "--compile", "--mixed-precision", "bf16")
+    assert len(compiled) == 2  # the model and its average
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    names = set(timm.create_model("test_convnext").state_dict())
+    assert set(state["model"]) == set(state["ema"]) == names
+    assert {value.dtype for value in state["model"].values()} == {torch.float32}
+
+
+def test_a_dataset_by_name(two_classes: Path, tmp_path: Path) -> None:
+    small_run(two_classes, tmp_path / "run", "--dataset", "torch/image_folder")
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["meta"]["classes"] == ["cat", "dog"]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """As timm's streamed data sets."""
+
+    epochs: list[int] = []  # noqa: RUF012 (shared on purpose)
+
+    def __init__(self) -> None:
+        self.transform = None
+
+    def set_loader_cfg(self, num_workers: int) -> None:
+        pass
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self):
+        for number in range(9):  # one fewer than promised, as shards are cut
+            yield self.transform(Image.new("RGB", (32, 32), (28 * number, 9, 9))), number % 2
+
+
+def test_a_streamed_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import images
+
+    monkeypatch.setattr(images, "create_dataset", lambda *args, **kwargs: Stream())
+    with pytest.raises(UsageError, match=r"--dataset wds/x does not tell its classes: give --num-classes"):
+        small_run(tmp_path, tmp_path / "run", "--dataset", "wds/x")
+    small_run(tmp_path, tmp_path / "run", "--dataset", "wds/x", "--num-classes", "2", "--aug-repeats", "0")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["updates"] == 4 and summary["last"]["val_images"] == 9 and Stream.epochs == [0, 1]

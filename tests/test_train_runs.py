@@ -56,8 +56,9 @@ def command(*args: object, processes: int = 1) -> list[str]:
     return [*launch, PROGRAM, *map(str, args)]
 
 
-def run(*args: object, processes: int = 1, status: int = 0) -> str:
-    result = subprocess.run(command(*args, processes=processes), env=environment(), capture_output=True, text=True, timeout=300)
+def run(*args: object, processes: int = 1, status: int = 0, launcher: tuple[str, ...] = ()) -> str:
+    line = [sys.executable, *launcher, PROGRAM, *map(str, args)] if launcher else command(*args, processes=processes)
+    result = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
     return result.stdout + result.stderr
 
@@ -191,7 +192,8 @@ def test_it_learns_and_eval_says_what_training_said(images: Path, tmp_path: Path
     epochs = rows(output, "summary.csv")
     best = max(epochs, key=lambda row: row["val_top1"])
     assert best["val_top1"] > 50  # of four classes
-    said = run("--eval", output, "--data-dir", images, "--workers", 0, "--batch-size", 7, "--output", tmp_path / "eval", "--img-size", 32)
+    flags = ["--eval", output, "--data-dir", images, "--workers", 0, "--batch-size", 7, "--output", tmp_path / "eval", "--img-size", 32]
+    said = run(*flags, launcher=("-m", "accelerate.commands.launch", "--cpu"))
     assert "test_convnext" in said
     result = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert result["top1"] == best["val_top1"] and result["images"] == 40
@@ -214,3 +216,49 @@ def test_the_number_of_processes_does_not_matter(images: Path, tmp_path: Path) -
             assert ours["val_images"] == 40 and ours["val_top1"] == theirs["val_top1"]
             assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
     assert rows(tmp_path / "one")[0]["lr"] == pytest.approx(0.05 * 16 / 1024)
+
+
+FSDP2_ON_CPU = """
+import sys
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
+# Accelerate offers FSDP on accelerators only; the sharding itself works on CPUs too.
+PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_XPU)
+torch.distributed.init_process_group("gloo")
+sys.path.insert(0, {train!r})
+from common.engine import Engine
+from common.errors import run_program
+from imagenet import main
+
+fit = Engine.fit
+
+def checked_fit(self, *args, **kwargs):
+    for model in (self.model, self.ema.module):
+        assert all(type(parameter.data).__name__ == "DTensor" for parameter in model.parameters())
+    fit(self, *args, **kwargs)
+
+Engine.fit = checked_fit
+run_program(main)
+"""
+
+
+def test_fsdp2_repeats_one_process_and_goes_on_from_its_checkpoint(images: Path, tmp_path: Path) -> None:
+    flags = [*TINY, *STILL, "--data-dir", images, "--epochs", 2]
+    one, sharded = tmp_path / "one", tmp_path / "sharded"
+    run(*flags, "--output", one)
+    process = start_and_wait(sharded, 5, *flags, "--checkpoint-steps", 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (tmp_path / "driver.py").write_text(FSDP2_ON_CPU.format(train=str(ROOT / "train")))
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "driver.py")]
+    line += [*map(str, flags), "--batch-size", "8", "--output", str(sharded), "--resume", "auto"]
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    fsdp |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "ConvNeXtBlock", "FSDP_RESHARD_AFTER_FORWARD": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    result = subprocess.run(line, env=environment() | fsdp, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "going on from" in result.stdout
+    assert losses(sharded) == pytest.approx(losses(one), rel=1e-5)
+    whole, gathered = (torch.load(folder / "last.pt", weights_only=True)["ema"] for folder in (one, sharded))
+    assert all(torch.allclose(whole[name], gathered[name], atol=1e-5) for name in whole)

@@ -16,7 +16,6 @@ from common.errors import UsageError, run_program
 from common.report import device_name, draw_curves, versions, write_json
 from common.runtime import check_runtime_flags, make_accelerator, start_trackers
 from common.seeding import seed_everything
-from common.stop import Stop
 from common.weights import load_weights, read_weights, shorten
 from images import NO_DATA, Batch, BrokenImages, Images, open_split
 from loaders import Evaluator, TrainLoader
@@ -129,7 +128,6 @@ def train(args: argparse.Namespace) -> None:
             if module is not None:
                 module.compile()
 
-    stop = Stop()
     meta = {
         "model": name,
         "num_classes": num_classes,
@@ -157,7 +155,7 @@ def train(args: argparse.Namespace) -> None:
         log_interval=args.log_interval,
     )
     checkpointer = Checkpointer(accelerator, model, ema.module if ema is not None else None, optimizer, output, meta)
-    engine = Engine(accelerator, plan, model, optimizer, scheduler, ema, checkpointer, stop)
+    engine = Engine(accelerator, plan, model, optimizer, scheduler, ema, checkpointer)
     if resume is not None:
         for note in engine.resume(resume):
             accelerator.print(note)
@@ -182,9 +180,8 @@ def train(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         finish(args, accelerator, engine, {"parameters": parameters, "finished": not stopped, "unreadable": list(broken.names)})
         if stopped:
-            asked = f" ({stop.signal.name})" if stop.signal else ""
+            asked = f" ({engine.stop.signal.name})" if engine.stop.signal else ""
             print(f"stopped{asked} after update {engine.progress.updates}; go on with the same command and --resume {output}", flush=True)
-    stop.restore()
     end_quietly(accelerator)
 
 

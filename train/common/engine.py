@@ -63,7 +63,6 @@ class Engine:
         scheduler: Scheduler,
         ema: ModelEmaV3 | None,
         checkpointer: Checkpointer,
-        stop: Stop,
     ) -> None:
         self.accelerator = accelerator
         self.plan = plan
@@ -73,7 +72,7 @@ class Engine:
         self.scheduler = scheduler  # of timm, not prepared: Accelerate would step it once per process
         self.ema = ema
         self.checkpointer = checkpointer
-        self.stop = stop
+        self.stop = Stop()
         self.progress = Progress()
         self.saved_at: int | None = None
         self.steps = Table(plan.output / "steps.csv")
@@ -100,11 +99,12 @@ class Engine:
             progress, resumed = self.progress, self.saved_at is not None
             self.steps.start((lambda row: row["update"] <= progress.updates) if resumed else None)
             self.epochs.start((lambda row: row["epoch"] < progress.epoch) if resumed else None)
-        while self.progress.epoch < self.plan.epochs:
-            self._train_epoch(batches, batch_loss, on_batch)
-            if self.saved_at != self.progress.updates:
-                self.save()  # an evaluation takes long enough to be interrupted
-            self._end_epoch(evaluate)
+        with self.stop:
+            while self.progress.epoch < self.plan.epochs:
+                self._train_epoch(batches, batch_loss, on_batch)
+                if self.saved_at != self.progress.updates:
+                    self.save()  # an evaluation takes long enough to be interrupted
+                self._end_epoch(evaluate)
 
     def _set_lr(self) -> float:
         """The learning rate depends on the place alone, so there is no scheduler state to keep."""
@@ -247,7 +247,9 @@ class Engine:
         row |= {"seconds": progress.seconds, "eval_seconds": time.perf_counter() - began}
         if self.accelerator.is_main_process:
             self.epochs.append(row)
-            shown = " · ".join(f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train", "val")) and not name.endswith("images"))
+            shown = " · ".join(
+                f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train", "val")) and not name.endswith("images")
+            )
             print(f"epoch {progress.epoch + 1}/{plan.epochs} done: {shown}", flush=True)
         self.accelerator.log(
             {name.replace("_", "/", 1): value for name, value in row.items() if name.startswith("val")}, step=progress.updates

@@ -13,11 +13,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # clusters: SIGTERM, 
 
 
 class Stop:
-    """Remembers that a stop was asked for; the training loop looks at it between updates."""
+    """Within its `with` block, remembers that a stop was asked for; the training loop looks at it between updates."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+
+    def __enter__(self) -> "Stop":
         self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
@@ -27,10 +34,6 @@ class Stop:
     @property
     def requested(self) -> bool:
         return self.signal is not None
-
-    def restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 def worker_init() -> Callable[[int], None]:
