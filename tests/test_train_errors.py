@@ -14,7 +14,7 @@ sys.path[:0] = [str(ROOT / "train"), str(ROOT / "models")]
 import common.checkpoints  # noqa: E402
 import imagenet  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
-from common.errors import RunError, UsageError  # noqa: E402
+from common.errors import RunError, UsageError, run_program  # noqa: E402
 
 TINY = (
     "--model test_convnext --img-size 32 --sched-on-updates --batch-size 4 --workers 0 --report-to none "
@@ -210,3 +210,13 @@ def test_too_little_room_is_said_before_the_run(data: Path, tmp_path: Path, monk
     monkeypatch.setattr(common.checkpoints.os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=2**20))
     with pytest.raises(UsageError, match=r"has 1 MiB free; the checkpoints need about \d+ MiB"):
         train(data, tmp_path / "run")
+
+
+def test_a_disk_that_is_full_for_any_other_file(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        with open("/dev/full", "w", buffering=1) as file:
+            file.write("a line of steps.csv\n")
+
+    with pytest.raises(SystemExit, match="1"):
+        run_program(main)
+    assert "error: the disk is full: [Errno 28]" in capsys.readouterr().err

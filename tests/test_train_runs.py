@@ -1,5 +1,6 @@
 """The training program as a user runs it: real processes, real files, killed, stopped, resumed and spread over processes."""
 
+import contextlib
 import csv
 import json
 import os
@@ -84,8 +85,21 @@ def start_and_wait(output: Path, update: int, *args: object, processes: int = 1)
         if (output / "steps.csv").exists() and (output / "steps.csv").read_text().count("\n") > update:
             return process
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
-    raise AssertionError(f"no update {update}:\n{process.communicate()[0][-3000:]}")
+    if process.poll() is None:
+        kill(process)
+    raise AssertionError(f"no update {update} in {output}")
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the process and to all that it started: a launcher's processes are in sessions of their own and would go on."""
+    pids = [process.pid]
+    for pid in pids:
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        pids += [int(child) for child in children.read_text().split()] if children.exists() else []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +156,7 @@ def test_ema_has_clean_names_and_moves_on_updates_only(uninterrupted: Path) -> N
 def test_killed_in_the_middle_of_an_epoch_it_resumes_exactly(recipe: list[object], uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = start_and_wait(output, 15, *recipe, "--checkpoint-steps", 2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     saved = torch.load(output / "last.pt", weights_only=True)["progress"]
     assert saved["updates"] < 27 and saved["update"] > 0, "killed too late to test anything"
     # Another number of workers: whoever loads a sample draws the same random numbers.
@@ -205,7 +218,11 @@ def test_the_number_of_processes_does_not_matter(images: Path, tmp_path: Path) -
     flags = [*TINY, *STILL, "--data-dir", images, "--epochs", 2, "--lr-base", 0.05]
     del flags[flags.index("--lr") : flags.index("--lr") + 2]
     run(*flags, "--output", tmp_path / "one")
-    run(*flags, "--output", tmp_path / "two", "--batch-size", 8, processes=2)
+    two = [*flags, "--batch-size", 8, "--checkpoint-steps", 2]
+    process = start_and_wait(tmp_path / "two", 6, *two, processes=2)
+    kill(process)
+    assert 0 < torch.load(tmp_path / "two" / "last.pt", weights_only=True)["progress"]["updates"] < 18
+    run(*two, "--output", tmp_path / "two", "--resume", "auto", processes=2)
     run(*flags, "--output", tmp_path / "accumulated", "--batch-size", 4, "--grad-accum-steps", 4)
     one = losses(tmp_path / "one")
     assert len(one) == 18 and len(set(one)) > 15
@@ -249,8 +266,7 @@ def test_fsdp2_repeats_one_process_and_goes_on_from_its_checkpoint(images: Path,
     one, sharded = tmp_path / "one", tmp_path / "sharded"
     run(*flags, "--output", one)
     process = start_and_wait(sharded, 5, *flags, "--checkpoint-steps", 2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     (tmp_path / "driver.py").write_text(FSDP2_ON_CPU.format(train=str(ROOT / "train")))
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "driver.py")]
     line += [*map(str, flags), "--batch-size", "8", "--output", str(sharded), "--resume", "auto"]

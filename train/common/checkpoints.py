@@ -180,7 +180,9 @@ def find_resume(resume: str, output: Path) -> Path | None:
 def check_room(folder: Path, model: nn.Module, with_ema: bool) -> None:
     """Refuses to start a long run whose first checkpoint cannot be written."""
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    need = weights * (2 * (3 + with_ema) + 2 * (1 + with_ema))  # last.pt (weights, EMA, two moments) and best files, each old and new
+    # last.pt (weights, EMA, two moments) and the best files, each old and new at the moment of replacement; what is there already counts.
+    there = sum(path.stat().st_size for path in folder.glob("*") if path.suffix in (".pt", ".safetensors"))
+    need = weights * (2 * (3 + with_ema) + 2 * (1 + with_ema)) - there
     folder.mkdir(parents=True, exist_ok=True)
     stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize

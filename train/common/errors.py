@@ -1,5 +1,6 @@
 """How a program ends when it cannot go on: one clear message instead of a traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +24,14 @@ def run_program(main: Callable[[], object]) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except RunError as error:
-        where = f"[process {os.environ['RANK']}] " if "RANK" in os.environ else ""
-        print(f"{where}error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fail(f"the disk is full: {error}. The last checkpoint is whole: make room, then go on with --resume")
+
+
+def fail(message: str) -> None:
+    where = f"[process {os.environ['RANK']}] " if "RANK" in os.environ else ""
+    print(f"{where}error: {message}", file=sys.stderr, flush=True)
+    sys.exit(1)

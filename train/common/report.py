@@ -56,7 +56,7 @@ def draw_curves(path: Path, epochs: Sequence[Row], steps: Sequence[Row], metrics
         plot(metric, f"val_{name}", name)
         plot(metric, f"val_ema_{name}", f"{name}, EMA", linestyle="--")
     rate.plot([row["update"] / epochs[0]["updates"] for row in steps], [row["lr"] for row in steps])
-    for axes, title in ((loss, "loss"), (metric, "validation"), (rate, "learning rate")):
+    for axes, title in ((loss, "loss"), (metric, "validation (%)"), (rate, "learning rate")):
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
