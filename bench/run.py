@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import atmnet
 import timm
 import torch
 import triton
@@ -25,7 +26,6 @@ from published import assert_same, published
 from torch import nn
 
 import atm_triton
-import atmnet
 
 RESULTS = Path(__file__).parent / "results"
 
