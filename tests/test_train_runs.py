@@ -205,7 +205,7 @@ def test_it_learns_and_eval_says_what_training_said(images: Path, tmp_path: Path
     epochs = rows(output, "summary.csv")
     best = max(epochs, key=lambda row: row["val_top1"])
     assert best["val_top1"] > 50  # of four classes
-    flags = ["--eval", output, "--data-dir", images, "--workers", 0, "--batch-size", 7, "--output", tmp_path / "eval", "--img-size", 32]
+    flags = ["--eval", output, "--data-dir", images, "--workers", 0, "--batch-size", 7, "--output", tmp_path / "eval"]
     said = run(*flags, launcher=("-m", "accelerate.commands.launch", "--cpu"))
     assert "test_convnext" in said
     result = json.loads((tmp_path / "eval" / "eval.json").read_text())

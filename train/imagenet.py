@@ -47,6 +47,7 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UsageError(f"{weights.source} does not say which model it is: give --model")
     if weights.meta.get("model", name) != name:
         raise UsageError(f"{weights.source} holds {weights.meta['model']}, not --model {name}")
+    args.img_size = args.img_size or weights.meta.get("img_size", 224)
     num_classes = weights.num_classes or args.num_classes or 1000
     images = open_split(args, args.val_split, classes_for_eval(args, weights, num_classes), training=False)
     check_classes(images, num_classes, f"the checkpoint {weights.source}")

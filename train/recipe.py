@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-broken", type=int, default=50, metavar="N", help="unreadable images to skip before giving up")
     add("--batch-size", "-b", type=int, default=128, metavar="N", help="per process and micro-batch")
     add("--val-batch-size", type=int, metavar="N", help="default: --batch-size")
-    add("--img-size", type=int, default=224)
+    add("--img-size", type=int, help="default: 224; with --finetune 384; with --eval, the checkpoint's")
     add("--crop-pct", type=float, default=224 / 256, help="evaluation crop")
     add("--interpolation", default="bicubic", choices=("bicubic", "bilinear", "nearest", "random"))
 
@@ -103,6 +103,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**FINETUNE)  # flags given still win
     args = parser.parse_args(argv)
     check(args)
+    if args.img_size is None and not args.eval:
+        args.img_size = 224
     return args
 
 
