@@ -23,6 +23,7 @@ check: $(VENV)/installed  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd train && $(CURDIR)/$(BIN)/mypy imagenet.py demo.py
 
 # The oldest supported torch and Triton, on the kernel tests.
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt

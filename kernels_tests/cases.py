@@ -39,7 +39,7 @@ SHAPES = [
     Shape(2, 5, 7, 8, 2),
     Shape(1, 1, 9, 3, 1),  # one row
     Shape(2, 11, 1, 2, 4),  # one column
-    Shape(1, 1, 1, 1, 2),
+    Shape(1, 1, 1, 4, 2),
     Shape(3, 7, 13, 5, 3),  # primes, C not a power of two
     Shape(1, 6, 10, 80, 4),  # stage 3's channels: more than one block of them
     Shape(2, 3, 4, 1, 8),  # all channels share one offset

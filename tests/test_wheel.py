@@ -1,0 +1,41 @@
+"""What users install: a wheel with both packages, which import from anywhere and build a model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+def test_it_holds_both_packages_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"atm_triton", "atmnet"}
+    assert {"atm_triton/py.typed", "atmnet/py.typed"} <= set(names)
+
+
+def test_a_model_runs_from_it(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = """
+        import atm_triton, atmnet, timm, torch
+        assert all(module.__file__.startswith(FOLDER) for module in (atm_triton, atmnet)), atmnet.__file__
+        print(tuple(timm.create_model("atmnet_xt", num_classes=3)(torch.zeros(1, 3, 32, 32)).shape))
+    """.replace("FOLDER", repr(str(tmp_path)))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout.strip() == "(1, 3)", done.stderr
