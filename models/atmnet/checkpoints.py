@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
+
+from .model import ATMNet
 
 PathLike = str | os.PathLike[str]
 
 # Published name -> ours, first match wins. `blocks.i.j.downsample` stands in the last block of stage i and feeds stage i + 1.
-RENAMES = [
+RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"patch_embed\.proj\.", r"stem."),
     (r"pos_blocks\.(\d+)\.proj\.", r"stages.\1.peg."),
     (r"blocks\.(\d+)\.\d+\.downsample\.proj\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
@@ -41,6 +44,17 @@ def from_official(name: str) -> str:
     return name
 
 
+def _unwrap(model: Any) -> Any:
+    """The model inside the wrappers of torch.compile and of data parallelism."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
 def _load_strict(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load all or nothing, listing what does not fit."""
     own = model.state_dict()
@@ -52,8 +66,10 @@ def _load_strict(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
         if name in weights and own[name].shape != weights[name].shape
     ]
     if problems:
-        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"{source} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems[:20]) + more)
+        listed = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        if all("head.fc." in problem for problem in problems):
+            listed.append("only the classifier differs: load with the checkpoint's number of classes, then model.reset_classifier(...)")
+        raise ValueError("\n  ".join([f"{source} does not fit this {type(model).__name__}:", *listed]))
     model.load_state_dict(weights)
 
 
@@ -68,39 +84,50 @@ def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema:
 
     Raises:
         FileNotFoundError: no such file.
-        KeyError: the file has no ``model_ema``.
-        ValueError: it does not fit; the message lists the names and shapes.
+        ValueError: it is no checkpoint, has no ``model_ema``, or does not fit; the message lists the names and shapes.
     """
-    if isinstance(path_or_state_dict, Mapping):
-        source, content = "the state dict", path_or_state_dict
-    else:
-        source = str(path_or_state_dict)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the published files hold their arguments too
-            content = torch.load(path_or_state_dict, map_location="cpu", weights_only=True)
-    key = "model_ema" if ema else "model"
-    if key in content:
-        content = content[key]
-    elif ema:
-        raise KeyError(f"{source} has no 'model_ema'; it has {sorted(content)[:8]}: load it with ema=False")
-    if isinstance(model, FeatureGetterNet):
-        model_to_load: nn.Module = model.model
-    else:
-        model_to_load = model
-    absent = _left_out(model_to_load)
+    model_to_load = _unwrap(model)
+    if isinstance(model_to_load, FeatureGetterNet):
+        model_to_load = model_to_load.model
+    source, published = _published_weights(path_or_state_dict, "model_ema" if ema else "model")
     own = model_to_load.state_dict()
+    left_out = _left_out(model_to_load)
     weights = {}
-    for name, value in content.items():
+    for name, value in published.items():
         ours = from_official(name.removeprefix("module."))
-        if ours.startswith(absent):
+        if ours.startswith(left_out):
             continue
         # The published horizontal and vertical products are 1x1 convolutions.
-        is_product = value.ndim == 4 and ours in own and own[ours].ndim == 2
+        is_product = value.shape[2:] == (1, 1) and ours in own and own[ours].ndim == 2
         weights[ours] = rearrange(value, "o i 1 1 -> o i") if is_product else value
     _load_strict(model_to_load, weights, source)
     return model
 
 
-def _left_out(model: nn.Module) -> tuple[str, ...]:
+def _published_weights(path_or_state_dict: PathLike | Mapping, key: str) -> tuple[str, Mapping[str, Tensor]]:
+    """What to call the source in messages, and the state dict it holds under ``key`` or is."""
+    if isinstance(path_or_state_dict, Mapping):
+        source, content = "the state dict", path_or_state_dict
+    else:
+        source = os.fspath(path_or_state_dict)
+        try:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # the published files hold their arguments too
+                content = torch.load(source, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # bytes that are no checkpoint can raise anything
+            raise ValueError(f"{source} is no checkpoint of the published code (atmnet.load reads ours): {error}") from error
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{source} holds a {type(content).__name__}, not a checkpoint")
+    weights = content.get(key)
+    if weights is None and key == "model":
+        weights = content
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{source} has no weights under {key!r}; it has {', '.join(map(str, list(content)[:8]))}")
+    return source, weights
+
+
+def _left_out(model: ATMNet) -> tuple[str, ...]:
     """Prefixes of the published parameters that this model was made without: its head, its final norm, pruned stages."""
     absent = []
     if not list(model.get_classifier().parameters()):
@@ -111,13 +138,17 @@ def _left_out(model: nn.Module) -> tuple[str, ...]:
     return tuple(absent)
 
 
-def save(model: nn.Module, path: PathLike, **metadata: str) -> None:
-    """Write the model's weights as safetensors, atomically. ``metadata`` is text that travels with them."""
+def save(model: nn.Module, path: PathLike, **metadata: object) -> None:
+    """Write the model's weights as safetensors, atomically. ``metadata`` travels with them as text."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    weights = {name: value.contiguous() for name, value in _unwrap(model).state_dict().items()}
     try:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial, {k: str(v) for k, v in metadata.items()})
+        with partial.open("wb") as file:
+            file.write(to_safetensors(weights, {key: str(value) for key, value in metadata.items()}))
+            file.flush()
+            os.fsync(file.fileno())  # the name must not be on disk before the weights
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -128,8 +159,12 @@ def load(model: nn.Module, path: PathLike) -> nn.Module:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it does not fit; the message lists the names and shapes.
+        ValueError: it is no safetensors file, or does not fit; the message lists the names and shapes.
     """
-    with safe_open(path, "pt") as file:
-        _load_strict(model, {name: file.get_tensor(name) for name in file.keys()}, str(path))  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file (load_official reads published checkpoints): {error}") from error
+    _load_strict(_unwrap(model), weights, str(path))
     return model

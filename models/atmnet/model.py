@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import ClassifierHead, DropPath, Mlp
-from timm.layers.drop import calculate_drop_path_rates
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -17,6 +17,23 @@ from torch import Tensor, nn
 from atm_triton import ActiveTokenMixer, OffsetFC
 
 LAYER_NORM_EPS = 1e-5
+
+
+class Downsample(nn.Conv2d):
+    """Convolution 3x3 of stride 2, ``[B, H, W, dim_in] -> [B, ceil(H / 2), ceil(W / 2), dim]``."""
+
+    def __init__(self, dim_in: int, dim: int) -> None:
+        super().__init__(dim_in, dim, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(x, "b h w c -> b c h w")
+        if x.shape[0] > 1 or x.device.type != "cpu" or not torch.compiler.is_compiling():
+            return to_channels_last(super().forward(x))
+        # For one image on CPU, PyTorch chooses among convolutions by the size of the image, and a graph that holds that choice is compiled
+        # again for every class of sizes. A matrix product holds for all.
+        patches = rearrange(F.unfold(x, kernel_size=3, stride=2, padding=1), "b patch n -> b n patch")
+        y = F.linear(patches, rearrange(self.weight, "o i h w -> o (i h w)"), self.bias)
+        return rearrange(y, "b (h w) c -> b h w c", h=(x.shape[2] + 1) // 2)
 
 
 class PEG(nn.Conv2d):
@@ -47,31 +64,30 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution, ``[B, H, W, C_in] -> [B, H', W', C]``. Every ``period`` blocks new offsets are made, with position from the PEG."""
+    """Blocks of one resolution, after a downsampling if ``dim_in`` is given. Every ``period`` blocks new offsets are made,
+    with position from the PEG.
+    """
 
     def __init__(
-        self, dim_in: int, dim: int, depth: int, mlp_ratio: float, share: int, period: int, drop_path: Sequence[float], proj_drop: float
+        self, dim_in: int | None, dim: int, mlp_ratio: float, share: int, period: int, drop_path: Sequence[float], proj_drop: float
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = nn.Conv2d(dim_in, dim, kernel_size=3, stride=2, padding=1) if dim_in != dim else None
+        self.downsample = Downsample(dim_in, dim) if dim_in else None
         self.peg = PEG(dim)
-        # A last block would make offsets that only it uses: it takes the stage's latest instead.
-        self.blocks = nn.ModuleList(
-            Block(dim, mlp_ratio, share, j == 0 or (j % period == 0 and j != depth - 1), drop_path[j], proj_drop) for j in range(depth)
+        last = len(drop_path) - 1  # it would make offsets that it alone uses, and takes the stage's latest instead
+        self.blocks: Any = nn.ModuleList(
+            Block(dim, mlp_ratio, share, j == 0 or (j % period == 0 and j != last), rate, proj_drop) for j, rate in enumerate(drop_path)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.downsample is not None:
-            x = to_channels_last(self.downsample(rearrange(x, "b h w c -> b c h w")))
+            x = self.downsample(x)
         for block in self.blocks:
             if block.offset is not None:
                 x = self.peg(x)
                 offset = block.offset(x)
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, offset)
-            else:
-                x = block(x, offset)
+            x = checkpoint(block, x, offset) if self.grad_checkpointing else block(x, offset)
         return x
 
 
@@ -85,11 +101,13 @@ class ATMNet(nn.Module):
     Args:
         in_chans: Image channels.
         num_classes: Classes of the head; 0 for none.
-        global_pool: Pooling of the head, ``"avg"`` or ``""`` for none.
+        global_pool: Pooling of the head: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for none.
         depths, dims, mlp_ratios: Blocks, channels and MLP expansion of each stage.
         share: Channels that share one offset, per stage.
         period: New offsets are made every so many blocks.
-        drop_rate, proj_drop_rate, drop_path_rate: Dropout before the classifier, after projections, and stochastic depth.
+        drop_rate, proj_drop_rate: Dropout before the classifier, and after projections.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 in the first.
+        device, dtype: Of the parameters.
     """
 
     output_fmt = "NHWC"
@@ -107,28 +125,33 @@ class ATMNet(nn.Module):
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes, self.in_chans = num_classes, in_chans
-        self.num_features = self.head_hidden_size = dims[-1]
+        self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, dims[-1]
         self.stem = nn.Conv2d(in_chans, dims[0], kernel_size=7, stride=4, padding=2)
-        drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        self.stages = nn.Sequential(
+        drop_paths = [rates.tolist() for rates in torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))]
+        self.stages: Any = nn.Sequential(
             *(
-                Stage(dims[max(0, i - 1)], dims[i], depths[i], mlp_ratios[i], share[i], period, drop_paths[i], proj_drop_rate)
+                Stage(dims[i - 1] if i else None, dims[i], mlp_ratios[i], share[i], period, drop_paths[i], proj_drop_rate)
                 for i in range(len(depths))
             )
         )
         self.feature_info = [dict(num_chs=dim, reduction=4 * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)]
-        self.norm = nn.LayerNorm(self.num_features, LAYER_NORM_EPS)
+        self.norm: nn.Module = nn.LayerNorm(self.num_features, LAYER_NORM_EPS)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC")
         self.apply(init_weights)
+        self.to(device=device, dtype=dtype)
 
-    @torch.jit.ignore
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of the pooled features."""
+        return self.num_features * self.head.global_pool.feat_mult()
+
     def no_weight_decay(self) -> set[str]:
         return {f"stages.{i}.peg.weight" for i in range(len(self.stages))}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return dict(
             stem=r"^stem",
@@ -137,18 +160,18 @@ class ATMNet(nn.Module):
             else [(r"^stages\.(\d+)\.(?:downsample|peg)", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))],
         )
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
+        self.head.apply(init_weights)
+        self.head.to(self.stem.weight).train(self.training)
 
     def forward_intermediates(
         self,
@@ -189,6 +212,7 @@ class ATMNet(nn.Module):
         take, last = feature_take_indices(len(self.stages), indices)
         shortened = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
+        self.num_features = self.head.in_features = self.feature_info[last]["num_chs"]
         if prune_norm or shortened:
             self.norm = nn.Identity()
         if prune_head or shortened:

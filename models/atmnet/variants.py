@@ -7,7 +7,7 @@ from typing import Any
 from einops import rearrange
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import FeatureGetterNet
+from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
 from .model import LAYER_NORM_EPS, ATMNet
@@ -54,14 +54,25 @@ def canonical_name(model: str) -> str:
 class ATMNetFeatures(FeatureGetterNet):
     """Dense features: each stage's output through a LayerNorm of its own, for ``timm.create_model(..., features_only=True)``."""
 
-    def __init__(self, model: ATMNet, **kwargs: Any) -> None:
-        super().__init__(model, **kwargs)
-        self.norms = nn.ModuleList(nn.LayerNorm(channels, LAYER_NORM_EPS) for channels in self.feature_info.channels())
+    model: ATMNet
+
+    def __init__(self, model: ATMNet, out_indices: int | list[int], **kwargs: Any) -> None:
+        # From the finest, as forward_intermediates returns them, in whichever order they were asked for.
+        take = sorted(set(feature_take_indices(len(model.stages), out_indices)[0]))
+        super().__init__(model, tuple(take), **kwargs)
+        self.norms = nn.ModuleDict({str(i): nn.LayerNorm(self.feature_info.channels(i), LAYER_NORM_EPS) for i in take})
+        self.norms.to(next(model.parameters()))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        features = self.model.forward_intermediates(x, self.out_indices, output_fmt="NHWC", intermediates_only=True)
-        features = [norm(y) for norm, y in zip(self.norms, features, strict=True)]
+        features = self.model.forward_intermediates(x, list(self.feature_info.out_indices), output_fmt="NHWC", intermediates_only=True)
+        features = [norm(y) for norm, y in zip(self.norms.values(), features, strict=True)]
         return [rearrange(y, "b h w c -> b c h w") for y in features] if self.output_fmt == "NCHW" else features
+
+    def no_weight_decay(self) -> set[str]:
+        return {f"model.{name}" for name in self.model.no_weight_decay()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.model.set_grad_checkpointing(enable)
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
