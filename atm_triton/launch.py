@@ -10,6 +10,7 @@ import functools
 import json
 import re
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def table(device: torch.device) -> dict[str, dict[str, int]]:
 
 
 def _hint(size: int | torch.SymInt) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
+    return cast(int, size.node.hint) if isinstance(size, torch.SymInt) else size
 
 
 def key(kernel: str, x: Tensor, groups: int) -> str:

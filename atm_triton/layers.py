@@ -73,7 +73,7 @@ class ActiveTokenMixer(nn.Module):
         self.fc_c = nn.Linear(dim, dim, bias=False)
         self.logits = BranchLogits(dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = nn.Dropout(proj_drop) if proj_drop else nn.Identity()
         for fc in (self.fc_w, self.fc_h, self.fc_c, self.proj):
             nn.init.trunc_normal_(fc.weight, std=0.02)
             if fc.bias is not None:

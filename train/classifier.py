@@ -4,7 +4,7 @@ import argparse
 import ast
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import atmnet
 import timm
@@ -49,7 +49,7 @@ def start_from(args: argparse.Namespace, name: str, num_classes: int, weights: W
     model = build_model(args, name, held)
     load_weights(model, weights)
     if held != num_classes:
-        model.reset_classifier(num_classes)
+        cast(Any, model).reset_classifier(num_classes)
     return model
 
 

@@ -38,10 +38,11 @@ def train(data: Path, output: Path, epochs: int) -> None:
     """The main program, with the augmentation that suits digits: none is mirrored, mixed or cut up."""
     program = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     program += ["--dynamo_backend", "no", "train/imagenet.py", "--model", "atmnet-xt", "--data-dir", str(data), "--output", str(output)]
-    recipe = {"img-size": SIZE, "batch-size": 64, "epochs": epochs, "warmup-epochs": 1, "cooldown-epochs": 0, "lr": 1e-3, "drop-path": 0}
+    recipe: dict[str, str | float] = {"img-size": SIZE, "batch-size": 64, "epochs": epochs, "warmup-epochs": 1, "cooldown-epochs": 0}
+    recipe |= {"lr": 1e-3, "drop-path": 0, "crop-pct": 1, "workers": 1}
     recipe |= {"aa": "none", "color-jitter": 0, "hflip": 0, "mixup": 0, "cutmix": 0, "reprob": 0, "aug-repeats": 0, "model-ema-decay": 0}
     flags = [f"--{name}={value}" for name, value in recipe.items()]
-    subprocess.run([*program, *flags, "--scale", "0.7", "1", "--crop-pct=1", "--sched-on-updates", "--workers=1"], check=True)
+    subprocess.run([*program, *flags, "--scale", "0.7", "1", "--sched-on-updates"], check=True)
 
 
 @torch.no_grad()

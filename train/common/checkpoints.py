@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from accelerate import Accelerator
@@ -68,7 +68,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """The full weights on the CPU, by clean names. Every process must call it."""
-    return get_model_state_dict(model, options=FULL)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=FULL))
 
 
 class Checkpointer:
@@ -86,8 +86,9 @@ class Checkpointer:
 
     def save(self, progress: Progress) -> None:
         """Every process calls it; the main one writes."""
+        weights = model_state(self.model)
         state = {
-            "model": model_state(self.model),
+            "model": weights,
             "ema": model_state(self.ema) if self.ema is not None else None,
             "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=FULL),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
@@ -96,7 +97,7 @@ class Checkpointer:
         }
         if self.accelerator.is_main_process:
             # The loss was finite, but the step it made may not be: a checkpoint that cannot be resumed must not replace one that can.
-            broken = [name for name, value in state["model"].items() if value.is_floating_point() and not value.isfinite().all()]
+            broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
             if broken:
                 last = self.folder / "last.pt"
                 raise RunError(

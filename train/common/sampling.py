@@ -14,7 +14,7 @@ class SampleKey(NamedTuple):
 
     epoch: int
     position: int  # in the global order of the epoch
-    index: int  # in the dataset
+    index: int  # type: ignore[assignment]  # in the dataset; it hides tuple.index
 
 
 class GlobalBatchSampler(Sampler[list[SampleKey]]):
