@@ -138,7 +138,7 @@ def _left_out(model: ATMNet) -> tuple[str, ...]:
     return tuple(absent)
 
 
-def save(model: nn.Module, path: PathLike, **metadata: object) -> None:
+def save(model: nn.Module, path: PathLike, /, **metadata: object) -> None:
     """Write the model's weights as safetensors, atomically. ``metadata`` travels with them as text."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
