@@ -68,7 +68,7 @@ def look(data: Path, output: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train ATMNet-xT on 5,000 handwritten digits and look at what it learnt.")
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
     run = args.output / time.strftime("%Y%m%d-%H%M%S")
     start = time.perf_counter()
