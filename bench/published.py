@@ -26,8 +26,9 @@ class PublishedMixer(nn.Module):
     def along(self, x: Tensor, offset: Tensor, fc: nn.Linear, axis: int) -> Tensor:
         pairs = offset.new_zeros(offset.shape[0], 2 * offset.shape[1], *offset.shape[2:])  # (vertical, horizontal) for each channel
         pairs[:, axis::2] += offset
-        y = deform_conv2d(rearrange(x, "b h w c -> b c h w"), pairs, rearrange(fc.weight, "o i -> o i 1 1"), fc.bias)
-        return rearrange(y, "b c h w -> b h w c")
+        inputs = rearrange(x, "b h w c -> b c h w"), pairs, rearrange(fc.weight, "o i -> o i 1 1"), fc.bias
+        y = deform_conv2d(*(t.float() for t in inputs))  # which has no bfloat16; under autocast torchvision does the same
+        return rearrange(y.to(x.dtype), "b c h w -> b h w c")
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         mixer = self.mixer

@@ -8,15 +8,14 @@ import os
 import re
 from pathlib import Path
 
+import atmnet
 import pytest
 import timm
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
-
-import atmnet
 from atmnet import checkpoints
 from atmnet.checkpoints import from_official
+from safetensors import safe_open
+from torch import Tensor, nn
 
 KEYS = json.loads((Path(__file__).parent / "fixtures" / "official_xt_keys.json").read_text())
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 from atmnet.__main__ import main
 
 ROWS = [  # name, parameters (M) and the paper's, MACs (G) and the paper's, the paper's top-1
@@ -43,7 +42,7 @@ def test_image_size(capsys, arguments, title, xt, large):
 
 @pytest.mark.parametrize(
     "arguments,message",
-    [(["2"], "must be at least 3, got 2"), (["1", "2", "3"], "one or two numbers"), (["big"], "invalid"), ([], "at least one")],
+    [(["2"], "must be at least 3, got 2"), (["8", "8", "8"], "one or two numbers"), (["big"], "invalid"), ([], "at least one")],
 )
 def test_wrong_image_size(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import atmnet
 import pytest
 import timm
 import torch
 from timm.models import FeatureInfo
 from torch import nn
-
-import atmnet
 
 NAMES = list(atmnet.VARIANTS)
 REDUCTIONS = [4, 8, 16, 32]

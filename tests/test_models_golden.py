@@ -13,23 +13,22 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import atmnet
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from atmnet.checkpoints import from_official
 from safetensors import safe_open
 from torch import Tensor
-
-import atmnet
-from atmnet.checkpoints import from_official
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TOLERANCE = 5e-5
 
 
 def published_weights(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
-    """Reproducible weights of sensible size for published parameter names: seeded by the name, norms around one, offsets of a few tokens."""
+    """Weights for published parameter names, seeded by the name: norms around one, offsets of a few tokens."""
     weights = {}
     for name, shape in shapes.items():
         n = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)

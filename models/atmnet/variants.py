@@ -76,9 +76,8 @@ class ATMNetFeatures(FeatureGetterNet):
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
-    return build_model_with_cfg(
-        ATMNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls=ATMNetFeatures), **VARIANTS[variant] | kwargs
-    )
+    features = dict(feature_cls=ATMNetFeatures, out_indices=(0, 1, 2, 3), output_fmt="NCHW")
+    return build_model_with_cfg(ATMNet, variant, pretrained, feature_cfg=features, **VARIANTS[variant] | kwargs)
 
 
 @register_model

@@ -1,0 +1,145 @@
+"""ATMNet under torch.compile: whole graphs, few compilations, the kernels in them."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from atmnet import ATMNet
+from functorch.compile import make_boxed_func
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+
+
+class Compiled:
+    """The model compiled whole by ``backend``, counting compilations."""
+
+    def __init__(self, model: nn.Module, backend: str) -> None:
+        self.compilations = 0
+        self.backend = backend
+        self.compiled = torch.compile(model, fullgraph=True, backend=self.compile)
+
+    def compile(self, graph, inputs):
+        self.compilations += 1
+        return torch._dynamo.lookup_backend(self.backend)(graph, inputs)
+
+    def __call__(self, x):
+        return self.compiled(x)
+
+
+def twelve_sizes(smallest: int = 40) -> list[tuple[int, int]]:
+    draw = random.Random(0)
+    return [(draw.randint(smallest, 200), draw.randint(smallest, 200)) for _ in range(12)]
+
+
+def test_twelve_sizes_take_two_compilations_in_training():
+    model = timm.create_model("atmnet_xt", features_only=True, drop_path_rate=0.1).train()
+    compiled = Compiled(model, "aot_eager")
+    for height, width in twelve_sizes():
+        maps = compiled(torch.randn(2, 3, height, width))
+        assert [y.shape[2] for y in maps] == [(height + 1) // 4, (height + 5) // 8, (height + 13) // 16, (height + 29) // 32]
+        sum(y.square().sum() for y in maps).backward()
+    assert compiled.compilations <= 2
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_twelve_sizes_take_two_compilations_in_evaluation(batch):
+    """On CPU, at batch 1, PyTorch would choose convolutions by size: sizes on both sides of each choice."""
+    model = timm.create_model("atmnet_xt", depths=(1, 1, 2, 1), num_classes=10).eval()
+    compiled = Compiled(model, "aot_eager")
+    with torch.no_grad():
+        for height, width in twelve_sizes():
+            x = torch.randn(batch, 3, height, width)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+    assert compiled.compilations <= 2
+
+
+def test_batches_take_two_compilations():
+    compiled = Compiled(timm.create_model("atmnet_xt", depths=(1, 1, 1, 1)).eval(), "aot_eager")
+    with torch.no_grad():
+        for batch in (4, 2, 3, 9):
+            compiled(torch.randn(batch, 3, 64, 48))
+    assert compiled.compilations <= 2
+
+
+def test_inductor_agrees_with_eager():
+    """A small ATMNet of two stages; batch 2 in training, batch 1, which downsamples in its own way on CPU, in evaluation."""
+    model = ATMNet(num_classes=5, depths=(1, 1), dims=(16, 32), mlp_ratios=(2, 2), share=(2, 4))
+    compiled = Compiled(model, "inductor")
+    x = torch.randn(2, 3, 33, 40)
+    expected = model(x)
+    gradients = torch.autograd.grad(expected.square().sum(), model.parameters())
+    actual = compiled(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    for a, b in zip(torch.autograd.grad(actual.square().sum(), model.parameters()), gradients, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-7
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x[:1]), model(x[:1]), rtol=1e-4, atol=1e-5)
+    assert compiled.compilations == 2
+
+
+COPIES = (torch.ops.aten.clone.default, torch.ops.aten.copy.default)
+
+
+@pytest.fixture
+def target():
+    """A GPU for torch to analyse the kernels for, where there is none."""
+    triton = pytest.importorskip("triton")
+    if not torch.cuda.is_available():
+        sm_90 = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+        triton.runtime.driver.set_active(SimpleNamespace(get_current_target=lambda: sm_90, get_current_device=lambda: 0))
+
+
+def kernels(graph: torch.fx.GraphModule) -> Counter[str]:
+    """How often the graph runs each Triton kernel."""
+    names: Counter[str] = Counter()
+    for node in graph.graph.nodes:
+        if "triton_kernel_wrapper" in str(node.target):
+            kernel = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+            names[getattr(kernel, "base_fn", kernel.fn).__name__] += 1  # torch wraps a kernel and its num_warps up as an autotuner
+    return names
+
+
+def test_the_kernels_are_in_the_graph(target):
+    """What a GPU would run, looked at on meta tensors: every operator as its kernel, forward and backward, and no token copied for it."""
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    model = timm.create_model("atmnet_xt", device="meta", dtype=torch.bfloat16)
+    compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
+    compiled(torch.empty(2, 3, 64, 96, device="meta", dtype=torch.bfloat16)).sum().backward()
+    forward, backward = graphs
+
+    blocks, offsets = 2 + 2 + 4 + 2, 1 + 1 + 2 + 1
+    assert kernels(forward) == {
+        "_offset_fc_fwd_kernel": offsets,
+        "_axial_gather_fwd_kernel": 2 * blocks,
+        "_branch_fusion_fwd_kernel": blocks,
+    }
+    assert kernels(backward) == {
+        "_offset_fc_dx_kernel": offsets,
+        "_offset_fc_dw_kernel": offsets,
+        "_axial_gather_bwd_kernel": 2 * blocks,
+        "_branch_fusion_bwd_kernel": blocks,
+    }
+    # On meta tensors convolutions give NCHW: each of the four between stages is put in order once, and hands that order back to the stage
+    # before it. Nothing else moves tokens, and no kernel makes copies around itself.
+    copies = [node for node in forward.graph.nodes if node.target in COPIES and node.meta["val"].ndim == 4]
+    assert [node.args[0].args[0].target for node in copies] == [torch.ops.aten.convolution.default] * 4
+    last_stage = torch.Size([2, 2, 3, 512])
+    assert [node.format_node() for node in backward.graph.nodes if node.target in COPIES and node.meta["val"].shape == last_stage] == []
