@@ -5,6 +5,7 @@ anyone would run it on their own images.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -37,7 +38,20 @@ def write_folders(folder: Path) -> None:
 def train(data: Path, output: Path, epochs: int) -> None:
     """The main program, with the augmentation that suits digits: none is mirrored, mixed or cut up."""
     program = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-    program += ["--dynamo_backend", "no", "train/imagenet.py", "--model", "atmnet-xt", "--data-dir", str(data), "--output", str(output)]
+    # Accelerate gives a process on the CPU one thread unless told.
+    program += [
+        "--num_cpu_threads_per_process",
+        str(len(os.sched_getaffinity(0))),
+        "--dynamo_backend",
+        "no",
+        "train/imagenet.py",
+        "--model",
+        "atmnet-xt",
+        "--data-dir",
+        str(data),
+        "--output",
+        str(output),
+    ]
     recipe: dict[str, str | float] = {"img-size": SIZE, "batch-size": 64, "epochs": epochs, "warmup-epochs": 1, "cooldown-epochs": 0}
     recipe |= {"lr": 1e-3, "drop-path": 0, "crop-pct": 1, "workers": 1}
     recipe |= {"aa": "none", "color-jitter": 0, "hflip": 0, "mixup": 0, "cutmix": 0, "reprob": 0, "aug-repeats": 0, "model-ema-decay": 0}
