@@ -15,6 +15,8 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
+pytestmark = pytest.mark.slow  # compiling whole networks takes minutes: make test-slow
+
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo():
