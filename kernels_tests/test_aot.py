@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 import pytest
+import triton
 from aot import TARGETS, compile_kernel, resources
 
 gather, fusion, offset_fc = (import_module(f"atm_triton.{name}") for name in ("axial_gather", "branch_fusion", "offset_fc"))
@@ -18,6 +19,8 @@ STAGES = {
 }  # channels, channels per offset
 SIZES = {name: "i32" for name in ("N", "H", "W", "T", "TILES")}
 FLOAT32 = {f"{name}_ptr": "*fp32" for name in ("mean", "rstd", "product", "dbias", "partial")}
+# The ptxas of Triton 3.6 keeps one 64-bit value of this kernel on the stack, outside its loops; later ones do not.
+SPILLS = {("3.6", 100, "stage 3", "offset fwd"): 8}
 MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: "UTC.*MMA|HMMA", 120: "HMMA", "gfx942": "v_mfma"}
 
 
@@ -63,7 +66,8 @@ def test_machine_code(target, stage):
     gathered = {2: r"LDG\.E$", 4: r"LDG\.E\.64", 8: r"LDG\.E\.128"}[S]
     for name, kernel, constexprs, scatter in launches(C, S):
         use = resources(compiled(kernel, constexprs, target, "bf16", scatter))
-        assert use.spills == 0, f"{name} spills: {use}"
+        allowed = SPILLS.get((triton.__version__[:3], target, stage, name), 0)
+        assert use.spills <= allowed, f"{name} spills: {use}"
         if name.startswith("offset"):
             assert use.count(MATRIX_UNITS[target]) > 0, f"{name} without matrix units: {use.instructions}"
         if target == "gfx942":
