@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow check test-oldest gpu-check bench clean
+.PHONY: demo test check test-oldest gpu-check bench clean
 
 # With torch's own wheels, which bring Triton. constraints.txt is the tested set.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -18,9 +18,6 @@ demo: $(VENV)/installed  ## train a small ATMNet on real images, in minutes on a
 
 test: $(VENV)/installed  ## all tests; those that need a GPU are skipped where there is none
 	$(BIN)/python -m pytest -n 2
-
-test-slow: $(VENV)/installed  ## whole networks through torch.compile
-	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/installed  ## lint, format and types
 	$(BIN)/ruff check .

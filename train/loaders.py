@@ -1,7 +1,7 @@
 """Batches for training and evaluation, on the device."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -14,6 +14,8 @@ from common.seeding import WORKERS, derive_seed
 from common.stop import worker_init
 from images import Batch, BrokenImages, Images, TrainImages, ValImages, collate, collate_streamed
 from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
 from timm.data import create_transform
 from timm.data.auto_augment import AutoAugment, RandAugment
 from torch import Tensor, nn
@@ -135,6 +137,12 @@ class Evaluator:
             # Prepared by Accelerate: it deals out the images, and gather_for_metrics drops the ones it repeats to fill the last batch.
             self.loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size, collate_fn=collate, **options))
 
+    def _shown(self, batches: Any) -> Iterable[Any]:
+        """A bar that goes when it is full, on a terminal."""
+        console = Console()
+        hidden = not (self.accelerator.is_main_process and console.is_terminal)
+        return track(batches, "evaluation", console=console, transient=True, disable=hidden)
+
     @torch.no_grad()
     def __call__(self, models: dict[str, nn.Module], pulse: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
         """`pulse` is called now and then, by all processes alike; it may raise."""
@@ -144,7 +152,7 @@ class Evaluator:
         device = self.accelerator.device
         sums = {name: torch.zeros(4, dtype=torch.float64, device=device) for name in models}
         try:
-            for number, (images, targets, unreadable) in enumerate(self.loader):
+            for number, (images, targets, unreadable) in enumerate(self._shown(self.loader)):
                 self.broken.note(unreadable)
                 if number % 20 == 19 and not self.streamed:
                     pulse()
