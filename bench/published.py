@@ -32,7 +32,7 @@ class PublishedMixer(nn.Module):
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         mixer = self.mixer
-        offset_w, offset_h = repeat(offset, "b h w (axis g) -> axis b (g s) h w", axis=2, s=mixer.share)
+        offset_w, offset_h = repeat(offset, "b h w (k g) -> k b (g s) h w", k=2, s=mixer.share)
         w = self.along(x, offset_w, mixer.fc_w, 1)
         h = self.along(x, offset_h, mixer.fc_h, 0)
         c = mixer.fc_c(x)

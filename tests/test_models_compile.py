@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+from torch._inductor.utils import run_and_get_code
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,29 @@ def test_batches_take_two_compilations():
         for batch in (4, 2, 3, 9):
             compiled(torch.randn(batch, 3, 64, 48))
     assert compiled.compilations <= 2
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_inductor_stores_tokens_contiguously(train):
+    """Inductor takes four dimensions before a convolution for NCHW, and a token's channels must not end up far apart by that."""
+    model = ATMNet(num_classes=5, depths=(2, 1), dims=(48, 80), mlp_ratios=(2, 2), share=(2, 4)).train(train)
+
+    def step():
+        with torch.set_grad_enabled(train):
+            y = torch.compile(model, fullgraph=True)(torch.randn(2, 3, 32, 40))
+        if train:
+            y.sum().backward()
+
+    _, codes = run_and_get_code(step)
+    assert len(codes) == 1 + train
+    stored = {
+        match
+        for code in codes
+        for match in re.findall(r"(?:empty_strided_cpu|reinterpret_tensor)\((?:\w+, )?\(([^)]*)\), \(([^)]*)\)", code)
+    }
+    shapes = [[[int(n) for n in t.split(",") if n.strip()] for t in pair] for pair in stored]
+    tokens = [(size, stride) for size, stride in shapes if size in ([2, 8, 10, 48], [2, 80, 48], [2, 4, 5, 80], [2, 20, 80])]
+    assert tokens and all(stride[-1] == 1 for _, stride in tokens), tokens
 
 
 def test_inductor_agrees_with_eager():

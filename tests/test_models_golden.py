@@ -118,7 +118,7 @@ def swap_axes(model):
 
 def drop_positions(model):
     for stage in model.stages:
-        stage.peg.forward = lambda x: x
+        stage.peg.forward = lambda x, height: x
 
 
 def other_epsilon(model):

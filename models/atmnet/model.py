@@ -37,13 +37,14 @@ class Downsample(nn.Conv2d):
 
 
 class PEG(nn.Conv2d):
-    """Position encoding generator: a depthwise 3x3 convolution, added to its input ``[B, H, W, C]``."""
+    """Position encoding generator: a depthwise 3x3 convolution, added to its input, tokens ``[B, N, C]`` of an image ``height`` tall."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, kernel_size=3, padding=1, groups=dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + rearrange(super().forward(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c")
+    def forward(self, x: Tensor, height: int) -> Tensor:  # type: ignore[override]
+        y = super().forward(rearrange(x, "b (h w) c -> b c h w", h=height))
+        return x + rearrange(y, "b c h w -> b (h w) c")
 
 
 class Block(nn.Module):
@@ -59,13 +60,18 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        x = x + self.drop_path(self.mixer(self.norm1(x), offset))
+        """Tokens ``[B, N, C]`` to tokens, with the stage's latest offsets ``[B, H, W, 2G]``."""
+        y = self.mixer(rearrange(self.norm1(x), "b (h w) c -> b h w c", h=offset.shape[1]), offset)
+        x = x + self.drop_path(rearrange(y, "b h w c -> b (h w) c"))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class Stage(nn.Module):
     """Blocks of one resolution, after a downsampling if ``dim_in`` is given. Every ``period`` blocks new offsets are made,
     with position from the PEG.
+
+    Between the blocks tokens are ``[B, N, C]``: Inductor takes four dimensions before a convolution for NCHW, and would store the channels
+    of a token far apart.
     """
 
     def __init__(
@@ -83,12 +89,14 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.downsample is not None:
             x = self.downsample(x)
+        height = x.shape[1]
+        x = rearrange(x, "b h w c -> b (h w) c")
         for block in self.blocks:
             if block.offset is not None:
-                x = self.peg(x)
-                offset = block.offset(x)
+                x = self.peg(x, height)
+                offset = block.offset(rearrange(x, "b (h w) c -> b h w c", h=height))
             x = checkpoint(block, x, offset) if self.grad_checkpointing else block(x, offset)
-        return x
+        return rearrange(x, "b (h w) c -> b h w c", h=height)
 
 
 def to_channels_last(x: Tensor) -> Tensor:
