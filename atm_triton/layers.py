@@ -93,13 +93,13 @@ class ActiveTokenMixer(nn.Module):
                 f"got {list(offset.shape)}"
             )
         offset_w, offset_h = offset.split(groups, dim=3)
-        # x, which is read three times, goes through three dimensions: Inductor takes four of them before a convolution for NCHW, and would
+        # x, which is read three times, goes through five dimensions: Inductor takes four of them before a convolution for NCHW, and would
         # store the channels of a token far apart.
-        tokens = rearrange(x, "b h w c -> b (h w) c")
-        x = rearrange(tokens, "b (h w) c -> b h w c", h=x.shape[1])
+        grouped = rearrange(x, "b h w (g s) -> b h w g s", s=self.share)
+        c = self.fc_c(rearrange(grouped, "b h w g s -> (b h w) (g s)")).view_as(x)
+        x = rearrange(grouped, "b h w g s -> b h w (g s)")
         w = self.fc_w(axial_gather(x, offset_w, "w"))
         h = self.fc_h(axial_gather(x, offset_h, "h"))
-        c = rearrange(self.fc_c(tokens), "b (h w) c -> b h w c", h=x.shape[1])
         y = branch_fusion(w, h, c, self.logits((w + h + c).mean(dim=(1, 2))))
         return self.proj_drop(self.proj(y))
 
