@@ -19,7 +19,7 @@ STAGES = {
 }  # channels, channels per offset
 SIZES = {name: "i32" for name in ("N", "H", "W", "T", "TILES")}
 FLOAT32 = {f"{name}_ptr": "*fp32" for name in ("mean", "rstd", "product", "dbias", "partial")}
-# The ptxas of Triton 3.6 keeps one 64-bit value of this kernel on the stack, outside its loops; later ones do not.
+# The ptxas of Triton 3.6 keeps one 64-bit value of this kernel on the stack; later ones do not.
 SPILLS = {("3.6", 100, "stage 3", "offset fwd"): 8}
 MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: "UTC.*MMA|HMMA", 120: "HMMA", "gfx942": "v_mfma"}
 
