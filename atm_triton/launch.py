@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from pathlib import Path
 from typing import cast
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 SHIPPED = Path(__file__).parent / "configs"
-USER_CACHE = Path.home() / ".cache" / "atm_triton"
+USER_CACHE = Path(os.path.expanduser("~")) / ".cache" / "atm_triton"  # unlike Path.home(), no error where there is no home
 
 
 def gpu_slug(device: torch.device) -> str:

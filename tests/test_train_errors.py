@@ -15,6 +15,7 @@ import common.checkpoints  # noqa: E402
 import imagenet  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
 from common.errors import RunError, UsageError, run_program  # noqa: E402
+from common.weights import read_weights  # noqa: E402
 
 TINY = (
     "--model test_convnext --img-size 32 --sched-on-updates --batch-size 4 --workers 0 --report-to none "
@@ -220,3 +221,17 @@ def test_a_disk_that_is_full_for_any_other_file(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit, match="1"):
         run_program(main)
     assert "error: the disk is full: [Errno 28]" in capsys.readouterr().err
+
+
+def test_resume_of_another_run_does_not_overwrite(tmp_path):
+    for name in ("here", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "last.pt").write_bytes(b"")
+    with pytest.raises(UsageError, match="holds a run already"):
+        imagenet.main(["--data-dir", str(tmp_path), "--output", str(tmp_path / "here"), "--resume", str(tmp_path / "other")])
+
+
+def test_one_set_of_weights_has_no_average(tmp_path):
+    (tmp_path / "best.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="leave --ema out"):
+        read_weights(str(tmp_path / "best.safetensors"), ema=True)

@@ -56,7 +56,8 @@ def evaluate(args: argparse.Namespace) -> None:
     load_weights(model, weights)
 
     accelerator = make_accelerator(args)
-    model = accelerator.prepare_model(model, evaluation_mode=True)
+    # Placed here: under FSDP, Accelerate leaves a model that is not trained where it is.
+    model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
     if args.compile:
         model.compile()
     mean, std = normalisation(model)
@@ -82,7 +83,8 @@ def train(args: argparse.Namespace) -> None:
     args.output = args.output or f"output/{name}"
     output = Path(args.output)
     resume = find_resume(args.resume, output) if args.resume else None
-    if resume is None and (output / "last.pt").exists():
+    last = output / "last.pt"
+    if last.exists() and (resume is None or not last.samefile(resume)):
         raise UsageError(f"{output} holds a run already: go on with --resume auto, or give another --output")
     accelerator = make_accelerator(args, args.grad_accum_steps)
     images, val_images, num_classes = open_both(args)

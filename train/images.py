@@ -125,7 +125,7 @@ def image_name(source: Any, index: int) -> str:
         return f"image number {index}"
 
 
-UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for broken files of the various formats
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files of the various formats
 
 
 class TrainImages(Dataset[tuple[Tensor, int, list[str]]]):

@@ -31,13 +31,14 @@ def loader_options(args: argparse.Namespace, accelerator: Accelerator, keep_work
     }
 
 
+def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
 def mend_posterize(transform: Any) -> None:
     """timm's strongest posterize keeps no bit: an error in recent Pillow, a black image in the Pillow of the paper's time and here."""
-
-    def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
-        if bits >= 8:
-            return image
-        return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
     for policy in getattr(transform, "transforms", ()):
         groups = [policy.ops] if isinstance(policy, RandAugment) else policy.policy if isinstance(policy, AutoAugment) else []

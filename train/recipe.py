@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=float, default=0.05)
     add("--momentum", type=float, default=0.9, help="of optimizers that have one")
     add("--layer-decay", type=float, help="layer-wise decay of the learning rate")
-    add("--clip-grad", type=float, metavar="NORM", help="clip the gradient norm")
+    add("--clip-grad", type=float, metavar="NORM", help="clip the gradient norm (0: never)")
     add("--grad-accum-steps", type=int, default=1, metavar="N", help="micro-batches per update")
     add("--sched", default="cosine", choices=("cosine", "poly", "tanh", "step"))
     add("--sched-on-updates", action="store_true", help="follow the schedule at every update rather than epoch")

@@ -174,7 +174,7 @@ class Engine:
             with self.accelerator.accumulate(self.model):
                 loss = batch_loss(self.model, batch)
                 self.accelerator.backward(loss)  # divides by the number of micro-batches
-                if self.accelerator.sync_gradients and self.plan.clip_grad is not None:
+                if self.accelerator.sync_gradients and self.plan.clip_grad:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip_grad)
                 self.optimizer.step()
                 self.optimizer.zero_grad()

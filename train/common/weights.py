@@ -37,7 +37,11 @@ def read_weights(given: str, ema: bool = False) -> Weights:
         path = next((path / name for name in names if (path / name).is_file()), path / names[0])
     if not path.is_file():
         raise UsageError(f"there is no {path}; a checkpoint is an output folder, a .safetensors, our last.pt or a published .pth")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, ema)
+    if path.suffix != ".safetensors":
+        return _read_torch(path, ema)
+    if ema and path.name != "best_ema.safetensors":
+        raise UsageError(f"{path} holds one set of weights: leave --ema out, or give the folder or its best_ema.safetensors")
+    return _read_safetensors(path)
 
 
 def _read_safetensors(path: Path) -> Weights:
