@@ -1,21 +1,16 @@
 """What the training program refuses, before long work, and what it says: the values met and what to do."""
 
-import sys
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import common.checkpoints
+import imagenet
 import pytest
 import torch
+from common.errors import RunError, UsageError, run_program
+from common.weights import read_weights
 from PIL import Image
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "train"), str(ROOT / "models")]
-
-import common.checkpoints  # noqa: E402
-import imagenet  # noqa: E402
-from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
-from common.errors import RunError, UsageError, run_program  # noqa: E402
-from common.weights import read_weights  # noqa: E402
 
 TINY = (
     "--model test_convnext --img-size 32 --sched-on-updates --batch-size 4 --workers 0 --report-to none "
@@ -23,13 +18,7 @@ TINY = (
 )
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.chdir(tmp_path)  # whatever a failing test writes
-    torch.set_num_threads(1)
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture
@@ -59,6 +48,9 @@ def test_no_data() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        ("--seed -1", r"--seed -1: it must be at least 0"),
+        ("--aa nonsense", r"--aa nonsense: timm knows no such augmentation"),
+        ("--opt nope", r"--opt nope: .*not found"),
         ("--batch-size 5", r"--batch-size 5: mixup pairs"),
         ("--epochs 3 --warmup-epochs 5", r"--warmup-epochs 5 leaves nothing of --epochs 3"),
         ("--reprob 1.5", r"--reprob 1.5: it must be between 0 and 1"),
@@ -180,6 +172,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(data: Path, t
         train(data, tmp_path / "run", "--checkpoint-steps", 1)
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state["progress"]["updates"] == 2 and all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_run_that_failed_says_so_in_its_summary(data: Path, tmp_path: Path) -> None:
+    (data / "train" / "cat" / "3.jpg").write_text("not an image")
+    with pytest.raises(RunError, match=r"1 images cannot be read"):
+        train(data, tmp_path / "run", "--aug-repeats", 0, "--max-broken", 0)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert not summary["finished"] and "3.jpg" in summary["error"] and len(summary["unreadable"]) == 1
+
+
+def test_files_that_hold_no_weights(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "some.pth"
+    for content, says in (([1, 2], "holds a list"), ({"model": None, "epoch": 3}, "no weights under model; it holds model, epoch")):
+        torch.save(content, path)
+        with pytest.raises(UsageError, match=rf"some\.pth (has )?{says}"):
+            imagenet.main(["--eval", str(path), "--data-dir", str(data)])
+
+
+def test_no_validation_image_can_be_read(data: Path, tmp_path: Path) -> None:
+    for path in (data / "val").rglob("*.jpg"):
+        path.write_text("not an image")
+    with pytest.raises(RunError, match=r"12 images cannot be read, more than --max-broken allows"):
+        train(data, tmp_path / "run", "--aug-repeats", 0)
 
 
 def test_weights_that_are_not_finite_are_not_saved(data: Path, tmp_path: Path) -> None:

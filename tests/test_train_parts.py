@@ -1,40 +1,31 @@
-"""The parts of the training programs one by one, and the evaluation of checkpoints that are not from here."""
+"""The parts of the training programs one by one, and small runs in this process."""
 
 import csv
 import json
-import re
-import sys
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import imagenet
 import pytest
 import timm
 import torch
+from common.engine import updates_between_checks
+from common.errors import RunError, UsageError
+from common.files import write_atomically
+from common.history import Table
+from common.progress import lines
+from common.sampling import GlobalBatchSampler, SampleKey
+from images import TrainImages, class_indices
+from loaders import mend_posterize, score
 from PIL import Image
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "train"), str(ROOT / "models")]
-
-import imagenet  # noqa: E402
-from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
-from common.checkpoints import write_atomically  # noqa: E402
-from common.errors import RunError, UsageError  # noqa: E402
-from common.history import Table  # noqa: E402
-from common.sampling import GlobalBatchSampler, SampleKey  # noqa: E402
-from images import TrainImages, class_indices  # noqa: E402
-from loaders import mend_posterize, score  # noqa: E402
-from recipe import learning_rate, parse  # noqa: E402
-from timm.data import ImageNetInfo, create_transform  # noqa: E402
+from recipe import learning_rate, parse
+from timm.data import ImageNetInfo, create_transform
 
 Batches = list[list[SampleKey]]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+SmallRun = Callable[..., None]
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def deal(
@@ -162,70 +153,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-PUBLISHED = [
-    (r"stem\.", r"patch_embed.proj."),
-    (r"stages\.(\d+)\.peg\.", r"pos_blocks.\1.proj."),
-    (r"stages\.(\d+)\.downsample\.", lambda m: f"blocks.{int(m[1]) - 1}.{(2, 2, 4, 2)[int(m[1]) - 1] - 1}.downsample.proj."),
-    (r"stages\.(\d+)\.blocks\.(\d+)\.offset\.norm_", r"blocks.\1.\2.offset_layer.0."),
-    (r"stages\.(\d+)\.blocks\.(\d+)\.offset\.", r"blocks.\1.\2.offset_layer.1."),
-    (r"stages\.(\d+)\.blocks\.(\d+)\.mixer\.fc_", r"blocks.\1.\2.atm.atm_"),
-    (r"stages\.(\d+)\.blocks\.(\d+)\.mixer\.logits\.", r"blocks.\1.\2.atm.fusion."),
-    (r"stages\.(\d+)\.blocks\.(\d+)\.mixer\.", r"blocks.\1.\2.atm."),
-    (r"stages\.(\d+)\.blocks\.", r"blocks.\1."),
-    (r"head\.fc\.", r"head."),
-]
-
-
-def published_name(name: str) -> str:
-    for ours, theirs in PUBLISHED:
-        renamed, found = re.subn("^" + ours, theirs, name)
-        if found:
-            return renamed
-    return name
-
-
-def test_eval_of_a_published_checkpoint_on_a_part_of_imagenet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The checkpoint answers one class whatever it sees; folders numbered 0, 1, 2 would count another class as right."""
-    model = timm.create_model("atmnet_xt")
-    model.head.fc.weight.data.zero_()
-    names = ImageNetInfo("imagenet-1k").label_names()
-    weights = {}
-    for name, value in model.state_dict().items():
-        square = re.search(r"mixer\.fc_[hw]\.weight", name)
-        weights[published_name(name)] = value[:, :, None, None] if square else value
-    for answer, file in ((700, "model"), (400, "model_ema")):
-        bias = torch.zeros(1000)
-        bias[answer] = 1
-        weights = weights | {"head.bias": bias}
-        torch.save({"model": weights, file: weights}, tmp_path / f"{file}.pth")
-    torch.save({key: torch.load(tmp_path / f"{key}.pth")[key] for key in ("model", "model_ema")}, tmp_path / "published.pth")
-    for index, count in ((2, 3), (400, 4), (700, 1)):
-        (tmp_path / "data" / "val" / names[index]).mkdir(parents=True)
-        for image in range(count):
-            Image.new("RGB", (40, 40), (index % 255, 20 * image, 9)).save(tmp_path / "data" / "val" / names[index] / f"{image}.JPEG")
-    flags = [
-        "--eval",
-        str(tmp_path / "published.pth"),
-        "--data-dir",
-        str(tmp_path / "data"),
-        "--img-size",
-        "64",
-        "--workers",
-        "0",
-        "-b",
-        "3",
-    ]
-    with pytest.raises(UsageError, match=r"does not say which model it is: give --model"):
-        imagenet.main(flags)
-    for more, top1 in (([], 12.5), (["--ema"], 50.0)):
-        imagenet.main([*flags, *more, "--model", "atmnet-xt", "--output", str(tmp_path / "out")])
-        assert json.loads((tmp_path / "out" / "eval.json").read_text())["top1"] == top1
-        assert f"top-1 {top1:.3f}" in capsys.readouterr().out
-    (tmp_path / "data" / "val" / names[2]).rename(tmp_path / "data" / "val" / "goldfish")
-    with pytest.raises(UsageError, match=r"3 class folders .*1000 classes and does not name them: which is which cannot be told"):
-        imagenet.main([*flags, "--model", "atmnet-xt"])
-
-
 def test_weights_of_another_number_of_classes_start_a_new_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for root, classes in (("four", "abcd"), ("two", "xy")):
         for split in ("train", "val"):
@@ -252,24 +179,9 @@ def test_weights_of_another_number_of_classes_start_a_new_classifier(tmp_path: P
     assert "stages.0.blocks.0.mlp.fc1.weight" not in undecayed and "stages.0.blocks.0.mlp.fc1.bias" in undecayed
 
 
-def small_run(data: Path, output: Path, *flags: str) -> None:
-    line = (
-        "--model test_convnext --img-size 32 -b 4 --workers 0 --report-to none --epochs 2 --warmup-epochs 0 --cooldown-epochs 0 --lr 1e-3"
-    )
-    imagenet.main([*line.split(), "--data-dir", str(data), "--output", str(output), *flags])
-
-
-@pytest.fixture
-def two_classes(tmp_path: Path) -> Path:
-    for split in ("train", "val"):
-        for number, name in enumerate(("cat", "dog")):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
-            for image in range(5):
-                Image.new("RGB", (32, 32), (200 * number, 40 * image, 9)).save(tmp_path / "data" / split / name / f"{image}.png")
-    return tmp_path / "data"
-
-
-def test_a_compiled_model_keeps_clean_names_and_bf16_trains(two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_model_keeps_clean_names_and_bf16_trains(
+    small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled = []
     real = torch.nn.Module.compile
 
@@ -286,7 +198,7 @@ def test_a_compiled_model_keeps_clean_names_and_bf16_trains(two_classes: Path, t
     assert {value.dtype for value in state["model"].values()} == {torch.float32}
 
 
-def test_a_dataset_by_name(two_classes: Path, tmp_path: Path) -> None:
+def test_a_dataset_by_name(small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:
     small_run(two_classes, tmp_path / "run", "--dataset", "torch/image_folder")
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["meta"]["classes"] == ["cat", "dog"]
 
@@ -313,7 +225,41 @@ class Stream(torch.utils.data.IterableDataset):
             yield self.transform(Image.new("RGB", (32, 32), (28 * number, 9, 9))), number % 2
 
 
-def test_a_streamed_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_are_rare_where_updates_are_fast_and_seconds_apart_where_they_are_slow() -> None:
+    assert [updates_between_checks(seconds) for seconds in (0.1, 0.5, 1, 2, 9, math.inf)] == [10, 10, 5, 2, 1, 1]
+
+
+def test_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(lines([1, 2, 3], "evaluation", seconds=0)) == [1, 2, 3]
+    assert capsys.readouterr().out == "evaluation 1/3\nevaluation 2/3\nevaluation 3/3\n"
+
+
+def test_resumed_elsewhere_with_other_hyperparameters(
+    small_run: SmallRun, two_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_run(two_classes, tmp_path / "first")
+    here = ["--resume", str(tmp_path / "first"), "--epochs", "3", "--weight-decay", "0.5"]
+    small_run(two_classes, tmp_path / "second", *here)
+    assert "weight_decay 0.05 -> 0.5, epochs 2 -> 3" in capsys.readouterr().out
+    groups = torch.load(tmp_path / "second" / "last.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0, 0.5}
+    with open(tmp_path / "second" / "summary.csv", newline="") as file:
+        assert [float(row["epoch"]) for row in csv.DictReader(file)] == [0, 1, 2]
+    assert (tmp_path / "second" / "best.safetensors").exists()
+
+
+def test_deterministic(small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        small_run(two_classes, tmp_path / "run", "--deterministic")
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def test_a_streamed_dataset(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import images
 
     monkeypatch.setattr(images, "create_dataset", lambda *args, **kwargs: Stream())

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import atmnet
 import timm
 from common.errors import UsageError
 from common.weights import Weights, load_weights, shorten
@@ -68,7 +67,3 @@ def classes_for_eval(args: argparse.Namespace, weights: Weights, num_classes: in
             "and does not name them: which is which cannot be told. Parts of ImageNet keep their WordNet names (n01440764, ...)"
         )
     return classes
-
-
-def canonical_name(model: str) -> str:
-    return atmnet.canonical_name(model)

@@ -44,7 +44,7 @@ def train(data: Path, output: Path, epochs: int) -> None:
         str(len(os.sched_getaffinity(0))),
         "--dynamo_backend",
         "no",
-        "train/imagenet.py",
+        str(Path(__file__).with_name("imagenet.py")),
         "--model",
         "atmnet-xt",
         "--data-dir",

@@ -3,23 +3,25 @@
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import fsdp2_prepare_model
-from classifier import build_model, canonical_name, classes_for_eval, start_from
+from atmnet import canonical_name
+from classifier import build_model, classes_for_eval, start_from
 from common.checkpoints import Checkpointer, check_room, find_resume
 from common.engine import Engine, Plan, Stopped, end_quietly
-from common.errors import UsageError, run_program
+from common.errors import RunError, UsageError, run_program
 from common.report import device_name, draw_curves, versions, write_json
 from common.runtime import check_runtime_flags, make_accelerator, start_trackers
 from common.seeding import seed_everything
 from common.weights import load_weights, read_weights, shorten
 from images import NO_DATA, Batch, BrokenImages, Images, open_split
 from loaders import Evaluator, TrainLoader
-from recipe import learning_rate, parse, recipe_of
+from recipe import as_trained, learning_rate, parse, recipe_of
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -47,15 +49,14 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UsageError(f"{weights.source} does not say which model it is: give --model")
     if weights.meta.get("model", name) != name:
         raise UsageError(f"{weights.source} holds {weights.meta['model']}, not --model {name}")
-    args.img_size = args.img_size or weights.meta.get("img_size", 224)
+    as_trained(args, weights.meta)
+    args.output = args.output or f"output/{name}"
+    accelerator = make_accelerator(args)  # first: a streamed data set is dealt out among the processes there are
     num_classes = weights.num_classes or args.num_classes or 1000
     images = open_split(args, args.val_split, classes_for_eval(args, weights, num_classes), training=False)
     check_classes(images, num_classes, f"the checkpoint {weights.source}")
-    args.output = args.output or f"output/{name}"
     model = build_model(args, name, num_classes)
     load_weights(model, weights)
-
-    accelerator = make_accelerator(args)
     # Placed here: under FSDP, Accelerate leaves a model that is not trained where it is.
     model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
     if args.compile:
@@ -105,9 +106,7 @@ def train(args: argparse.Namespace) -> None:
     loader = TrainLoader(images, args, accelerator, mean, std)
     evaluator = Evaluator(val_images, args, accelerator, mean, std, broken)
     lr = learning_rate(args, loader.images_per_update)
-    optimizer = create_optimizer_v2(
-        model, opt=args.opt, lr=lr, weight_decay=args.weight_decay, momentum=args.momentum, layer_decay=args.layer_decay
-    )
+    optimizer = make_optimizer(args, model, lr)
     scheduler, epochs = create_scheduler_v2(
         optimizer,
         sched=args.sched,
@@ -176,12 +175,22 @@ def train(args: argparse.Namespace) -> None:
         return evaluator(models, engine.stop_during_evaluation)
 
     stopped = False
+    facts: dict[str, Any] = {"parameters": parameters, "finished": False}
     try:
         engine.fit(loader.batches, batch_loss, evaluate_models, on_batch=lambda batch: broken.note(batch[2]))
+        facts["finished"] = True
     except Stopped:
         stopped = True
+    except RunError as error:
+        if accelerator.is_main_process:
+            with suppress(RunError, OSError):  # such as the full disk that this is about
+                finish(args, accelerator, engine, facts | {"error": str(error), "unreadable": list(broken.names)})
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        raise
+    broken.share(accelerator)
     if accelerator.is_main_process:
-        finish(args, accelerator, engine, {"parameters": parameters, "finished": not stopped, "unreadable": list(broken.names)})
+        finish(args, accelerator, engine, facts | {"unreadable": list(broken.names)})
         if stopped:
             asked = f" ({engine.stop.signal.name})" if engine.stop.signal else ""
             print(f"stopped{asked} after update {engine.progress.updates}; go on with the same command and --resume {output}", flush=True)
@@ -212,6 +221,15 @@ def check_classes(images: Images, num_classes: int, owner: str) -> None:
 def normalisation(model: nn.Module) -> tuple[Any, Any]:
     config = getattr(getattr(model, "module", model), "pretrained_cfg", {})
     return config.get("mean") or (0.485, 0.456, 0.406), config.get("std") or (0.229, 0.224, 0.225)
+
+
+def make_optimizer(args: argparse.Namespace, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    try:
+        return create_optimizer_v2(
+            model, opt=args.opt, lr=lr, weight_decay=args.weight_decay, momentum=args.momentum, layer_decay=args.layer_decay
+        )
+    except Exception as error:  # of timm, or of the library that the optimizer comes from
+        raise UsageError(f"--opt {args.opt}: {error}") from error
 
 
 def make_batch_loss(args: argparse.Namespace, num_classes: int, engine: Engine) -> Any:
@@ -261,7 +279,7 @@ def finish(args: argparse.Namespace, accelerator: Accelerator, engine: Engine, f
         },
     )
     if rows:
-        draw_curves(output / "curves.png", rows, engine.steps.rows, ("top1",))
+        draw_curves(output / "curves.png", rows, engine.steps.rows, engine.plan.updates_per_epoch, ("top1",))
         best = " · ".join(f"best {name} {value:.3f} (epoch {progress.best_epoch[name] + 1})" for name, value in progress.best.items())
         print(f"{best} · {output}/summary.json, curves.png", flush=True)
 

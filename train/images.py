@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from common.errors import RunError, UsageError
 from common.sampling import SampleKey
 from common.seeding import SAMPLE, seed_sample
@@ -191,6 +193,13 @@ class BrokenImages:
                 continue
             self.names[name] = None
             print(f"skipped: cannot read {' '.join(name.split())}", flush=True)
+        self.check()
+
+    def share(self, accelerator: Accelerator) -> None:
+        """Brings together what each process has met. Every process must call it."""
+        self.names = dict.fromkeys(gather_object(list(self.names)))
+
+    def check(self) -> None:
         if len(self.names) > self.limit:
             raise RunError(
                 f"{len(self.names)} images cannot be read, more than --max-broken allows: {shorten(list(self.names))}. "

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from common.errors import UsageError
+from common.errors import RunError, UsageError
+from common.progress import lines
 from common.sampling import GlobalBatchSampler
 from common.seeding import WORKERS, derive_seed
 from common.stop import worker_init
@@ -47,12 +48,8 @@ def mend_posterize(transform: Any) -> None:
                 op.aug_fn = posterize
 
 
-class TrainLoader:
-    """The micro-batches of any epoch from any place on."""
-
-    def __init__(self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any) -> None:
-        self.images, self.args, self.accelerator = images, args, accelerator
-        self.sampler: GlobalBatchSampler | None = None
+def training_transform(args: argparse.Namespace, mean: Any, std: Any) -> Any:
+    try:
         transform = create_transform(
             args.img_size,
             is_training=True,
@@ -68,7 +65,19 @@ class TrainLoader:
             re_prob=args.reprob,
             re_mode=args.remode,
         )
-        mend_posterize(transform)
+    except (AssertionError, ValueError, KeyError) as error:  # timm reads the policy piece by piece
+        raise UsageError(f"--aa {args.aa}: timm knows no such augmentation ({error}); try rand-m9-mstd0.5-inc1, or none") from error
+    mend_posterize(transform)
+    return transform
+
+
+class TrainLoader:
+    """The micro-batches of any epoch from any place on."""
+
+    def __init__(self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any) -> None:
+        self.images, self.args, self.accelerator = images, args, accelerator
+        self.sampler: GlobalBatchSampler | None = None
+        transform = training_transform(args, mean, std)
         options = loader_options(args, accelerator, keep_workers=True)
         if images.streamed:
             images.source.transform = transform
@@ -118,31 +127,62 @@ class TrainLoader:
         return tensor.to(self.accelerator.device, non_blocking=True)
 
 
+class InStep:
+    """As many batches on every process, though their streams are not equally long: the model may be spread over the processes. One whose
+    stream has ended gets a batch without targets."""
+
+    def __init__(self, batches: DataLoader[Any], blank: Tensor, accelerator: Accelerator) -> None:
+        self.batches, self.blank, self.accelerator = batches, blank, accelerator
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        source = iter(self.batches)
+        while True:
+            batch = next(source, None)
+            more = torch.tensor(float(batch is not None), device=self.accelerator.device)
+            if not self.accelerator.reduce(more, "sum").item():
+                return
+            yield batch if batch is not None else (self.blank, torch.tensor([-1]), [])
+
+
 class Evaluator:
     """Top-1, top-5 and loss of one or several models in one pass over the images."""
 
     def __init__(
         self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages
     ) -> None:
-        self.accelerator, self.broken, self.streamed = accelerator, broken, images.streamed
-        transform = create_transform(args.img_size, interpolation=args.interpolation, mean=mean, std=std, crop_pct=args.crop_pct)
+        self.accelerator, self.broken, self.images, self.streamed = accelerator, broken, len(images.source), images.streamed
+        # "random" varies the interpolation in training; an evaluation has one.
+        interpolation = "bicubic" if args.interpolation == "random" else args.interpolation
+        transform = create_transform(args.img_size, interpolation=interpolation, mean=mean, std=std, crop_pct=args.crop_pct)
         options = loader_options(args, accelerator, keep_workers=False)
         batch_size = args.val_batch_size or args.batch_size
         self.loader: Any
         if images.streamed:
             images.source.transform = transform
             images.source.set_loader_cfg(num_workers=args.workers)
-            self.loader = DataLoader(images.source, batch_size, collate_fn=collate_streamed, **options)
+            if accelerator.num_processes > 1:
+                accelerator.print(
+                    "validation of a streamed data set by several processes is not exact: timm cuts or repeats each one's share to equal "
+                    "counts. For exact figures evaluate with one process"
+                )
+            stream = DataLoader(images.source, batch_size, collate_fn=collate_streamed, **options)
+            self.loader = InStep(stream, torch.zeros(1, 3, args.img_size, args.img_size), accelerator)
         else:
             dataset = ValImages(images.source, transform, args.img_size)
             # Prepared by Accelerate: it deals out the images, and gather_for_metrics drops the ones it repeats to fill the last batch.
             self.loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size, collate_fn=collate, **options))
 
     def _shown(self, batches: Any) -> Iterable[Any]:
-        """A bar that goes when it is full, on a terminal."""
+        """A bar that goes when it is full, on a terminal; a line now and then elsewhere."""
         console = Console()
-        hidden = not (self.accelerator.is_main_process and console.is_terminal)
-        return track(batches, "evaluation", console=console, transient=True, disable=hidden)
+        if not self.accelerator.is_main_process:
+            return batches
+        if console.is_terminal:
+            return track(batches, "evaluation", console=console, transient=True)
+        return lines(batches, "evaluation")
 
     @torch.no_grad()
     def __call__(self, models: dict[str, nn.Module], pulse: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
@@ -155,7 +195,7 @@ class Evaluator:
         try:
             for number, (images, targets, unreadable) in enumerate(self._shown(self.loader)):
                 self.broken.note(unreadable)
-                if number % 20 == 19 and not self.streamed:
+                if number % 20 == 19:
                     pulse()
                 images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
                 for name, model in models.items():
@@ -166,10 +206,13 @@ class Evaluator:
         finally:
             for name, model in models.items():
                 model.train(training[name])
+        self.broken.share(self.accelerator)
+        self.broken.check()
         results = {}
         for name, total in sums.items():
             loss, top1, top5, count = (self.accelerator.reduce(total, "sum") if self.streamed else total).tolist()
-            count = max(count, 1)
+            if not count:
+                raise RunError(f"none of the {self.images} validation images could be read")
             results[name] = {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count, "images": count}
         return results
 

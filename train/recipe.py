@@ -1,7 +1,8 @@
 """The flags of train/imagenet.py, in timm's spelling. Their defaults are the paper's recipe (its table 9; where it is silent, DeiT's)."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from common.errors import UsageError
 from common.runtime import add_runtime_flags
@@ -10,7 +11,10 @@ from common.runtime import add_runtime_flags
 DROP_PATH = {"atmnet_xt": 0.1, "atmnet_t": 0.1, "atmnet_s": 0.2, "atmnet_b": 0.3, "atmnet_l": 0.3}
 
 # Fine-tuning at a higher resolution: 30 epochs at a constant, unscaled 5e-6.
-FINETUNE = {"img_size": 384, "epochs": 30, "lr": 5e-6, "min_lr": 5e-6, "warmup_epochs": 0, "cooldown_epochs": 0}
+FINETUNE: dict[str, object] = {"img_size": 384, "epochs": 30, "lr": 5e-6, "min_lr": 5e-6, "warmup_epochs": 0, "cooldown_epochs": 0}
+
+# What an evaluation takes from the checkpoint unless it is given, and where neither says.
+EVAL: dict[str, object] = {"img_size": 224, "crop_pct": 224 / 256, "interpolation": "bicubic", "model_kwargs": []}
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -30,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("task").add_argument
     add("--model", help="atmnet-xt, -t, -s, -b, -l, or any timm model (default: atmnet-t; with --eval, the checkpoint's)")
-    add("--model-kwargs", nargs="*", default=[], metavar="KEY=VALUE", help="passed on to timm.create_model")
+    add("--model-kwargs", nargs="*", default=EVAL["model_kwargs"], metavar="KEY=VALUE", help="passed on to timm.create_model")
     add("--init-from", metavar="CKPT", help="start from these weights; a classifier of another size is replaced")
     add("--finetune", action="store_true", help="preset for --init-from: 384 pixels, 30 epochs at 5e-6")
     add("--eval", metavar="CKPT", help="evaluate this checkpoint and stop: an output folder, a .safetensors, a last.pt, a published .pth")
@@ -51,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch-size", "-b", type=int, default=128, metavar="N", help="per process and micro-batch")
     add("--val-batch-size", type=int, metavar="N", help="default: --batch-size")
     add("--img-size", type=int, help="default: 224; with --finetune 384; with --eval, the checkpoint's")
-    add("--crop-pct", type=float, default=224 / 256, help="evaluation crop")
+    add("--crop-pct", type=float, default=EVAL["crop_pct"], help="evaluation crop")
     add("--interpolation", default="bicubic", choices=("bicubic", "bilinear", "nearest", "random"))
 
     add = parser.add_argument_group("augmentation and regularisation").add_argument
@@ -99,13 +103,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
-    if parser.parse_known_args(argv)[0].finetune:
+    purpose = parser.parse_known_args(argv)[0]
+    parser.set_defaults(**dict.fromkeys(EVAL) if purpose.eval else {"img_size": EVAL["img_size"]})
+    if purpose.finetune:
         parser.set_defaults(**FINETUNE)  # flags given still win
     args = parser.parse_args(argv)
     check(args)
-    if args.img_size is None and not args.eval:
-        args.img_size = 224
     return args
+
+
+def as_trained(args: argparse.Namespace, meta: Mapping[str, Any]) -> None:
+    """Fills in what `--eval` was not given, from the checkpoint."""
+    trained = meta | meta.get("recipe", {})
+    for name, default in EVAL.items():
+        if getattr(args, name) is None:
+            setattr(args, name, trained.get(name, default))
 
 
 def check(args: argparse.Namespace) -> None:

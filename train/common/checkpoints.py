@@ -1,15 +1,14 @@
-"""Files that are either complete or as they were before, and the full state of a run in one of them.
+"""The full state of a run in one file.
 
-The state is one plain file with clean parameter names, gathered from whatever holds it (one process, DDP, FSDP2, a compiled model),
+It is a plain file with clean parameter names, gathered from whatever holds it (one process, DDP, FSDP2, a compiled model),
 so a run may be resumed on another number of processes.
 """
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from .errors import RunError, UsageError
+from .files import write_atomically
 from .weights import check_fits, metadata_strings, shorten
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -41,29 +41,6 @@ class Progress:
     images: int = 0
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: dict[str, int] = field(default_factory=dict)
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes beside `path`, then renames: a crash or a full disk leaves the old file untouched."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must survive a power cut
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch.save reports a failed write of its own as RuntimeError
-        temporary.unlink(missing_ok=True)
-        kept = f"{path.name} there is still the previous one" if path.exists() else f"there is no {path.name} yet"
-        raise RunError(
-            f"cannot write {path}: {error}. {kept}. Make room or give another folder with --output, then go on with --resume {path.parent}"
-        ) from error
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
@@ -128,7 +105,11 @@ class Checkpointer:
             )
         if self.ema is not None:
             set_model_state_dict(self.ema, state["ema"], options=FULL)
+        # What was given now counts (a change is told): loading puts the checkpoint's values into the parameter groups too.
+        given = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
         set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=FULL)
+        for group, values in zip(self.optimizer.param_groups, given, strict=True):
+            group.update(values)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return Progress(**state["progress"]), notes

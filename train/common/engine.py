@@ -5,6 +5,7 @@ decides which weights are best (larger is better).
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -32,6 +33,12 @@ Evaluate = Callable[[dict[str, nn.Module]], dict[str, Metrics]]  # several model
 
 class Stopped(Exception):
     """A stop was asked for and the state is saved."""
+
+
+def updates_between_checks(seconds_per_update: float) -> int:
+    """How often processes on GPUs compare notes (losses, a wish to stop). Each time the queue of GPU work runs dry, so not at every update;
+    but a launcher that passes a signal on kills 30 s later, and the state must be saved by then."""
+    return min(10, max(1, int(5 / seconds_per_update)))
 
 
 @dataclass
@@ -77,14 +84,17 @@ class Engine:
         self.saved_at: int | None = None
         self.steps = Table(plan.output / "steps.csv")
         self.epochs = Table(plan.output / "summary.csv")
-        # The processes compare notes (losses, a wish to stop) after every update where that is free, else after every tenth: each time
-        # the queue of GPU work runs dry.
-        self.check_every = 1 if accelerator.device.type == "cpu" else 10
+        self.check_every = 1
+        self.seconds_per_update = math.inf  # not known yet
 
     def resume(self, path: Path) -> list[str]:
         """Takes up the state of a checkpoint; returns what is worth telling about it."""
         self.progress, notes = self.checkpointer.load(path)
         self.saved_at = self.progress.updates
+        if self.accelerator.is_main_process and not path.parent.samefile(self.plan.output):
+            for name in (self.steps.path.name, self.epochs.path.name, "best.safetensors", "best_ema.safetensors"):
+                if (path.parent / name).is_file():  # what the run has measured and its best weights move along
+                    shutil.copyfile(path.parent / name, self.plan.output / name)
         return [f"going on from {path}: epoch {self.progress.epoch + 1}, after update {self.progress.updates}", *notes]
 
     def fit(
@@ -146,8 +156,9 @@ class Engine:
                 stop_now = self.stop.requested and accelerator.num_processes == 1
                 if save_due or stop_now or len(unchecked) == self.check_every or progress.update == plan.updates_per_epoch:
                     stop_now = self._check(unchecked, line)
-                    unchecked = []
                     now = time.perf_counter()
+                    self.seconds_per_update = (now - began) / len(unchecked)
+                    unchecked = []
                     progress.seconds, began = progress.seconds + now - began, now
                     if save_due or stop_now:
                         self.save()
@@ -185,8 +196,10 @@ class Engine:
 
     def _check(self, unchecked: list[tuple[float, Tensor]], line: ProgressLine) -> bool:
         """Brings the last losses together, logs them, refuses to go on from a non-finite one; True: stop now, on every process."""
-        flag = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
-        *losses, stop = self.accelerator.reduce(torch.stack([loss for _, loss in unchecked] + [flag]), "mean").tolist()
+        own = torch.tensor([float(self.stop.requested), self.seconds_per_update], device=self.accelerator.device).unbind()
+        *losses, stop, seconds = self.accelerator.reduce(torch.stack([*(loss for _, loss in unchecked), *own]), "mean").tolist()
+        if self.accelerator.device.type != "cpu":
+            self.check_every = updates_between_checks(seconds)
         first = self.progress.updates - len(losses) + 1
         rows = []
         for update, (lr, _), loss in zip(range(first, self.progress.updates + 1), unchecked, losses, strict=True):

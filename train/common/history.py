@@ -1,8 +1,11 @@
 """What a run has measured, as CSV files that survive a kill: `steps.csv` per update, `summary.csv` per epoch."""
 
 import csv
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from .files import write_atomically
 
 Row = dict[str, float]
 
@@ -26,17 +29,19 @@ class Table:
                         continue  # a line cut off by a kill
                     if keep(row):
                         self.rows.append(row)
-        self.path.unlink(missing_ok=True)
-        rows, self.rows = self.rows, []
-        self.append(*rows)
+        content = self._text(self.rows, header=bool(self.rows)).encode()
+        write_atomically(self.path, lambda file: file.write(content))
 
     def append(self, *rows: Mapping[str, float]) -> None:
-        if not rows:
-            return
         new = not self.rows
         self.rows.extend(dict(row) for row in rows)
         with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, list(self.rows[0]), restval="nan", extrasaction="ignore")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+            file.write(self._text(rows, header=new))
+
+    def _text(self, rows: Sequence[Mapping[str, float]], header: bool) -> str:
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, list(self.rows[0]) if self.rows else [], restval="nan", extrasaction="ignore")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return file.getvalue()

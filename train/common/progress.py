@@ -2,9 +2,13 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+Item = TypeVar("Item")
 
 
 class ProgressLine:
@@ -61,6 +65,17 @@ class ProgressLine:
             self.bar.stop()
             self.bar = None
         sys.stdout.flush()
+
+
+def lines(items: Iterable[Item], label: str, seconds: float = 30) -> Iterator[Item]:
+    """Passes `items` on, with a line on how many there were every so many seconds."""
+    total = f"/{len(items)}" if isinstance(items, Sized) else ""
+    said = time.perf_counter()
+    for number, item in enumerate(items, 1):
+        yield item
+        if time.perf_counter() - said >= seconds:
+            said = time.perf_counter()
+            print(f"{label} {number}{total}", flush=True)
 
 
 def format_seconds(seconds: float) -> str:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure  # not pyplot: no display, no global state
+from matplotlib.ticker import MaxNLocator
 
-from .checkpoints import write_atomically
+from .files import write_atomically
 from .history import Row
 
 PACKAGES = ("atm-triton", "torch", "triton", "timm", "accelerate", "torchvision")
@@ -34,11 +36,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
 
 
-def draw_curves(path: Path, epochs: Sequence[Row], steps: Sequence[Row], metrics: Sequence[str]) -> None:
+def draw_curves(path: Path, epochs: Sequence[Row], steps: Sequence[Row], updates_per_epoch: int, metrics: Sequence[str]) -> None:
     """Loss and metrics by epoch, the learning rate by update."""
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
-    from matplotlib.ticker import MaxNLocator
-
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     loss, metric, rate = figure.subplots(1, 3)
     x = [row["epoch"] + 1 for row in epochs]
@@ -55,7 +54,7 @@ def draw_curves(path: Path, epochs: Sequence[Row], steps: Sequence[Row], metrics
     for name in metrics:
         plot(metric, f"val_{name}", name)
         plot(metric, f"val_ema_{name}", f"{name}, EMA", linestyle="--")
-    rate.plot([row["update"] / epochs[0]["updates"] for row in steps], [row["lr"] for row in steps])
+    rate.plot([row["update"] / updates_per_epoch for row in steps], [row["lr"] for row in steps])
     for axes, title in ((loss, "loss"), (metric, "validation (%)"), (rate, "learning rate")):
         axes.set_title(title)
         axes.set_xlabel("epoch")

@@ -25,6 +25,7 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mixed-precision", choices=("no", "fp16", "bf16"), help="default: as Accelerate is configured")
     group.add_argument("--compile", "--torchcompile", action="store_true", help="torch.compile the model")
+    group.add_argument("--deterministic", action="store_true", help="the same results bit by bit on a GPU too, slower; a CPU's always are")
     group.add_argument("--checkpoint-steps", type=int, default=500, metavar="N", help="write last.pt every N updates, besides every epoch")
     group.add_argument("--log-interval", type=int, default=50, metavar="N", help="print and log every N updates")
     group.add_argument("--report-to", default="tensorboard", choices=[*TRACKERS, "none"], help="the tracker (default: tensorboard)")
@@ -36,7 +37,7 @@ def default_workers() -> int:
 
 
 def check_runtime_flags(args: argparse.Namespace) -> None:
-    for name, least in (("workers", 0), ("checkpoint_steps", 1), ("log_interval", 1)):
+    for name, least in (("workers", 0), ("seed", 0), ("checkpoint_steps", 1), ("log_interval", 1)):
         if getattr(args, name) < least:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be at least {least}")
     if args.report_to != "none" and args.report_to not in {str(name) for name in get_available_trackers()}:
@@ -51,6 +52,10 @@ def make_accelerator(args: argparse.Namespace, accumulate: int = 1) -> Accelerat
     precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("fp16 does not train on a CPU: give --mixed-precision bf16 or --mixed-precision no")
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a check that costs time
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     folder = Path(args.output)
@@ -61,7 +66,6 @@ def make_accelerator(args: argparse.Namespace, accumulate: int = 1) -> Accelerat
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        step_scheduler_with_optimizer=False,
     )
 
 

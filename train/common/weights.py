@@ -60,6 +60,8 @@ def _read_torch(path: Path, ema: bool) -> Weights:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(f"{path} is not a checkpoint that can be read: {error}") from error
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     if "progress" in content:  # ours
         key = "ema" if ema else "model"
         if content[key] is None:
@@ -69,6 +71,8 @@ def _read_torch(path: Path, ema: bool) -> Weights:
     if ema and key not in content:
         raise UsageError(f"{path} has no {key}, only {shorten(sorted(content))}; leave --ema out")
     state = content.get(key, content)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(f"{path} has no weights under {key}; it holds {shorten(list(map(str, content)))}")
     return Weights(
         str(path), {name.removeprefix("module."): value for name, value in state.items()}, published="pos_blocks.0.proj.weight" in state
     )

@@ -1,0 +1,48 @@
+"""Shared by the tests of the training programs."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "train"), str(ROOT / "models")]
+
+
+@pytest.fixture
+def fresh_accelerate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """For running a training program in this process."""
+    monkeypatch.chdir(tmp_path)  # whatever a failing test writes
+    torch.set_num_threads(1)
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        for number, name in enumerate(("cat", "dog")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for image in range(5):
+                Image.new("RGB", (32, 32), (200 * number, 40 * image, 9)).save(tmp_path / "data" / split / name / f"{image}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def small_run(fresh_accelerate: None) -> Callable[..., None]:
+    """`small_run(data, output, *flags)`: two epochs of a network of 0.2 M parameters."""
+    import imagenet
+
+    line = (
+        "--model test_convnext --img-size 32 -b 4 --workers 0 --report-to none --epochs 2 --warmup-epochs 0 --cooldown-epochs 0 --lr 1e-3"
+    )
+
+    def run(data: Path, output: Path, *flags: str) -> None:
+        imagenet.main([*line.split(), "--data-dir", str(data), "--output", str(output), *flags])
+
+    return run
