@@ -13,6 +13,13 @@ from . import __version__, backend_info
 from .selftest import selftest
 
 
+def device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no device: {str(error).splitlines()[0]}") from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m atm_triton", description="The Active Token Mixer's operators on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -21,17 +28,19 @@ def main(arguments: list[str] | None = None) -> int:
         ("selftest", "check every operator and its gradients here; exit status 1 if one is wrong"),
     ):
         command = commands.add_parser(name, help=description, description=description)
-        command.add_argument("--device", type=torch.device, help="such as cpu or cuda:1 (default: the GPU if there is one)")
+        command.add_argument("--device", type=device, help="such as cpu or cuda:1 (default: the GPU if there is one)")
     args = parser.parse_args(arguments)
     console = Console(soft_wrap=True)
-    info = backend_info(args.device)
+    try:
+        info = backend_info(args.device)
+    except ValueError as error:
+        parser.error(str(error))
     if args.command == "info":
         for field, value in {"atm_triton": __version__, **asdict(info)}.items():
             console.print(f"{field:<10} {value or 'not installed'}", highlight=False)
         return 0
     console.print(str(info), highlight=False)
-    device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    passed = selftest(device, console)
+    passed = selftest(args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), console)
     console.print("all operators are right" if passed else "some operators are wrong: please report this table with the output of info")
     return 0 if passed else 1
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,17 +18,38 @@ try:
 
     jit = triton.jit
 except ImportError:  # the plain PyTorch path needs nothing of it
-    # torch would log this once per operator that is registered; backend_info() says it when asked.
-    for _logger in ("torch._library.triton", "torch.utils.flop_counter"):
-        logging.getLogger(_logger).setLevel(logging.ERROR)
 
     def jit(fn):
         return fn
 
 
-from torch.utils.flop_counter import register_flop_formula  # noqa: E402 - it looks for Triton, and would log too
+@contextmanager
+def _no_complaint(logger: str) -> Iterator[None]:
+    """Without Triton, torch would log that at every registration; ``backend_info()`` says it when asked."""
+    level = logging.getLogger(logger).level
+    if triton is None:
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(level)
 
-__all__ = ["jit", "register_flop_formula", "runs_kernels", "tl", "token_stride", "triton", "why_plain"]
+
+with _no_complaint("torch.utils.flop_counter"):
+    from torch.utils.flop_counter import register_flop_formula
+
+
+def triton_op(name: str) -> Callable[[Callable], Any]:
+    """``torch.library.triton_op`` for a function that changes none of its arguments."""
+
+    def register(fn: Callable) -> Any:
+        with _no_complaint("torch._library.triton"):
+            return torch.library.triton_op(f"atm_triton::{name}", mutates_args=())(fn)
+
+    return register
+
+
+__all__ = ["jit", "register_flop_formula", "runs_kernels", "tl", "token_stride", "triton", "triton_op", "why_plain"]
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -15,10 +15,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import wrap_triton
 
 from . import checks, launch, reference
-from ._triton import jit, register_flop_formula, runs_kernels, tl, token_stride, triton
+from ._triton import jit, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
 
 
 @jit
@@ -170,7 +170,7 @@ def _formula(G: int, S: int, elements: int) -> dict[str, int]:
     return dict(BLOCK_N=max(1, elements // (block_g * block_s)), BLOCK_G=block_g, BLOCK_S=block_s, num_warps=4)
 
 
-@triton_op("atm_triton::axial_gather", mutates_args=())
+@triton_op("axial_gather")
 def _axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
     if not runs_kernels(x):
         return reference.axial_gather(x, offset, axis)
@@ -188,7 +188,7 @@ def _axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
     return y
 
 
-@triton_op("atm_triton::axial_gather_backward", mutates_args=())
+@triton_op("axial_gather_backward")
 def _axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str, deterministic: bool) -> tuple[Tensor, Tensor]:
     if not runs_kernels(x):
         return reference.axial_gather_backward(dy, x, offset, axis)

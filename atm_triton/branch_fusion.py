@@ -12,10 +12,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import wrap_triton
 
 from . import checks, launch, reference
-from ._triton import jit, register_flop_formula, runs_kernels, tl, triton
+from ._triton import jit, register_flop_formula, runs_kernels, tl, triton, triton_op
 
 
 @jit
@@ -103,7 +103,7 @@ def _formula(C: int, elements: int) -> dict[str, int]:
     return dict(BLOCK_N=max(1, elements // block_c), BLOCK_C=block_c, num_warps=4)
 
 
-@triton_op("atm_triton::branch_fusion", mutates_args=())
+@triton_op("branch_fusion")
 def _branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:
     if not runs_kernels(w):
         return reference.branch_fusion(w, h, c, logits)
@@ -119,7 +119,7 @@ def _branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:
     return y
 
 
-@triton_op("atm_triton::branch_fusion_backward", mutates_args=())
+@triton_op("branch_fusion_backward")
 def _branch_fusion_backward(dy: Tensor, w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not runs_kernels(w):
         return reference.branch_fusion_backward(dy, w, h, c, logits)

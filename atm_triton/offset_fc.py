@@ -15,10 +15,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import wrap_triton
 
 from . import checks, launch, reference
-from ._triton import jit, register_flop_formula, runs_kernels, tl, triton
+from ._triton import jit, register_flop_formula, runs_kernels, tl, triton, triton_op
 
 
 @jit
@@ -178,7 +178,7 @@ def configs(C: int, O: int, float32: bool) -> dict[str, dict[str, int]]:  # noqa
     )
 
 
-@triton_op("atm_triton::offset_fc", mutates_args=())
+@triton_op("offset_fc")
 def _offset_fc(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,7 +197,7 @@ def _offset_fc(
     return offset, mean, rstd
 
 
-@triton_op("atm_triton::offset_fc_backward", mutates_args=())
+@triton_op("offset_fc_backward")
 def _offset_fc_backward(
     doffset: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

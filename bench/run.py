@@ -14,6 +14,7 @@ import datetime
 import platform
 import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,6 @@ from pathlib import Path
 import atmnet
 import timm
 import torch
-import triton
 from published import assert_same, published
 from torch import nn
 
@@ -76,6 +76,14 @@ def peak_memory(step: Callable[[], None], device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 2**20
 
 
+def commit() -> str:
+    """What was measured; a plus sign: with changes that are not committed."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=12", "--dirty=+"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    return described.stdout.strip() or f"release {atm_triton.__version__}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atmnet-t")
@@ -110,10 +118,10 @@ def main() -> None:
 
     cpu = platform.processor() or platform.machine()
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
-    about = dict(device=device, torch=torch.__version__, triton=triton.__version__, atm_triton=atm_triton.__version__)
+    about = dict(device=device, torch=torch.__version__, triton=atm_triton.backend_info().triton, commit=commit())
     RESULTS.mkdir(exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") if args.device.type == "cuda" else "cpu"
-    file = RESULTS / f"{slug}-{datetime.date.today()}-{args.model}-{args.dtype}-{args.img_size}.csv"
+    file = RESULTS / f"{slug}-{datetime.date.today()}-{args.model}-{args.dtype}-{args.img_size}-batch{args.batch}.csv"
     with file.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [*rows[0], *about])
         writer.writeheader()

@@ -1,14 +1,17 @@
 """The table of cases: every operator, its definition, its inputs, and a wrong definition that the tests must tell from it.
 
-A new operator needs one row in OPERATORS; test_cases.py then checks it on every path, shape and dtype.
+A new operator needs one row in OPERATORS; test_cases.py then checks it on every path, shape and dtype, test_graphs.py what torch.compile
+makes of it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -79,8 +82,19 @@ class Operator:
     definition: Callable[..., Tensor]
     inputs: Callable[[Shape, torch.Generator], tuple[Tensor, ...]]
     wrong: Callable[..., Tensor]  # must be told from the definition
+    flops: Callable[[Shape], int]  # forward and backward, what the kernels compute and not what they compute again
+    writes: list[list[str]]  # per forward kernel, the arguments that it writes
+    writes_backward: list[list[str]]
+    writes_deterministic: list[list[str]] | None = None  # where the deterministic backward has kernels of its own
+    constants: tuple = ()  # what the registered operator takes after the tensors
 
 
+GATHER: dict[str, Any] = {
+    "flops": lambda shape: 12 * math.prod(shape.tokens),
+    "writes": [["y_ptr"]],
+    "writes_backward": [["doffset_ptr", "dx_ptr"]],
+    "writes_deterministic": [["doffset_ptr"], ["dx_ptr"]],
+}
 OPERATORS = {
     "offset_fc": Operator(
         "offset_fc",
@@ -88,6 +102,10 @@ OPERATORS = {
         reference.offset_fc,
         _offset_fc_inputs,
         lambda x, norm_weight, norm_bias, weight, bias: reference.offset_fc(x, norm_weight, norm_bias, weight, bias + 1),
+        flops=lambda shape: 6 * math.prod(shape.tokens) * 2 * shape.G,
+        writes=[["offset_ptr", "mean_ptr", "rstd_ptr"]],
+        writes_backward=[["dx_ptr"], ["product_ptr", "dbias_ptr"]],
+        constants=(1e-5,),
     ),
     "axial_gather_w": Operator(
         "axial_gather",
@@ -95,6 +113,8 @@ OPERATORS = {
         lambda x, offset: reference.axial_gather(x, offset, "w"),
         _gather_inputs,
         lambda x, offset: reference.axial_gather(x, offset + 1, "w"),
+        **GATHER,
+        constants=("w",),
     ),
     "axial_gather_h": Operator(
         "axial_gather",
@@ -102,6 +122,8 @@ OPERATORS = {
         lambda x, offset: reference.axial_gather(x, offset, "h"),
         _gather_inputs,
         lambda x, offset: reference.axial_gather(x, offset + 1, "h"),
+        **GATHER,
+        constants=("h",),
     ),
     "branch_fusion": Operator(
         "branch_fusion",
@@ -109,6 +131,9 @@ OPERATORS = {
         reference.branch_fusion,
         _fusion_inputs,
         lambda w, h, c, logits: reference.branch_fusion(h, w, c, logits),
+        flops=lambda shape: 14 * math.prod(shape.tokens),
+        writes=[["y_ptr"]],
+        writes_backward=[["dw_ptr", "dh_ptr", "dc_ptr", "partial_ptr"]],
     ),
 }
 

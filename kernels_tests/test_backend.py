@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,16 @@ def test_info_command(capsys):
     assert main(["info", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "pytorch" in printed and torch.__version__ in printed
+
+
+@pytest.mark.parametrize(
+    ("device", "says"), [("banana", r"banana is no device: .*banana"), ("cuda:99", r"there is no cuda:99 here; torch .* sees \d+ GPUs")]
+)
+@pytest.mark.parametrize("command", ["info", "selftest"])
+def test_devices_that_are_not_there(command, device, says, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "--device", device])
+    assert re.search(says, capsys.readouterr().err)
 
 
 def test_selftest_passes(capsys):
@@ -50,6 +61,8 @@ WITHOUT_TRITON = """
     atm_triton.ActiveTokenMixer(12, share=3)(x).sum().backward()
     assert x.grad.isfinite().all()
     info = atm_triton.backend_info()
+    import logging
+    assert all(logging.getLogger(name).level == logging.NOTSET for name in ("torch._library.triton", "torch.utils.flop_counter"))
     assert info.triton is None and info.backend == "pytorch" and "not installed" in info.reason
     print("fine")
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -26,6 +28,21 @@ def test_it_holds_both_packages_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"atm_triton", "atmnet"}
     assert {"atm_triton/py.typed", "atmnet/py.typed"} <= set(names)
+
+
+def test_it_asks_for_all_that_it_imports(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+    asked = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", archive.read(metadata).decode(), re.M)
+    imported = set()
+    for name in archive.namelist():
+        if name.endswith(".py"):
+            for node in ast.walk(ast.parse(archive.read(name))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module else []
+                imported |= {name.split(".")[0] for name in names}
+    # Triton is used where it is there.
+    assert imported - set(sys.stdlib_module_names) == {*asked, "atm_triton", "triton"}
 
 
 def test_a_model_runs_from_it(wheel, tmp_path):
