@@ -25,15 +25,15 @@ check: $(VENV)/installed  ## lint, format and types
 	$(BIN)/mypy
 	cd train && $(CURDIR)/$(BIN)/mypy imagenet.py demo.py
 
-# The oldest supported torch and Triton, on the kernel tests.
+# The oldest supported version of everything.
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install -q -U pip
 	.venv-oldest/bin/python -m pip install -q -c constraints-oldest.txt -e '.[test]'
 	touch $@
 
-test-oldest: .venv-oldest/installed  ## the kernel tests on the oldest supported torch and Triton
-	.venv-oldest/bin/python -m pytest -n 2 kernels_tests
+test-oldest: .venv-oldest/installed  ## all tests on the oldest supported torch, Triton and libraries
+	.venv-oldest/bin/python -m pytest -n 2
 
 # Installs nothing, so that it also runs where there is no network: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python
