@@ -1,7 +1,6 @@
 """What train/imagenet.py --eval measures, of checkpoints from here and from elsewhere."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,31 +10,12 @@ import timm
 import torch
 from common.errors import UsageError
 from loaders import InStep
+from official import to_official
 from PIL import Image
 from timm.data import ImageNetInfo
+from torch.nn.functional import one_hot
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
-
-PUBLISHED = [
-    (r"stem\.", r"patch_embed.proj."),
-    (r"stages\.(\d+)\.peg\.", r"pos_blocks.\1.proj."),
-    (r"stages\.(\d+)\.downsample\.", lambda m: f"blocks.{int(m[1]) - 1}.{(2, 2, 4, 2)[int(m[1]) - 1] - 1}.downsample.proj."),
-    (r"stages\.(\d+)\.blocks\.(\d+)\.offset\.norm_", r"blocks.\1.\2.offset_layer.0."),
-    (r"stages\.(\d+)\.blocks\.(\d+)\.offset\.", r"blocks.\1.\2.offset_layer.1."),
-    (r"stages\.(\d+)\.blocks\.(\d+)\.mixer\.fc_", r"blocks.\1.\2.atm.atm_"),
-    (r"stages\.(\d+)\.blocks\.(\d+)\.mixer\.logits\.", r"blocks.\1.\2.atm.fusion."),
-    (r"stages\.(\d+)\.blocks\.(\d+)\.mixer\.", r"blocks.\1.\2.atm."),
-    (r"stages\.(\d+)\.blocks\.", r"blocks.\1."),
-    (r"head\.fc\.", r"head."),
-]
-
-
-def published_name(name: str) -> str:
-    for ours, theirs in PUBLISHED:
-        renamed, found = re.subn("^" + ours, theirs, name)
-        if found:
-            return renamed
-    return name
 
 
 def test_eval_of_a_published_checkpoint_on_a_part_of_imagenet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,32 +23,16 @@ def test_eval_of_a_published_checkpoint_on_a_part_of_imagenet(tmp_path: Path, ca
     model = timm.create_model("atmnet_xt")
     model.head.fc.weight.data.zero_()
     names = ImageNetInfo("imagenet-1k").label_names()
-    weights = {}
-    for name, value in model.state_dict().items():
-        square = re.search(r"mixer\.fc_[hw]\.weight", name)
-        weights[published_name(name)] = value[:, :, None, None] if square else value
-    for answer, file in ((700, "model"), (400, "model_ema")):
-        bias = torch.zeros(1000)
-        bias[answer] = 1
-        weights = weights | {"head.bias": bias}
-        torch.save({"model": weights, file: weights}, tmp_path / f"{file}.pth")
-    torch.save({key: torch.load(tmp_path / f"{key}.pth")[key] for key in ("model", "model_ema")}, tmp_path / "published.pth")
+    weights = to_official(model)
+    answers = {"model": 700, "model_ema": 400}
+    content = {key: weights | {"head.bias": one_hot(torch.tensor(answer), 1000).float()} for key, answer in answers.items()}
+    torch.save(content, tmp_path / "published.pth")
     for index, count in ((2, 3), (400, 4), (700, 1)):
         (tmp_path / "data" / "val" / names[index]).mkdir(parents=True)
         for image in range(count):
             Image.new("RGB", (40, 40), (index % 255, 20 * image, 9)).save(tmp_path / "data" / "val" / names[index] / f"{image}.JPEG")
-    flags = [
-        "--eval",
-        str(tmp_path / "published.pth"),
-        "--data-dir",
-        str(tmp_path / "data"),
-        "--img-size",
-        "64",
-        "--workers",
-        "0",
-        "-b",
-        "3",
-    ]
+    flags = ["--eval", str(tmp_path / "published.pth"), "--data-dir", str(tmp_path / "data")]
+    flags += ["--img-size", "64", "--workers", "0", "-b", "3"]
     with pytest.raises(UsageError, match=r"does not say which model it is: give --model"):
         imagenet.main(flags)
     for more, top1 in (([], 12.5), (["--ema"], 50.0)):
