@@ -3,7 +3,8 @@
 python bench/run.py                       the README's table: ATMNet-T, 224 x 224, batch 4, float32, on the CPU
 python bench/run.py --device cuda --batch 128 --dtype bfloat16
 
-Refuses to time anything unless both formulations agree. Writes bench/results/<device>-<date>.csv and prints the table as Markdown.
+Refuses to time anything unless both formulations agree. Writes bench/results/<device>-<date>-<model>-<dtype>-<size>-batch<N>.csv and
+prints the table as Markdown.
 """
 
 from __future__ import annotations
@@ -78,10 +79,12 @@ def peak_memory(step: Callable[[], None], device: torch.device) -> float | None:
 
 def commit() -> str:
     """What was measured; a plus sign: with changes that are not committed."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty=+"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return described.stdout.strip() or f"release {atm_triton.__version__}"
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except OSError:  # no git here
+        described = ""
+    return described or f"release {atm_triton.__version__}"
 
 
 def main() -> None:

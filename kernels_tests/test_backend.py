@@ -42,8 +42,23 @@ def test_selftest_passes(capsys):
     assert "all operators are right" in capsys.readouterr().out
 
 
-def test_selftest_can_fail(capsys, monkeypatch):
-    broken = (lambda x, o: axial_gather(x, o + 0.01, "w"), *selftest.OPERATORS["axial_gather w"][1:])
+class NaNGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return torch.full_like(dy, float("nan"))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x, o: axial_gather(x, o + 0.01, "w"), lambda x, o: axial_gather(x, NaNGradient.apply(o), "w")],
+    ids=["offset", "NaN gradient"],
+)
+def test_selftest_can_fail(function, capsys, monkeypatch):
+    broken = (function, *selftest.OPERATORS["axial_gather w"][1:])
     monkeypatch.setitem(selftest.OPERATORS, "axial_gather w", broken)
     assert main(["selftest", "--device", "cpu"]) == 1
     printed = capsys.readouterr().out

@@ -8,10 +8,13 @@ import imagenet
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from common.errors import UsageError
-from loaders import InStep
+from images import BrokenImages, Images
+from loaders import Evaluator, InStep
 from official import to_official
 from PIL import Image
+from recipe import parse
 from timm.data import ImageNetInfo
 from torch.nn.functional import one_hot
 
@@ -57,19 +60,46 @@ def test_an_evaluation_is_as_the_checkpoint_was_trained(small_run: Callable[...,
 
 
 class Peers:
-    """An accelerator among processes of which `totals` have one more batch at each step."""
+    """An accelerator among other processes, of which so many have one more batch at each step."""
 
     device = torch.device("cpu")
 
-    def __init__(self, totals: list[float]) -> None:
-        self.totals = iter(totals)
+    def __init__(self, others: list[float]) -> None:
+        self.others = iter(others)
 
     def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
-        return torch.tensor(next(self.totals))
+        assert reduction == "sum"
+        return tensor + next(self.others)
 
 
 def test_a_stream_that_ends_early_stays_in_step_with_the_others() -> None:
     batch = (torch.ones(4, 3, 8, 8), torch.zeros(4), [])
-    given = list(InStep([batch, batch], torch.zeros(1, 3, 8, 8), Peers([2, 2, 1, 1, 0])))
+    given = list(InStep([batch, batch], torch.zeros(1, 3, 8, 8), Peers([1, 0, 2, 1, 0])))
     assert [images.shape[0] for images, _, _ in given] == [4, 4, 1, 1]
     assert [targets.tolist() for _, targets, _ in given[2:]] == [[-1], [-1]]
+
+
+class StopNow(Exception):
+    pass
+
+
+def test_an_evaluation_can_be_stopped(fresh_accelerate: None) -> None:
+    images = Images([(Image.new("RGB", (32, 32)), 0)] * 50, None)
+    args = parse(["--batch-size", "2", "--img-size", "32", "--workers", "0"])
+    accelerator = Accelerator(cpu=True)
+    evaluator = Evaluator(images, args, accelerator, (0.5,) * 3, (0.5,) * 3, BrokenImages(accelerator, 0, 50))
+    seen: list[int] = []
+
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            return x.mean((2, 3))
+
+    def pulse() -> None:
+        raise StopNow
+
+    with pytest.raises(StopNow):
+        evaluator({"": Model()}, pulse)
+    assert 0 < sum(seen) < 50
+    seen.clear()
+    assert evaluator({"": Model()})[""]["images"] == sum(seen) == 50

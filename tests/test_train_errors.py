@@ -48,6 +48,7 @@ def test_no_data() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        ("--color-jitter -1", r"--color-jitter -1.0: it must be at least 0"),
         ("--seed -1", r"--seed -1: it must be at least 0"),
         ("--aa nonsense", r"--aa nonsense: timm knows no such augmentation"),
         ("--opt nope", r"--opt nope: .*not found"),
@@ -101,7 +102,7 @@ def test_broken_images_are_named_and_skipped_up_to_a_limit(data: Path, tmp_path:
     assert said.count(f"skipped: cannot read {broken}") == 1
     assert said.count(f"skipped: cannot read {data / 'val' / 'dog' / '1.jpg'}") == 1
     assert ",11.0," in (tmp_path / "run" / "summary.csv").read_text()  # the unreadable one is not counted
-    with pytest.raises(RunError, match=r"1 images cannot be read, more than --max-broken allows: .*3\.jpg"):
+    with pytest.raises(RunError, match=r"1 images cannot be read, more than --max-broken 0 allows: .*3\.jpg"):
         train(data, tmp_path / "strict", "--aug-repeats", 0, "--max-broken", 0)
 
 
@@ -123,6 +124,8 @@ def test_a_checkpoint_of_another_run(data: Path, tmp_path: Path) -> None:
         train(data, tmp_path / "other", "--init-from", tmp_path / "run", "--model", "test_convnext3")
     with pytest.raises(UsageError, match=r"trained with EMA: give the same --model-ema-decay"):
         train(data, tmp_path / "other", "--resume", tmp_path / "run", "--model-ema-decay", 0)
+    with pytest.raises(UsageError, match=r"another optimizer: opt adamw -> sgd"):
+        train(data, tmp_path / "other", "--resume", tmp_path / "run", "--opt", "sgd")
     three = make_data(tmp_path / "three", ("cat", "dog", "emu"))
     with pytest.raises(UsageError, match=r"of another run: num_classes 2 -> 3"):
         train(three, tmp_path / "other", "--resume", tmp_path / "run")
@@ -190,11 +193,15 @@ def test_files_that_hold_no_weights(data: Path, tmp_path: Path) -> None:
             imagenet.main(["--eval", str(path), "--data-dir", str(data)])
 
 
-def test_no_validation_image_can_be_read(data: Path, tmp_path: Path) -> None:
+def test_no_image_can_be_read(data: Path, tmp_path: Path) -> None:
     for path in (data / "val").rglob("*.jpg"):
+        path.unlink() if path.stem == "0" else path.write_text("not an image")
+    with pytest.raises(RunError, match=r"none of the 10 validation images could be read"):
+        train(data, tmp_path / "first", "--aug-repeats", 0)
+    for path in (data / "train").rglob("*.jpg"):
         path.write_text("not an image")
-    with pytest.raises(RunError, match=r"12 images cannot be read, more than --max-broken allows"):
-        train(data, tmp_path / "run", "--aug-repeats", 0)
+    with pytest.raises(RunError, match=r"none of the 12 images can be read"):
+        train(data, tmp_path / "second", "--aug-repeats", 0)
 
 
 def test_weights_that_are_not_finite_are_not_saved(data: Path, tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import imagenet
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from common.engine import updates_between_checks
 from common.errors import RunError, UsageError
 from common.files import write_atomically
 from common.history import Table
 from common.progress import lines
 from common.sampling import GlobalBatchSampler, SampleKey
-from images import TrainImages, class_indices
+from images import BrokenImages, TrainImages, class_indices
 from loaders import mend_posterize, score
 from PIL import Image
 from recipe import learning_rate, parse
@@ -133,7 +134,7 @@ def test_classes_of_a_part_of_imagenet() -> None:
 
 
 def test_a_table_drops_what_will_be_run_again_and_a_line_cut_off(tmp_path: Path) -> None:
-    (tmp_path / "steps.csv").write_text("update,loss\n1,0.5\n2,0.25\n3,0.125\n4,0.")
+    (tmp_path / "steps.csv").write_text("update,loss\n1,0.5\n2,0.25\n3,0.125\n2")
     table = Table(tmp_path / "steps.csv")
     table.start(lambda row: row["update"] <= 2)
     table.append({"update": 3, "loss": 0.1})
@@ -196,6 +197,34 @@ def test_a_compiled_model_keeps_clean_names_and_bf16_trains(
     names = set(timm.create_model("test_convnext").state_dict())
     assert set(state["model"]) == set(state["ema"]) == names
     assert {value.dtype for value in state["model"].values()} == {torch.float32}
+
+
+def test_ema_moves_once_per_update(small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    update = imagenet.ModelEmaV3.update
+    monkeypatch.setattr(imagenet.ModelEmaV3, "update", lambda self, model, step: (steps.append(step), update(self, model, step))[1])
+    small_run(two_classes, tmp_path / "run", "--grad-accum-steps", "2", "-b", "2", "--model-ema-warmup")
+    assert steps == [1, 2, 3, 4]
+
+
+def test_an_image_without_a_file_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Pillow's message holds the address of the stream that it could not read: another each time."""
+    broken = BrokenImages(Accelerator(cpu=True), 1, 10)
+    for address in ("0x1", "0x2"):
+        broken.note([("image number 3", f"cannot identify <BytesIO object at {address}>")])
+        broken.settle()
+    assert capsys.readouterr().out.count("skipped: cannot read image number 3") == 1
+
+
+def test_state_in_the_parameter_groups_is_resumed(small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:
+    """Lookahead counts its steps there: every sixth is another."""
+    flags = ["--opt", "lookahead_adamw", "--sched", "step"]
+    small_run(two_classes, tmp_path / "whole", *flags, "--epochs", "4")
+    small_run(two_classes, tmp_path / "parts", *flags, "--epochs", "2")
+    small_run(two_classes, tmp_path / "parts", *flags, "--epochs", "4", "--resume", "auto")
+    whole, parts = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["optimizer"]["param_groups"][0]["lookahead_step"] == parts["optimizer"]["param_groups"][0]["lookahead_step"] > 6
+    assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
 
 
 def test_a_dataset_by_name(small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common.sampling import GlobalBatchSampler
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
+from timm.data import create_dataset
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = str(ROOT / "train" / "imagenet.py")
@@ -145,7 +147,7 @@ def test_a_run_leaves_its_files(uninterrupted: Path) -> None:
     assert epochs[1]["train_loss"] == pytest.approx(np.mean(losses(uninterrupted)[9:18]))
 
 
-def test_ema_has_clean_names_and_moves_on_updates_only(uninterrupted: Path) -> None:
+def test_ema_has_clean_names_and_moves(uninterrupted: Path) -> None:
     state = torch.load(uninterrupted / "last.pt", weights_only=True)
     assert list(state["ema"]) == list(state["model"])
     assert not [name for name in state["ema"] if name.startswith(("module.", "_orig_mod."))]
@@ -233,6 +235,32 @@ def test_the_number_of_processes_does_not_matter(images: Path, tmp_path: Path) -
             assert ours["val_images"] == 40 and ours["val_top1"] == theirs["val_top1"]
             assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
     assert rows(tmp_path / "one")[0]["lr"] == pytest.approx(0.05 * 16 / 1024)
+
+
+def test_what_one_process_cannot_read_ends_all(tmp_path: Path) -> None:
+    data = draw_images(tmp_path / "images", per_class=8)
+    sampler = GlobalBatchSampler(32, 4, 1, num_processes=2, process_index=1, seed=42)
+    files = create_dataset("", root=str(data / "train"), search_split=False).reader.samples
+    Path(files[next(iter(sampler))[0].index][0]).write_text("not an image")  # the second process meets it
+    flags = [
+        *TINY,
+        "--data-dir",
+        data,
+        "--epochs",
+        1,
+        "--batch-size",
+        4,
+        "--aug-repeats",
+        0,
+        "--max-broken",
+        0,
+        "--output",
+        tmp_path / "run",
+    ]
+    said = run(*flags, processes=2, status=1)
+    assert "error: 1 images cannot be read, more than --max-broken 0 allows" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())  # which the first process writes
+    assert not summary["finished"] and len(summary["unreadable"]) == 1 and "cannot be read" in summary["error"]
 
 
 FSDP2_ON_CPU = """

@@ -19,7 +19,7 @@ from common.report import device_name, draw_curves, versions, write_json
 from common.runtime import check_runtime_flags, make_accelerator, start_trackers
 from common.seeding import seed_everything
 from common.weights import load_weights, read_weights, shorten
-from images import NO_DATA, Batch, BrokenImages, Images, open_split
+from images import NO_DATA, BrokenImages, Images, open_split
 from loaders import Evaluator, TrainLoader
 from recipe import as_trained, learning_rate, parse, recipe_of
 from timm.data import Mixup
@@ -62,7 +62,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.compile:
         model.compile()
     mean, std = normalisation(model)
-    broken = BrokenImages(args.max_broken, len(images.source))
+    broken = BrokenImages(accelerator, args.max_broken, len(images.source))
     began = time.perf_counter()
     result = Evaluator(images, args, accelerator, mean, std, broken)({"model": model})["model"]
     seconds = time.perf_counter() - began
@@ -74,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> None:
         report = {"checkpoint": weights.source, "model": name, "ema": args.ema, "img_size": args.img_size, "crop_pct": args.crop_pct}
         write_json(
             Path(args.output) / "eval.json",
-            report | result | {"seconds": seconds, "unreadable": list(broken.names), "versions": versions()},
+            report | result | {"seconds": seconds, "unreadable": broken.found, "versions": versions()},
         )
     end_quietly(accelerator)
 
@@ -102,8 +102,8 @@ def train(args: argparse.Namespace) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
 
     mean, std = normalisation(model)
-    broken = BrokenImages(args.max_broken, len(images.source))
-    loader = TrainLoader(images, args, accelerator, mean, std)
+    broken = BrokenImages(accelerator, args.max_broken, len(images.source))
+    loader = TrainLoader(images, args, accelerator, mean, std, broken)
     evaluator = Evaluator(val_images, args, accelerator, mean, std, broken)
     lr = learning_rate(args, loader.images_per_update)
     optimizer = make_optimizer(args, model, lr)
@@ -157,7 +157,7 @@ def train(args: argparse.Namespace) -> None:
         log_interval=args.log_interval,
     )
     checkpointer = Checkpointer(accelerator, model, ema.module if ema is not None else None, optimizer, output, meta)
-    engine = Engine(accelerator, plan, model, optimizer, scheduler, ema, checkpointer)
+    engine = Engine(accelerator, plan, model, optimizer, scheduler, ema, checkpointer, broken)
     if resume is not None:
         for note in engine.resume(resume):
             accelerator.print(note)
@@ -177,20 +177,19 @@ def train(args: argparse.Namespace) -> None:
     stopped = False
     facts: dict[str, Any] = {"parameters": parameters, "finished": False}
     try:
-        engine.fit(loader.batches, batch_loss, evaluate_models, on_batch=lambda batch: broken.note(batch[2]))
+        engine.fit(loader.batches, batch_loss, evaluate_models)
         facts["finished"] = True
     except Stopped:
         stopped = True
     except RunError as error:
         if accelerator.is_main_process:
             with suppress(RunError, OSError):  # such as the full disk that this is about
-                finish(args, accelerator, engine, facts | {"error": str(error), "unreadable": list(broken.names)})
+                finish(args, accelerator, engine, facts | {"error": str(error), "unreadable": broken.found})
             for tracker in accelerator.trackers:
                 tracker.finish()
         raise
-    broken.share(accelerator)
     if accelerator.is_main_process:
-        finish(args, accelerator, engine, facts | {"unreadable": list(broken.names)})
+        finish(args, accelerator, engine, facts | {"unreadable": broken.found})
         if stopped:
             asked = f" ({engine.stop.signal.name})" if engine.stop.signal else ""
             print(f"stopped{asked} after update {engine.progress.updates}; go on with the same command and --resume {output}", flush=True)
@@ -246,8 +245,8 @@ def make_batch_loss(args: argparse.Namespace, num_classes: int, engine: Engine) 
         )
     criterion = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(args.smoothing)
 
-    def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
-        images, targets, _ = batch
+    def batch_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, targets = batch
         if mixup is not None:
             mixup.mixup_enabled = not args.mixup_off_epoch or engine.progress.epoch < args.mixup_off_epoch
             images, targets = mixup(images, targets)

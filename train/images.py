@@ -26,7 +26,8 @@ NO_DATA = (
     "or --dataset NAME. No data at hand? `make demo` trains on images that come with it"
 )
 
-Batch = tuple[Tensor, Tensor, list[str]]  # images, targets (-1: unreadable), names of unreadable files
+Unreadable = tuple[str, str]  # the name of an image, and why
+Batch = tuple[Tensor, Tensor, list[Unreadable]]  # images, targets (-1: unreadable), what could not be read on the way
 
 
 def split_folder(root: Path, split: str) -> Path:
@@ -130,7 +131,7 @@ def image_name(source: Any, index: int) -> str:
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files of the various formats
 
 
-class TrainImages(Dataset[tuple[Tensor, int, list[str]]]):
+class TrainImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
     """Augments each sample with random numbers of its own; in place of an unreadable image comes the next readable one."""
 
     def __init__(self, source: Any, transform: Any, seed: int, max_broken: int) -> None:
@@ -139,21 +140,21 @@ class TrainImages(Dataset[tuple[Tensor, int, list[str]]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, list[str]]:
-        broken: list[str] = []
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, list[Unreadable]]:
+        broken: list[Unreadable] = []
         for offset in range(min(self.max_broken + 1, len(self))):
             index = (key.index + offset) % len(self)
             try:
                 image, target = read_image(self.source, index)
             except UNREADABLE as error:
-                broken.append(f"{image_name(self.source, index)} ({error})")
+                broken.append((image_name(self.source, index), str(error)))
                 continue
             seed_sample(self.seed, SAMPLE, key.epoch, key.position)
             return self.transform(image), target, broken
         return self.transform(Image.new("RGB", (1, 1))), -1, broken  # more than may be broken: the training process says so and ends
 
 
-class ValImages(Dataset[tuple[Tensor, int, list[str]]]):
+class ValImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
     """Every image once; an unreadable one gets the target -1, which is not counted."""
 
     def __init__(self, source: Any, transform: Any, img_size: int) -> None:
@@ -162,15 +163,15 @@ class ValImages(Dataset[tuple[Tensor, int, list[str]]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, list[str]]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, list[Unreadable]]:
         try:
             image, target = read_image(self.source, index)
         except UNREADABLE as error:
-            return torch.zeros(3, self.img_size, self.img_size), -1, [f"{image_name(self.source, index)} ({error})"]
+            return torch.zeros(3, self.img_size, self.img_size), -1, [(image_name(self.source, index), str(error))]
         return self.transform(image), target, []
 
 
-def collate(samples: list[tuple[Tensor, int, list[str]]]) -> Batch:
+def collate(samples: list[tuple[Tensor, int, list[Unreadable]]]) -> Batch:
     images, targets = default_collate([sample[:2] for sample in samples])
     return images, targets, [name for sample in samples for name in sample[2]]
 
@@ -181,27 +182,28 @@ def collate_streamed(samples: list[tuple[Tensor, int]]) -> Batch:
 
 
 class BrokenImages:
-    """Names each unreadable image once, and gives up when there are more than `limit`, or nothing but such."""
+    """Names each unreadable image once, and gives up, on every process alike, when there are too many or nothing but such."""
 
-    def __init__(self, limit: int, images: int) -> None:
-        self.limit = min(limit, images - 1)
-        self.names: dict[str, None] = {}  # in order
+    def __init__(self, accelerator: Accelerator, allowed: int, images: int) -> None:
+        self.accelerator, self.allowed, self.images = accelerator, allowed, images
+        self.found: dict[str, str] = {}  # why, by name
+        self.news = False
 
-    def note(self, names: list[str]) -> None:
-        for name in names:
-            if name in self.names:
-                continue
-            self.names[name] = None
-            print(f"skipped: cannot read {' '.join(name.split())}", flush=True)
-        self.check()
+    def note(self, unreadable: list[Unreadable]) -> None:
+        for name, why in unreadable:
+            if name not in self.found:
+                self.found[name], self.news = why, True
+                print(f"skipped: cannot read {name} ({' '.join(why.split())})", flush=True)
 
-    def share(self, accelerator: Accelerator) -> None:
+    def settle(self) -> None:
         """Brings together what each process has met. Every process must call it."""
-        self.names = dict.fromkeys(gather_object(list(self.names)))
-
-    def check(self) -> None:
-        if len(self.names) > self.limit:
+        self.found, self.news = dict(gather_object(list(self.found.items()))), False
+        if len(self.found) <= min(self.allowed, self.images - 1):
+            return
+        names = shorten(list(self.found))
+        if len(self.found) > self.allowed:
             raise RunError(
-                f"{len(self.names)} images cannot be read, more than --max-broken allows: {shorten(list(self.names))}. "
-                "Repair or remove them, or give a larger --max-broken, and go on with --resume"
+                f"{len(self.found)} images cannot be read, more than --max-broken {self.allowed} allows: {names}. "
+                "Repair or remove them, or give a larger --max-broken (a training goes on with --resume)"
             )
+        raise RunError(f"none of the {self.images} images can be read: {names}")

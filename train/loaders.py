@@ -74,8 +74,10 @@ def training_transform(args: argparse.Namespace, mean: Any, std: Any) -> Any:
 class TrainLoader:
     """The micro-batches of any epoch from any place on."""
 
-    def __init__(self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any) -> None:
-        self.images, self.args, self.accelerator = images, args, accelerator
+    def __init__(
+        self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages
+    ) -> None:
+        self.images, self.args, self.accelerator, self.broken = images, args, accelerator, broken
         self.sampler: GlobalBatchSampler | None = None
         transform = training_transform(args, mean, std)
         options = loader_options(args, accelerator, keep_workers=True)
@@ -108,7 +110,7 @@ class TrainLoader:
                 "give a smaller --batch-size"
             )
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         if self.sampler is not None:
             self.sampler.set_epoch(epoch, start)
         else:
@@ -119,8 +121,10 @@ class TrainLoader:
                     "a streamed data set cannot be entered in the middle: its epoch begins again for the updates that are left"
                 )
         while True:
-            for images, targets, broken in self.loader:
-                yield self._move(images), self._move(targets), broken
+            for images, targets, unreadable in self.loader:
+                self.broken.note(unreadable)
+                # Where nothing could be read the target is -1; the run is about to end, and the other processes wait for this update.
+                yield self._move(images), self._move(targets.clamp(min=0))
             # A stream may end a little early on one process; the others must not wait for it. A sampler never gets here.
 
     def _move(self, tensor: Tensor) -> Tensor:
@@ -197,6 +201,7 @@ class Evaluator:
                 self.broken.note(unreadable)
                 if number % 20 == 19:
                     pulse()
+                    self.broken.settle()
                 images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
                 for name, model in models.items():
                     with self.accelerator.autocast():
@@ -206,8 +211,7 @@ class Evaluator:
         finally:
             for name, model in models.items():
                 model.train(training[name])
-        self.broken.share(self.accelerator)
-        self.broken.check()
+        self.broken.settle()
         results = {}
         for name, total in sums.items():
             loss, top1, top5, count = (self.accelerator.reduce(total, "sum") if self.streamed else total).tolist()

@@ -26,6 +26,9 @@ from .errors import RunError, UsageError
 from .files import write_atomically
 from .weights import check_fits, metadata_strings, shorten
 
+# Of an optimizer's parameter groups, which also hold state.
+HYPERPARAMETERS = ("lr", "initial_lr", "lr_scale", "weight_decay", "momentum")
+
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -106,7 +109,7 @@ class Checkpointer:
         if self.ema is not None:
             set_model_state_dict(self.ema, state["ema"], options=FULL)
         # What was given now counts (a change is told): loading puts the checkpoint's values into the parameter groups too.
-        given = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
+        given = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in self.optimizer.param_groups]
         set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=FULL)
         for group, values in zip(self.optimizer.param_groups, given, strict=True):
             group.update(values)
@@ -127,6 +130,8 @@ def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list
         raise UsageError(f"{path} is of another run: {', '.join(other)}")
     if then["classes"] != meta["classes"]:
         raise UsageError(f"{path} was trained on other classes: {shorten(then['classes'])}; here {shorten(meta['classes'])}")
+    if other := changed({"opt": then["recipe"].get("opt")}, meta["recipe"]):
+        raise UsageError(f"{path} holds the state of another optimizer: {', '.join(other)}. Give the same --opt, or --init-from {path}")
     order = changed(then["order"], meta["order"])
     if order and state["progress"]["update"]:
         raise UsageError(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -58,6 +58,15 @@ class Plan:
     log_interval: int = 50
 
 
+class Watch(Protocol):
+    """What one process notices and all must know."""
+
+    news: bool
+
+    def settle(self) -> None:
+        """Called on every process once one has news; it may raise."""
+
+
 class Engine:
     """Owns the run from the first update to the last."""
 
@@ -70,6 +79,7 @@ class Engine:
         scheduler: Scheduler,
         ema: ModelEmaV3 | None,
         checkpointer: Checkpointer,
+        watch: Watch,
     ) -> None:
         self.accelerator = accelerator
         self.plan = plan
@@ -79,6 +89,7 @@ class Engine:
         self.scheduler = scheduler  # of timm, not prepared: Accelerate would step it once per process
         self.ema = ema
         self.checkpointer = checkpointer
+        self.watch = watch
         self.stop = Stop()
         self.progress = Progress()
         self.saved_at: int | None = None
@@ -102,7 +113,6 @@ class Engine:
         batches: Callable[[int, int], Iterator[Batch]],
         batch_loss: Callable[[nn.Module, Batch], Tensor],
         evaluate: Evaluate,
-        on_batch: Callable[[Batch], None] = lambda batch: None,
     ) -> None:
         """`batches(epoch, start)` yields the micro-batches of an epoch from number `start` on. Raises `Stopped` when asked to stop."""
         if self.accelerator.is_main_process:
@@ -111,7 +121,7 @@ class Engine:
             self.epochs.start((lambda row: row["epoch"] < progress.epoch) if resumed else None)
         with self.stop:
             while self.progress.epoch < self.plan.epochs:
-                self._train_epoch(batches, batch_loss, on_batch)
+                self._train_epoch(batches, batch_loss)
                 if self.saved_at != self.progress.updates:
                     self.save()  # an evaluation takes long enough to be interrupted
                 self._end_epoch(evaluate)
@@ -128,7 +138,6 @@ class Engine:
         self,
         batches: Callable[[int, int], Iterator[Batch]],
         batch_loss: Callable[[nn.Module, Batch], Tensor],
-        on_batch: Callable[[Batch], None],
     ) -> None:
         plan, progress, accelerator = self.plan, self.progress, self.accelerator
         self.model.train()
@@ -147,7 +156,7 @@ class Engine:
         try:
             while progress.update < plan.updates_per_epoch:
                 lr = self._set_lr()
-                loss = self._update(source, batch_loss, on_batch, line)
+                loss = self._update(source, batch_loss, line)
                 progress.update += 1
                 progress.updates += 1
                 progress.images += plan.images_per_update
@@ -171,7 +180,6 @@ class Engine:
         self,
         source: Iterator[Batch],
         batch_loss: Callable[[nn.Module, Batch], Tensor],
-        on_batch: Callable[[Batch], None],
         line: ProgressLine,
     ) -> Tensor:
         """One optimizer step; the loss is the mean over this process's micro-batches."""
@@ -180,7 +188,6 @@ class Engine:
             waiting = time.perf_counter()
             batch = next(source)
             line.waited += time.perf_counter() - waiting
-            on_batch(batch)
             seed_everything(self.plan.seed, STEP, self.progress.updates, micro, self.accelerator.process_index)
             with self.accelerator.accumulate(self.model):
                 loss = batch_loss(self.model, batch)
@@ -196,8 +203,8 @@ class Engine:
 
     def _check(self, unchecked: list[tuple[float, Tensor]], line: ProgressLine) -> bool:
         """Brings the last losses together, logs them, refuses to go on from a non-finite one; True: stop now, on every process."""
-        own = torch.tensor([float(self.stop.requested), self.seconds_per_update], device=self.accelerator.device).unbind()
-        *losses, stop, seconds = self.accelerator.reduce(torch.stack([*(loss for _, loss in unchecked), *own]), "mean").tolist()
+        own = torch.tensor([self.stop.requested, self.watch.news, self.seconds_per_update], device=self.accelerator.device).unbind()
+        *losses, stop, news, seconds = self.accelerator.reduce(torch.stack([*(loss for _, loss in unchecked), *own]), "mean").tolist()
         if self.accelerator.device.type != "cpu":
             self.check_every = updates_between_checks(seconds)
         first = self.progress.updates - len(losses) + 1
@@ -220,6 +227,8 @@ class Engine:
                 },
                 step=self.progress.updates,
             )
+        if news > 0:
+            self.watch.settle()
         return stop > 0
 
     def _lost(self, loss: float, update: int) -> str:
