@@ -242,25 +242,12 @@ def test_what_one_process_cannot_read_ends_all(tmp_path: Path) -> None:
     sampler = GlobalBatchSampler(32, 4, 1, num_processes=2, process_index=1, seed=42)
     files = create_dataset("", root=str(data / "train"), search_split=False).reader.samples
     Path(files[next(iter(sampler))[0].index][0]).write_text("not an image")  # the second process meets it
-    flags = [
-        *TINY,
-        "--data-dir",
-        data,
-        "--epochs",
-        1,
-        "--batch-size",
-        4,
-        "--aug-repeats",
-        0,
-        "--max-broken",
-        0,
-        "--output",
-        tmp_path / "run",
-    ]
-    said = run(*flags, processes=2, status=1)
+    flags = [*TINY, "--data-dir", data, "--epochs", 1, "--batch-size", 4, "--aug-repeats", 0, "--max-broken", 0]
+    said = run(*flags, "--output", tmp_path / "run", processes=2, status=1)
     assert "error: 1 images cannot be read, more than --max-broken 0 allows" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())  # which the first process writes
     assert not summary["finished"] and len(summary["unreadable"]) == 1 and "cannot be read" in summary["error"]
+    assert summary["updates"] == 1
 
 
 FSDP2_ON_CPU = """

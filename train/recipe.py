@@ -131,18 +131,8 @@ def check(args: argparse.Namespace) -> None:
         "num_classes": 1,
         "lr_base_size": 1,
     }
-    not_negative = (
-        "warmup_epochs",
-        "cooldown_epochs",
-        "max_broken",
-        "aug_repeats",
-        "mixup",
-        "cutmix",
-        "color_jitter",
-        "weight_decay",
-        "lr",
-    )
-    at_least |= dict.fromkeys(not_negative, 0)
+    not_negative = ("warmup_epochs", "cooldown_epochs", "max_broken", "aug_repeats", "mixup", "cutmix", "color_jitter")
+    at_least |= dict.fromkeys([*not_negative, "weight_decay", "lr"], 0)
     for name, least in at_least.items():
         value = getattr(args, name)
         if value is not None and value < least:
