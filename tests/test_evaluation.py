@@ -87,7 +87,7 @@ def test_an_evaluation_can_be_stopped(fresh_accelerate: None) -> None:
     images = Images([(Image.new("RGB", (32, 32)), 0)] * 50, None)
     args = parse(["--batch-size", "2", "--img-size", "32", "--workers", "0"])
     accelerator = Accelerator(cpu=True)
-    evaluator = Evaluator(images, args, accelerator, (0.5,) * 3, (0.5,) * 3, BrokenImages(accelerator, 0, 50))
+    evaluator = Evaluator(images, args, accelerator, (0.5,) * 3, (0.5,) * 3, BrokenImages(0, 50))
     seen: list[int] = []
 
     class Model(torch.nn.Module):

@@ -11,7 +11,6 @@ import imagenet
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
 from common.engine import updates_between_checks
 from common.errors import RunError, UsageError
 from common.files import write_atomically
@@ -209,7 +208,7 @@ def test_ema_moves_once_per_update(small_run: SmallRun, two_classes: Path, tmp_p
 
 def test_an_image_without_a_file_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Pillow's message holds the address of the stream that it could not read: another each time."""
-    broken = BrokenImages(Accelerator(cpu=True), 1, 10)
+    broken = BrokenImages(1, 10)
     for address in ("0x1", "0x2"):
         broken.note([("image number 3", f"cannot identify <BytesIO object at {address}>")])
         broken.settle()

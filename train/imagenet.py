@@ -62,7 +62,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.compile:
         model.compile()
     mean, std = normalisation(model)
-    broken = BrokenImages(accelerator, args.max_broken, len(images.source))
+    broken = BrokenImages(args.max_broken, len(images.source))
     began = time.perf_counter()
     result = Evaluator(images, args, accelerator, mean, std, broken)({"model": model})["model"]
     seconds = time.perf_counter() - began
@@ -102,7 +102,7 @@ def train(args: argparse.Namespace) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
 
     mean, std = normalisation(model)
-    broken = BrokenImages(accelerator, args.max_broken, len(images.source))
+    broken = BrokenImages(args.max_broken, len(images.source))
     loader = TrainLoader(images, args, accelerator, mean, std, broken)
     evaluator = Evaluator(val_images, args, accelerator, mean, std, broken)
     lr = learning_rate(args, loader.images_per_update)
@@ -174,13 +174,12 @@ def train(args: argparse.Namespace) -> None:
     def evaluate_models(models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
         return evaluator(models, engine.stop_during_evaluation)
 
-    stopped = False
     facts: dict[str, Any] = {"parameters": parameters, "finished": False}
     try:
         engine.fit(loader.batches, batch_loss, evaluate_models)
         facts["finished"] = True
     except Stopped:
-        stopped = True
+        pass
     except RunError as error:
         if accelerator.is_main_process:
             with suppress(RunError, OSError):  # such as the full disk that this is about
@@ -190,7 +189,7 @@ def train(args: argparse.Namespace) -> None:
         raise
     if accelerator.is_main_process:
         finish(args, accelerator, engine, facts | {"unreadable": broken.found})
-        if stopped:
+        if not facts["finished"]:
             asked = f" ({engine.stop.signal.name})" if engine.stop.signal else ""
             print(f"stopped{asked} after update {engine.progress.updates}; go on with the same command and --resume {output}", flush=True)
     end_quietly(accelerator)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from common.errors import RunError, UsageError
 from common.sampling import SampleKey
@@ -184,8 +183,8 @@ def collate_streamed(samples: list[tuple[Tensor, int]]) -> Batch:
 class BrokenImages:
     """Names each unreadable image once, and gives up, on every process alike, when there are too many or nothing but such."""
 
-    def __init__(self, accelerator: Accelerator, allowed: int, images: int) -> None:
-        self.accelerator, self.allowed, self.images = accelerator, allowed, images
+    def __init__(self, allowed: int, images: int) -> None:
+        self.allowed, self.images = allowed, images
         self.found: dict[str, str] = {}  # why, by name
         self.news = False
 
