@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from common.engine import Stopped
 from common.errors import UsageError
 from images import BrokenImages, Images
 from loaders import Evaluator, InStep
@@ -79,10 +80,6 @@ def test_a_stream_that_ends_early_stays_in_step_with_the_others() -> None:
     assert [targets.tolist() for _, targets, _ in given[2:]] == [[-1], [-1]]
 
 
-class StopNow(Exception):
-    pass
-
-
 def test_an_evaluation_can_be_stopped(fresh_accelerate: None) -> None:
     images = Images([(Image.new("RGB", (32, 32)), 0)] * 50, None)
     args = parse(["--batch-size", "2", "--img-size", "32", "--workers", "0"])
@@ -96,9 +93,9 @@ def test_an_evaluation_can_be_stopped(fresh_accelerate: None) -> None:
             return x.mean((2, 3))
 
     def pulse() -> None:
-        raise StopNow
+        raise Stopped
 
-    with pytest.raises(StopNow):
+    with pytest.raises(Stopped):
         evaluator({"": Model()}, pulse)
     assert 0 < sum(seen) < 50
     seen.clear()

@@ -205,7 +205,7 @@ class Engine:
         """Brings the last losses together, logs them, refuses to go on from a non-finite one; True: stop now, on every process."""
         own = torch.tensor([self.stop.requested, self.watch.news, self.seconds_per_update], device=self.accelerator.device).unbind()
         *losses, stop, news, seconds = self.accelerator.reduce(torch.stack([*(loss for _, loss in unchecked), *own]), "mean").tolist()
-        if self.accelerator.device.type != "cpu":
+        if self.accelerator.device.type != "cpu":  # where nothing is queued, and every update can be checked
             self.check_every = updates_between_checks(seconds)
         first = self.progress.updates - len(losses) + 1
         rows = []
