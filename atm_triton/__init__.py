@@ -5,6 +5,8 @@ from .backend import backend_info
 from .branch_fusion import branch_fusion
 from .layers import ActiveTokenMixer, OffsetFC
 from .offset_fc import offset_fc
+from .token_mix import token_mix
+from .tune import tune
 
-__all__ = ["ActiveTokenMixer", "OffsetFC", "axial_gather", "backend_info", "branch_fusion", "offset_fc"]
+__all__ = ["ActiveTokenMixer", "OffsetFC", "axial_gather", "backend_info", "branch_fusion", "offset_fc", "token_mix", "tune"]
 __version__ = "0.1.0"

@@ -12,6 +12,7 @@ share an offset are loaded together.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -37,15 +38,15 @@ def _place(pid, H, W, ALONG_W: tl.constexpr, BLOCK_N: tl.constexpr):
 @jit
 def _taps(offset, position, length):
     """The first of the two positions that the offset falls between, whether each is inside, and the weight of the second."""
-    # Clamped so that the integer is small; a NaN stays NaN in the weight, and its taps count as outside.
+    # Clamped so that the integer is small; a NaN becomes -edge, which is outside, and stays a NaN in the weight.
     edge = length + 1.0
-    offset = tl.minimum(tl.maximum(offset, -edge, propagate_nan=tl.PropagateNan.ALL), edge, propagate_nan=tl.PropagateNan.ALL)
-    floor = tl.floor(offset)
-    valid = offset == offset
-    first = position + tl.where(valid, floor, 0.0).to(tl.int32)
-    in_first = valid & (first >= 0) & (first < length)
-    in_second = valid & (first >= -1) & (first < length - 1)
-    return first, in_first, in_second, offset - floor
+    clamped = tl.minimum(tl.maximum(offset, -edge), edge)
+    floor = tl.floor(clamped)
+    first = position + floor.to(tl.int32)
+    # Compared as unsigned numbers, the negative ones are large: one comparison for both ends.
+    in_first = first.to(tl.uint32) < tl.cast(length, tl.uint32)
+    in_second = (first + 1).to(tl.uint32) < tl.cast(length, tl.uint32)
+    return first, in_first, in_second, tl.where(offset == offset, clamped - floor, offset)
 
 
 @jit
@@ -163,11 +164,19 @@ def _axial_gather_dx_kernel(
     tl.store(target, dx.to(dx_ptr.dtype.element_ty), mask=(q < length)[:, None, None] & mask[None, :, :])
 
 
-def _formula(G: int, S: int, elements: int) -> dict[str, int]:
-    """Tiles of about ``elements`` values that never depend on H or W, so that dynamic shapes need one compilation."""
-    block_s = triton.next_power_of_2(S)
-    block_g = min(triton.next_power_of_2(G), max(1, 64 // block_s))
-    return dict(BLOCK_N=max(1, elements // (block_g * block_s)), BLOCK_G=block_g, BLOCK_S=block_s, num_warps=4)
+KERNELS = {"axial_gather": ("axial_gather_fwd",), "axial_gather_backward": ("axial_gather_bwd", "axial_gather_dx")}
+TILES = [(2048, 64, 4), (1024, 64, 4), (4096, 64, 4), (4096, 64, 8), (2048, 128, 4), (4096, 128, 8), (2048, 32, 4)]
+
+
+@launch.distinct
+def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
+    """Tiles of about ``elements`` values by at most ``channels``; none depends on H or W, so that dynamic shapes need one compilation."""
+    block_s = triton.next_power_of_2(int(x.shape[3]) // groups)
+    most = triton.next_power_of_2(groups)
+    positions = "BLOCK_Q" if kernel == "axial_gather_dx" else "BLOCK_N"
+    for elements, channels, warps in TILES:
+        block_g = min(most, max(1, channels // block_s))
+        yield {positions: max(1, elements // (block_g * block_s)), "BLOCK_G": block_g, "BLOCK_S": block_s, "num_warps": warps}
 
 
 @triton_op("axial_gather")
@@ -181,7 +190,7 @@ def _axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
     S = int(C) // G
     N = B * H * W
     y = torch.empty_like(x)
-    config = launch.config("axial_gather_fwd", x, G, _formula(G, S, 2048))
+    config = launch.config("axial_gather_fwd", x, G, candidates)
     grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(G, config["BLOCK_G"]))
     with torch.cuda.device_of(x):
         wrap_triton(_axial_gather_fwd_kernel)[grid](x, offset, y, N, H, W, G, S, stride, axis == "w", **config)
@@ -201,14 +210,12 @@ def _axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str, det
     along_w = axis == "w"
     dx = torch.empty_like(x) if deterministic else torch.zeros_like(x, dtype=torch.float32)
     doffset = torch.empty_like(offset, memory_format=torch.contiguous_format)
-    config = launch.config("axial_gather_bwd", x, G, _formula(G, S, 2048))
+    config = launch.config("axial_gather_bwd", x, G, candidates)
     grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(G, config["BLOCK_G"]))
     with torch.cuda.device_of(x):
         wrap_triton(_axial_gather_bwd_kernel)[grid](dy, x, offset, doffset, dx, N, H, W, G, S, stride, along_w, not deterministic, **config)
         if deterministic:
-            formula = _formula(G, S, 2048)
-            formula["BLOCK_Q"] = formula.pop("BLOCK_N")
-            config = launch.config("axial_gather_dx", x, G, formula)
+            config = launch.config("axial_gather_dx", x, G, candidates)
             lines, length = (B * H, W) if along_w else (B * W, H)
             line_grid = (lines, triton.cdiv(length, config["BLOCK_Q"]), triton.cdiv(G, config["BLOCK_G"]))
             wrap_triton(_axial_gather_dx_kernel)[line_grid](dy, offset, dx, H, W, G, S, stride, along_w, **config)

@@ -9,6 +9,7 @@ partial sum, and a second, small sum adds them, so the result never depends on t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -98,9 +99,17 @@ def _branch_fusion_bwd_kernel(
     tl.store(partial + 2 * C, tl.sum(dy * c, 0), mask=channel < C)
 
 
-def _formula(C: int, elements: int) -> dict[str, int]:
-    block_c = min(triton.next_power_of_2(C), 128)
-    return dict(BLOCK_N=max(1, elements // block_c), BLOCK_C=block_c, num_warps=4)
+KERNELS = {"branch_fusion": ("branch_fusion_fwd",), "branch_fusion_backward": ("branch_fusion_bwd",)}
+
+
+@launch.distinct
+def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
+    """Tiles of about ``elements`` values; none depends on H or W, so that dynamic shapes need one compilation."""
+    elements = 2048 if kernel == "branch_fusion_fwd" else 4096
+    block_c = min(triton.next_power_of_2(int(x.shape[3])), 128)
+    for size, warps in ((elements, 4), (elements // 2, 4), (elements, 8), (2 * elements, 8), (elements // 4, 4)):
+        yield dict(BLOCK_N=size // block_c, BLOCK_C=block_c, num_warps=warps)
+    yield dict(BLOCK_N=elements // min(block_c, 64), BLOCK_C=min(block_c, 64), num_warps=4)
 
 
 @triton_op("branch_fusion")
@@ -111,7 +120,7 @@ def _branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:
     B, H, W = w.shape[:3]
     C = int(w.shape[3])
     y = torch.empty_like(w)
-    config = launch.config("branch_fusion_fwd", w, C, _formula(C, 2048))
+    config = launch.config("branch_fusion_fwd", w, C, candidates)
     tiles = triton.cdiv(H * W, config["BLOCK_N"])
     grid = (B * tiles, triton.cdiv(C, config["BLOCK_C"]))
     with torch.cuda.device_of(w):
@@ -127,13 +136,13 @@ def _branch_fusion_backward(dy: Tensor, w: Tensor, h: Tensor, c: Tensor, logits:
     B, H, W = w.shape[:3]
     C = int(w.shape[3])
     dw, dh, dc = torch.empty_like(w), torch.empty_like(h), torch.empty_like(c)
-    config = launch.config("branch_fusion_bwd", w, C, _formula(C, 4096))
+    config = launch.config("branch_fusion_bwd", w, C, candidates)
     tiles = triton.cdiv(H * W, config["BLOCK_N"]) + 1  # one idle tile: a count that may be 1 would recompile dynamic shapes
     partial = torch.empty(B, tiles, 3, C, dtype=torch.float32, device=w.device)
     grid = (B * tiles, triton.cdiv(C, config["BLOCK_C"]))
     with torch.cuda.device_of(w):
         wrap_triton(_branch_fusion_bwd_kernel)[grid](dy, w, h, c, logits, dw, dh, dc, partial, H * W, tiles, C, **config)
-    return dw, dh, dc, reference.softmax_backward(partial.sum(1), logits)
+    return dw, dh, dc, reference.fusion_logits_backward(partial.sum(1), logits)
 
 
 def _setup_context(ctx, inputs, output):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -39,3 +41,8 @@ def to_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def autocast_off(x: Tensor) -> AbstractContextManager:
+    """Inside an operator, whose arguments are cast already: what it computes in float32 stays so."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)

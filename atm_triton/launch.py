@@ -1,44 +1,109 @@
 """Which launch configuration for which shape: the user's cache, else the table shipped for this GPU, else the kernel's formula.
 
-A table is ``{"<kernel>/<H>x<W>/C<C>/G<G>/<dtype>": {"BLOCK_...": int, "num_warps": int, ...}}``, one JSON file per GPU. Looking up
-never benchmarks, and never guards on H or W: under dynamic shapes the first shape seen decides, as the formula does for all.
+A table is one JSON file per GPU: its ``"gpu"``, the versions of ``"triton"`` and ``"torch"`` that measured, and ``"configs"``,
+``{"<kernel>/<H>x<W>/C<C>/G<G>/<dtype>": {"BLOCK_...": int, "num_warps": int, ...}}``. What another Triton has measured is kept under
+``"older"``, and used. Looking up never benchmarks, and never guards on H or W: under dynamic shapes the first shape seen decides, as the
+formula does for all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import re
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from ._triton import triton
+
 SHIPPED = Path(__file__).parent / "configs"
 USER_CACHE = Path(os.path.expanduser("~")) / ".cache" / "atm_triton"  # unlike Path.home(), no error where there is no home
 
+Config = dict[str, int]
+# What is worth trying for a kernel, tokens x [B, H, W, C] and G offset channels per axis; the first, its formula, always works.
+Candidates = Callable[[str, Tensor, int], Iterator[Config]]
 
-def gpu_slug(device: torch.device) -> str:
+
+def distinct(candidates: Candidates) -> Candidates:
+    """Without what small channel counts make the same; as lazy as it was."""
+
+    @functools.wraps(candidates)
+    def once(kernel: str, x: Tensor, groups: int) -> Iterator[Config]:
+        tried: list[Config] = []
+        for config in candidates(kernel, x, groups):
+            if config not in tried:
+                tried.append(config)
+                yield dict(config)
+
+    return once
+
+
+def gpu_slug(device: torch.device) -> str | None:
+    """The name of a GPU's tables; other devices have none."""
+    if device.type != "cuda":
+        return None
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
 
 
 def table_files(device: torch.device) -> list[Path]:
-    """Where a table for this GPU is looked for, the one that decides first."""
-    name = f"{gpu_slug(device)}.json"
-    return [USER_CACHE / name, SHIPPED / name]
+    """Where a table for this device is looked for, the one that decides first."""
+    slug = gpu_slug(device)
+    return [folder / f"{slug}.json" for folder in (USER_CACHE, SHIPPED)] if slug else []
+
+
+def read_table(file: Path) -> dict:
+    """The content of ``file``, empty where there is none."""
+    if not file.is_file():
+        return {"configs": {}}
+    try:
+        content = json.loads(file.read_text())
+        for name, config in [*content["configs"].items(), *content.get("older", {}).items()]:
+            if not all(isinstance(value, int) for value in config.values()):
+                raise ValueError(f"{name} is {config}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not a table of launch configurations ({error}); remove it or tune again") from error
+    return content
+
+
+def write_table(file: Path, gpu: str, configs: dict[str, Config]) -> None:
+    """Merge ``configs``, measured now, into ``file``, which is at every moment the old or the new one."""
+    try:
+        old = read_table(file)
+    except ValueError:
+        old = {"configs": {}}
+    if old.get("triton") == triton.__version__:
+        configs, older = old["configs"] | configs, old.get("older", {})
+    else:
+        older = old.get("older", {}) | old["configs"]
+    content = {"gpu": gpu, "triton": triton.__version__, "torch": torch.__version__, "configs": dict(sorted(configs.items()))}
+    if older := {key: config for key, config in sorted(older.items()) if key not in configs}:
+        content["older"] = older
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=file.name, suffix=".tmp", delete=False) as temporary:
+        try:
+            temporary.write(json.dumps(content, indent=1) + "\n")
+            temporary.close()
+            os.chmod(temporary.name, 0o644)  # a temporary file is its owner's alone
+            os.replace(temporary.name, file)
+        except BaseException:
+            os.unlink(temporary.name)
+            raise
 
 
 @functools.cache
-def table(device: torch.device) -> dict[str, dict[str, int]]:
-    merged: dict[str, dict[str, int]] = {}
+def table(device: torch.device) -> dict[str, Config]:
+    """What holds in this process."""
+    merged: dict[str, Config] = {}
     for file in reversed(table_files(device)):
-        if file.is_file():
-            try:
-                merged |= json.loads(file.read_text())["configs"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{file} is not a table of launch configurations ({error}); remove it or tune again") from error
+        content = read_table(file)
+        merged |= content.get("older", {}) | content["configs"]
     return merged
 
 
@@ -51,8 +116,38 @@ def key(kernel: str, x: Tensor, groups: int) -> str:
     return f"{kernel}/{_hint(H)}x{_hint(W)}/C{int(C)}/G{groups}/{str(x.dtype).removeprefix('torch.')}"
 
 
-def config(kernel: str, x: Tensor, groups: int, formula: dict[str, int]) -> dict[str, int]:
-    """The configuration of ``kernel`` for tokens ``x [B, H, W, C]`` with ``groups`` offset channels per axis; ``formula`` always works."""
-    if x.device.type != "cuda":
-        return formula
-    return table(x.device).get(key(kernel, x, groups), formula)
+def understood(config: object, formula: Config) -> bool:
+    """Whether a kernel that takes ``formula`` takes ``config``, which may come from an older version of it."""
+    return isinstance(config, dict) and config.keys() - {"num_stages"} == formula.keys() - {"num_stages"}
+
+
+class Lookup(NamedTuple):
+    """What a kernel's launcher asked for."""
+
+    kernel: str
+    module: str  # where the kernel is defined
+    candidates: list[Config]
+
+
+_lookups: list[dict[str, Lookup]] = []  # a plain global: the backward of a GPU runs in a thread of its own
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[str, Lookup]]:
+    """Collects by key what is looked up meanwhile, for tuning."""
+    found: dict[str, Lookup] = {}
+    _lookups.append(found)
+    try:
+        yield found
+    finally:
+        _lookups.pop()
+
+
+def config(kernel: str, x: Tensor, groups: int, candidates: Candidates) -> Config:
+    """The configuration of ``kernel`` for tokens ``x [B, H, W, C]`` with ``groups`` offset channels per axis."""
+    formula = next(candidates(kernel, x, groups))
+    name = key(kernel, x, groups)
+    for found in _lookups:
+        found[name] = Lookup(kernel, candidates.__module__, list(candidates(kernel, x, groups)))
+    tuned = table(x.device).get(name)
+    return cast(Config, tuned) if understood(tuned, formula) else formula

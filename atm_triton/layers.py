@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .axial_gather import axial_gather
-from .branch_fusion import branch_fusion
 from .offset_fc import offset_fc
+from .token_mix import token_mix
 
 
 class OffsetFC(nn.Module):
@@ -92,16 +91,13 @@ class ActiveTokenMixer(nn.Module):
                 f"offset must be [B, H, W, 2 * dim // share] = [..., {2 * groups}] for dim={self.dim}, share={self.share}, "
                 f"got {list(offset.shape)}"
             )
-        offset_w, offset_h = offset.split(groups, dim=3)
-        # x, which is read three times, goes through five dimensions: Inductor takes four of them before a convolution for NCHW, and would
-        # store the channels of a token far apart.
-        grouped = rearrange(x, "b h w (g s) -> b h w g s", s=self.share)
-        c = self.fc_c(rearrange(grouped, "b h w g s -> (b h w) (g s)")).view_as(x)
-        x = rearrange(grouped, "b h w g s -> b h w (g s)")
-        w = self.fc_w(axial_gather(x, offset_w, "w"))
-        h = self.fc_h(axial_gather(x, offset_h, "h"))
-        y = branch_fusion(w, h, c, self.logits((w + h + c).mean(dim=(1, 2))))
-        return self.proj_drop(self.proj(y))
+        # x goes through five dimensions: Inductor takes four of them before a convolution for NCHW, and would store the channels of a
+        # token far apart.
+        x = rearrange(rearrange(x, "b h w (g s) -> b h w g s", s=self.share), "b h w g s -> b h w (g s)")
+        branches = self.fc_w.weight, self.fc_w.bias, self.fc_h.weight, self.fc_h.bias, self.fc_c.weight
+        fc1, fc2 = self.logits.fc1, self.logits.fc2
+        y = token_mix(x, offset, *branches, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.proj.weight, self.proj.bias)
+        return self.proj_drop(y)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, share={self.share}"

@@ -12,6 +12,7 @@ writes its own partial P, and a small sum adds them in a fixed order.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -170,12 +171,26 @@ def _block(size: int, most: int) -> int:
 CHUNK = 2048  # tokens that one program of the weight gradients adds up
 
 
-def configs(C: int, O: int, float32: bool) -> dict[str, dict[str, int]]:  # noqa: E741
-    """The formula of each kernel. Larger blocks spill: in float32 in dx, and in dw everywhere but on Hopper."""
-    tile = dict(BLOCK_O=_block(O, 64), BLOCK_C=_block(C, 64), num_warps=4)
-    return dict(
-        offset_fc_fwd=dict(BLOCK_N=64) | tile, offset_fc_dx=dict(BLOCK_N=32 if float32 else 64) | tile, offset_fc_dw=dict(BLOCK_N=32) | tile
-    )
+KERNELS = {"offset_fc": ("offset_fc_fwd",), "offset_fc_backward": ("offset_fc_dx", "offset_fc_dw")}
+
+
+@launch.distinct
+def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
+    """For ``groups`` = O. Larger blocks by 4 warps than the first's spill: in fwd and dx in float32, and in dw everywhere but on Hopper."""
+    C, O = int(x.shape[3]), groups  # noqa: E741
+    if kernel == "offset_fc_dw":
+        tokens = 32
+        others = [(64, 64, 64, 8), (32, 64, 64, 8), (32, 128, 64, 8), (32, 64, 128, 8), (64, 32, 64, 4)]
+    else:
+        tokens = 32 if x.dtype == torch.float32 else 64
+        others = [(tokens, 64, 32, 4), (tokens, 64, 64, 8), (2 * tokens, 64, 64, 8), (2 * tokens, 64, 32, 4), (tokens // 2, 64, 64, 4)]
+        others.append((tokens, 128, 64, 8))
+    formula = dict(BLOCK_N=tokens, BLOCK_O=_block(O, 64), BLOCK_C=_block(C, 64), num_warps=4)
+    yield formula
+    for stages in (2, 4):
+        yield formula | dict(num_stages=stages)
+    for block_n, block_o, block_c, warps in others:
+        yield dict(BLOCK_N=block_n, BLOCK_O=_block(O, block_o), BLOCK_C=_block(C, block_c), num_warps=warps)
 
 
 @triton_op("offset_fc")
@@ -190,7 +205,7 @@ def _offset_fc(
     N, C, O = B * H * W, int(x.shape[3]), int(weight.shape[0])  # noqa: E741
     offset = x.new_empty(B, H, W, O)
     mean, rstd = x.new_empty(B, H, W, dtype=torch.float32), x.new_empty(B, H, W, dtype=torch.float32)
-    config = launch.config("offset_fc_fwd", x, O, configs(C, O, x.dtype == torch.float32)["offset_fc_fwd"])
+    config = launch.config("offset_fc_fwd", x, O, candidates)
     grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(O, config["BLOCK_O"]))
     with torch.cuda.device_of(x):
         wrap_triton(_offset_fc_fwd_kernel)[grid](x, norm_weight, norm_bias, weight, bias, offset, mean, rstd, N, C, O, eps, **config)
@@ -207,9 +222,7 @@ def _offset_fc_backward(
     B, H, W = x.shape[:3]
     N, C, O = B * H * W, int(x.shape[3]), int(weight.shape[0])  # noqa: E741
     dx = torch.empty_like(x)
-    formulas = configs(C, O, x.dtype == torch.float32)
-    dx_config = launch.config("offset_fc_dx", x, O, formulas["offset_fc_dx"])
-    dw_config = launch.config("offset_fc_dw", x, O, formulas["offset_fc_dw"])
+    dx_config, dw_config = (launch.config(kernel, x, O, candidates) for kernel in KERNELS["offset_fc_backward"])
     splits = triton.cdiv(N, CHUNK) + 1  # one idle split: a count that may be 1 would recompile dynamic shapes
     product = x.new_empty(splits, O, C, dtype=torch.float32)
     dbias = x.new_empty(splits, O, dtype=torch.float32)

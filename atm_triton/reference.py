@@ -10,6 +10,17 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
+from .mixing import (
+    Weights,
+    branch_weights,
+    branch_weights_backward,
+    fold,
+    fold_backward,
+    shift,
+    softmax_backward,
+    unfolded_backward,
+)
+
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
@@ -89,27 +100,38 @@ def _read(rows: Tensor, index: Tensor, inside: Tensor) -> Tensor:
     return torch.where(inside.unsqueeze(-1), values, values.new_zeros(()))
 
 
-def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
-    first, second, in_first, in_second, t = _taps(x, offset, axis)
-    rows = rearrange(x, "b h w (g s) -> (b h w g) s", g=offset.shape[-1])
+def _read_both(x: Tensor, taps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """The first tap's value, and how much the second's is larger, ``[B, H, W, G, S]``."""
+    first, second, in_first, in_second, t = taps
+    rows = rearrange(x, "b h w (g s) -> (b h w g) s", g=t.shape[-1])
     a, b = (_read(rows, *tap).to(t.dtype) for tap in ((first, in_first), (second, in_second)))
-    return rearrange(a + t.unsqueeze(-1) * (b - a), "b h w g s -> b h w (g s)").to(x.dtype)
+    return a, b - a
+
+
+def _scatter(dx: Tensor, dy: Tensor, taps: tuple[Tensor, ...]) -> Tensor:
+    """``dx [B, H, W, C]`` plus each tap's share of ``dy [B, H, W, G, S]``."""
+    first, second, in_first, in_second, t = taps
+    S = dy.shape[-1]
+    # One flat scatter of both taps: on CPU this is what Inductor compiles best, and eager's fastest too.
+    zero = t.new_zeros(())
+    index = torch.stack([first, second]).unsqueeze(-1) * S + torch.arange(S, device=dx.device)
+    weight = torch.stack([torch.where(in_first, 1 - t, zero), torch.where(in_second, t, zero)]).unsqueeze(-1)
+    return dx.flatten().scatter_add(0, index.flatten(), (weight * dy).flatten()).view(dx.shape)
+
+
+def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
+    taps = _taps(x, offset, axis)
+    a, slope = _read_both(x, taps)
+    return rearrange(a + taps[-1].unsqueeze(-1) * slope, "b h w g s -> b h w (g s)").to(x.dtype)
 
 
 def axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str) -> tuple[Tensor, Tensor]:
     """Gradients of x and offset; the slope in the offset is that of the segment it falls in."""
-    first, second, in_first, in_second, t = _taps(x, offset, axis)
-    G = offset.shape[-1]
-    rows = rearrange(x, "b h w (g s) -> (b h w g) s", g=G)
-    dy = rearrange(dy, "b h w (g s) -> b h w g s", g=G).to(t.dtype)
-    a, b = (_read(rows, *tap).to(t.dtype) for tap in ((first, in_first), (second, in_second)))
-    doffset = (dy * (b - a)).sum(-1)
-    # One flat scatter of both taps: on CPU this is what Inductor compiles best, and eager's fastest too.
-    zero = t.new_zeros(())
-    index = torch.stack([first, second]).unsqueeze(-1) * rows.shape[1] + torch.arange(rows.shape[1], device=x.device)
-    weight = torch.stack([torch.where(in_first, 1 - t, zero), torch.where(in_second, t, zero)]).unsqueeze(-1)
-    dx = t.new_zeros(x.numel()).scatter_add(0, index.flatten(), (weight * dy).flatten())
-    return dx.view(x.shape).to(x.dtype), doffset.to(offset.dtype)
+    taps = _taps(x, offset, axis)
+    _, slope = _read_both(x, taps)
+    dy = rearrange(dy, "b h w (g s) -> b h w g s", g=offset.shape[-1]).to(slope.dtype)
+    dx = _scatter(torch.zeros(x.shape, dtype=dy.dtype, device=x.device), dy, taps)
+    return dx.to(x.dtype), (dy * slope).sum(-1).to(offset.dtype)
 
 
 # ---- branch_fusion: softmax over the three branches, per channel
@@ -126,10 +148,99 @@ def branch_fusion_backward(dy: Tensor, w: Tensor, h: Tensor, c: Tensor, logits: 
     alpha = rearrange(logits.to(acc).softmax(1), "b k c -> k b 1 1 c")
     dalpha = torch.stack([reduce(dy.to(acc) * branch, "b h w c -> b c", "sum") for branch in (w, h, c)], 1)
     dw, dh, dc = ((alpha[k] * dy).to(w.dtype) for k in range(3))
-    return dw, dh, dc, softmax_backward(dalpha, logits)
+    return dw, dh, dc, fusion_logits_backward(dalpha, logits)
 
 
-def softmax_backward(dalpha: Tensor, logits: Tensor) -> Tensor:
+def fusion_logits_backward(dalpha: Tensor, logits: Tensor) -> Tensor:
     """Gradient of the logits ``[B, 3, C]`` from that of their softmax, which is accumulated in float32."""
-    alpha = logits.to(dalpha.dtype).softmax(1)
-    return (alpha * (dalpha - (alpha * dalpha).sum(1, keepdim=True))).to(logits.dtype)
+    return softmax_backward(dalpha, logits.to(dalpha.dtype).softmax(1)).to(logits.dtype)
+
+
+# ---- token_mix: the whole mixer
+
+
+def token_mix(x: Tensor, offset: Tensor, *weights: Tensor) -> Tensor:
+    """Its definition, as the paper has it; ``token_mix_forward`` computes the same in another order."""
+    w = Weights(*weights)
+    offset_w, offset_h = offset.chunk(2, -1)
+    branch_w = F.linear(axial_gather(x, offset_w, "w"), w.weight_w, w.bias_w)
+    branch_h = F.linear(axial_gather(x, offset_h, "h"), w.weight_h, w.bias_h)
+    branch_c = F.linear(x, w.weight_c)
+    s = (branch_w + branch_h + branch_c).mean((1, 2))
+    logits = F.linear(F.gelu(F.linear(s, w.fc1_weight, w.fc1_bias)), w.fc2_weight, w.fc2_bias)
+    y = branch_fusion(branch_w, branch_h, branch_c, rearrange(logits, "b (c k) -> b k c", k=3))
+    return F.linear(y, w.proj_weight, w.proj_bias)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return rearrange(x, "b h w c -> b (h w) c")
+
+
+def token_mix_forward(x: Tensor, offset: Tensor, weights: Weights, folded: bool) -> tuple[Tensor, Tensor]:
+    """The mixed tokens, and what the backward needs besides the inputs: the means ``[B, 3, C]``."""
+    acc = accumulation_dtype(x)
+    offset_w, offset_h = offset.chunk(2, -1)
+    gathered = [_tokens(t) for t in (axial_gather(x, offset_w, "w"), axial_gather(x, offset_h, "h"), x)]
+    # Before the means, so that Inductor stores the gathered tokens for the products, and does not gather again to add them up.
+    if folded:
+        tokens = torch.cat(gathered, -1)
+        means = rearrange(tokens.mean(1, dtype=acc), "b (k c) -> b k c", k=3)
+        alpha = branch_weights(means, weights)
+        matrices, bias = fold(alpha, weights)
+        y = torch.baddbmm(bias.to(x.dtype).unsqueeze(1), tokens, rearrange(matrices, "k b o c -> b (k c) o"))
+    else:
+        branches = _branches(gathered, weights)
+        means = torch.stack([t.mean(1, dtype=acc) for t in gathered], 1)
+        alpha = branch_weights(means, weights)
+        y = F.linear(_fuse(branches, alpha, weights).to(x.dtype), weights.proj_weight, weights.proj_bias)
+    return y.view(x.shape), means
+
+
+def _branches(gathered: list[Tensor], weights: Weights) -> list[Tensor]:
+    return [F.linear(t, weight) for t, weight in zip(gathered, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
+
+
+def _fuse(branches: list[Tensor], alpha: Tensor, weights: Weights) -> Tensor:
+    a_w, a_h, a_c = alpha.unsqueeze(2).unbind(1)
+    return a_w * branches[0] + a_h * branches[1] + a_c * branches[2] + shift(alpha, weights).unsqueeze(1)
+
+
+def token_mix_backward(
+    dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, weights: Weights, folded: bool
+) -> tuple[Tensor, Tensor, Weights]:
+    """Gradients of x, offset and the weights. The gathered tokens are gathered again, the fused ones computed again."""
+    acc = accumulation_dtype(x)
+    alpha = branch_weights(means, weights)
+    T = x.shape[1] * x.shape[2]
+    taps = [_taps(x, part, axis) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True)]
+    reads = [_read_both(x, t) for t in taps]
+    gathered = [
+        rearrange(a + t[-1].unsqueeze(-1) * slope, "b h w g s -> b (h w) (g s)").to(x.dtype)
+        for (a, slope), t in zip(reads, taps, strict=True)
+    ]
+    gathered.append(_tokens(x))
+    dy = _tokens(dy)
+    if folded:
+        matrices, _ = fold(alpha, weights)
+        dmatrices = torch.stack([torch.bmm(dy.mT, t) for t in gathered]).to(acc)
+        gradients = fold_backward(dmatrices, dy.sum(1, dtype=acc), alpha, weights)
+        dgathered = [torch.bmm(dy, matrix) for matrix in matrices]
+    else:
+        branches = _branches(gathered, weights)
+        fused = _fuse(branches, alpha, weights).to(x.dtype)
+        dfused = dy @ weights.proj_weight
+        dalpha = torch.stack([(dfused * branch).sum(1, dtype=acc) for branch in branches], 1)
+        scaled = [(dfused * a).to(x.dtype) for a in alpha.unsqueeze(2).unbind(1)]
+        dbranches = torch.stack([d.flatten(0, 1).mT @ t.flatten(0, 1) for d, t in zip(scaled, gathered, strict=True)]).to(acc)
+        dproj = (dy.flatten(0, 1).mT @ fused.flatten(0, 1)).to(acc)
+        gradients = unfolded_backward(dbranches, dalpha, dfused.sum(1, dtype=acc), dproj, dy.sum((0, 1), dtype=acc), alpha, weights)
+        dgathered = [d @ weight for d, weight in zip(scaled, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
+    dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
+    dgathered = [d.to(acc) + dmean / T for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
+    dx = dgathered[2].view(x.shape)
+    doffset = []
+    for d, t, (_, slope) in zip(dgathered, taps, reads, strict=False):
+        d = d.view(slope.shape)
+        doffset.append((d * slope).sum(-1))
+        dx = _scatter(dx, d, t)
+    return dx.to(x.dtype), torch.cat(doffset, -1).to(offset.dtype), dweights

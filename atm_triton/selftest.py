@@ -7,19 +7,32 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from . import axial_gather, branch_fusion, offset_fc, reference
+from . import axial_gather, branch_fusion, offset_fc, reference, token_mix
 from .backend import backend_info
 
-# Odd sizes, the channels of the network's third stage, and offsets (the last input of a gather) that point inside and far outside.
+# Odd sizes, the channels of the network's third stage, and offsets (the second input of a gather) that point inside and far outside.
 B, H, W, G, S = 2, 13, 17, 80, 4
 C = G * S
 TOKENS, SPREAD = (B, H, W, C), 6.0
+FC, HIDDEN = ((C, C), (C,)), C // 4
 OPERATORS: dict[str, tuple] = {
     "offset_fc": (offset_fc, reference.offset_fc, (TOKENS, (C,), (C,), (2 * G, C), (2 * G,))),
     "axial_gather w": (lambda x, o: axial_gather(x, o, "w"), lambda x, o: reference.axial_gather(x, o, "w"), (TOKENS, (B, H, W, G))),
     "axial_gather h": (lambda x, o: axial_gather(x, o, "h"), lambda x, o: reference.axial_gather(x, o, "h"), (TOKENS, (B, H, W, G))),
     "branch_fusion": (branch_fusion, reference.branch_fusion, (TOKENS, TOKENS, TOKENS, (B, 3, C))),
+    "token_mix": (
+        token_mix,
+        reference.token_mix,
+        (TOKENS, (B, H, W, 2 * G), *FC, *FC, (C, C), (HIDDEN, C), (HIDDEN,), (3 * C, HIDDEN), (3 * C,), *FC),
+    ),
 }
+
+
+def _spread(name: str, i: int, shape: tuple[int, ...]) -> float:
+    """Far offsets, and weights that keep products about 1."""
+    if i == 1 and name.startswith(("axial_gather", "token_mix")):
+        return SPREAD
+    return shape[1] ** -0.5 if len(shape) == 2 else 1.0
 
 
 def _gradients(function, inputs: tuple[Tensor, ...], dy: Tensor) -> list[Tensor]:
@@ -40,10 +53,7 @@ def selftest(device: torch.device, console: Console) -> bool:
     for name, (function, definition, shapes) in OPERATORS.items():
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             generator = torch.Generator().manual_seed(0)
-            spreads = [1.0] * (len(shapes) - 1) + [SPREAD if name.startswith("axial_gather") else 1.0]
-            inputs = tuple(
-                (torch.randn(shape, generator=generator) * spread).to(dtype) for shape, spread in zip(shapes, spreads, strict=True)
-            )
+            inputs = tuple((torch.randn(shape, generator=generator) * _spread(name, i, shape)).to(dtype) for i, shape in enumerate(shapes))
             dy = torch.randn(definition(*inputs).shape, generator=generator).to(dtype)
             exact = _gradients(definition, tuple(t.double() for t in inputs), dy)
             allowed = 2 * _worst(_gradients(definition, inputs, dy), exact) + 2 * torch.finfo(torch.float32).eps

@@ -32,11 +32,11 @@ def target(name: int | str) -> GPUTarget:
     return GPUTarget("cuda", name, 32) if isinstance(name, int) else GPUTarget("hip", name, 64)
 
 
-def compile_kernel(kernel, arguments: dict[str, str], constexprs: dict, name: int | str, num_warps: int):
+def compile_kernel(kernel, arguments: dict[str, str], constexprs: dict, name: int | str, options: dict[str, int]):
     """Compile for target ``name``. ``arguments``: type of each runtime argument, such as ``*bf16``; pointers are 16-byte aligned."""
     signature = {a: "constexpr" if a in constexprs else arguments[a] for a in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if signature[a].startswith("*")}
-    return triton.compile(ASTSource(kernel, signature, constexprs, aligned), target=target(name), options=dict(num_warps=num_warps))
+    return triton.compile(ASTSource(kernel, signature, constexprs, aligned), target=target(name), options=options)
 
 
 def resources(compiled) -> Resources:

@@ -7,6 +7,7 @@ makes of it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,6 +76,17 @@ def _fusion_inputs(shape: Shape, generator: torch.Generator) -> tuple[Tensor, ..
     return *branches, torch.randn(shape.B, 3, shape.tokens[3], generator=generator)
 
 
+def _mixer_inputs(shape: Shape, generator: torch.Generator) -> tuple[Tensor, ...]:
+    C = shape.tokens[3]
+    hidden = max(1, C // 4)
+
+    def fc(inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(outputs, inputs, generator=generator) / inputs**0.5, torch.randn(outputs, generator=generator)
+
+    branches = *fc(C, C), *fc(C, C), fc(C, C)[0]
+    return tokens(shape, generator), offsets(shape, generator, 2), *branches, *fc(C, hidden), *fc(hidden, 3 * C), *fc(C, C)
+
+
 @dataclass(frozen=True)
 class Operator:
     op: str  # its name in torch.ops.atm_triton
@@ -87,6 +99,12 @@ class Operator:
     writes_backward: list[list[str]]
     writes_deterministic: list[list[str]] | None = None  # where the deterministic backward has kernels of its own
     constants: tuple = ()  # what the registered operator takes after the tensors
+
+
+def _mixer_flops(shape: Shape) -> int:
+    """Four products over the tokens, two FCs a sample, two gathers and the fusion."""
+    C, hidden = shape.tokens[3], max(1, shape.tokens[3] // 4)
+    return 8 * math.prod(shape.tokens) * C + 8 * shape.B * C * hidden + 13 * math.prod(shape.tokens)
 
 
 GATHER: dict[str, Any] = {
@@ -134,6 +152,24 @@ OPERATORS = {
         flops=lambda shape: 14 * math.prod(shape.tokens),
         writes=[["y_ptr"]],
         writes_backward=[["dw_ptr", "dh_ptr", "dc_ptr", "partial_ptr"]],
+    ),
+    "token_mix": Operator(
+        "token_mix",
+        atm_triton.token_mix,
+        reference.token_mix,
+        _mixer_inputs,
+        lambda x, offset, *weights: reference.token_mix(x, offset + 1, *weights),
+        flops=lambda shape: 3 * _mixer_flops(shape),
+        writes=[["partial_ptr"], ["alpha_ptr"], ["y_ptr"]],
+        writes_backward=[["alpha_ptr"], ["y_ptr"], ["product_ptr", "dalpha_ptr", "dsum_ptr"], ["doffset_ptr", "dx_ptr"]],
+        writes_deterministic=[
+            ["alpha_ptr"],
+            ["y_ptr"],
+            ["product_ptr", "dalpha_ptr", "dsum_ptr"],
+            ["doffset_ptr", "dx_ptr"],
+            ["dx_ptr"],
+            ["dx_ptr"],
+        ],
     ),
 }
 
@@ -186,12 +222,29 @@ def error(actual: Tensor, exact: Tensor) -> float:
     return (difference / exact.norm().clamp_min(1e-30)).item() if exact.norm() > 0 else difference.item()
 
 
-def assert_as_exact(actual: Tensor, plain: Tensor, exact: Tensor, what: str = "result") -> None:
-    """``actual`` may be twice as far from the float64 result as plain PyTorch in the same dtype is, plus a tiny floor."""
+@functools.cache
+def plain_errors(name: str, shape: Shape, dtype: torch.dtype) -> tuple[float, ...]:
+    """How far plain PyTorch in ``dtype`` is from float64, for the result and each gradient: the worst of four draws, as one draw of a small
+    tensor says little."""
+    operator = OPERATORS[name]
+    draws = []
+    for seed in range(4):
+        inputs = make(operator, shape, dtype, "cpu", seed)
+        exact = gradients(operator.definition, tuple(t.detach().double().requires_grad_() for t in inputs))
+        draws.append([error(p, e.detach()) for p, e in zip(gradients(operator.definition, inputs), exact, strict=True)])
+    return tuple(max(column) for column in zip(*draws, strict=True))
+
+
+def assert_as_exact(actual: Tensor, plain: Tensor | float, exact: Tensor, what: str = "result") -> None:
+    """``actual`` may be twice as far from the float64 result as plain PyTorch in the same dtype is, plus a tiny floor.
+
+    ``plain``: what that gives, or how far it is.
+    """
     assert actual.shape == exact.shape, f"{what}: shape {list(actual.shape)}, expected {list(exact.shape)}"
     exact = exact.detach().cpu().double()
     assert not (actual.cpu().isnan() & ~exact.isnan()).any(), f"{what}: NaN where the reference has none"
     roundings = 64 if actual.dtype == torch.float64 else 2  # float64 has no finer reference, only itself in another order
-    limit = 2 * error(plain, exact) + roundings * torch.finfo(reference.accumulation_dtype(actual)).eps
+    plain_error = error(plain, exact) if isinstance(plain, Tensor) else plain
+    limit = 2 * plain_error + roundings * torch.finfo(reference.accumulation_dtype(actual)).eps
     off = error(actual, exact)
     assert off <= limit, f"{what}: relative error {off:.2e}, allowed {limit:.2e}"

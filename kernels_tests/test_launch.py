@@ -35,27 +35,46 @@ def tables(tmp_path, monkeypatch):
 
 
 KEY = "axial_gather_fwd/56x56/C64/G32/bfloat16"
-FORMULA = {"BLOCK_N": 1}
+FORMULA = {"BLOCK_N": 1, "num_warps": 4}
+
+
+def candidates(kernel, x, groups):
+    yield FORMULA
+    raise AssertionError("a launch looks at the first candidate only")
 
 
 def look_up(x=None):
-    return launch.config("axial_gather_fwd", x or OnGpu(8, 56, 56, 64), 32, FORMULA)
+    return launch.config("axial_gather_fwd", OnGpu(8, 56, 56, 64) if x is None else x, 32, candidates)
 
 
 def test_user_cache_then_shipped_table_then_formula(tables):
     assert look_up() == FORMULA
-    tables("shipped", {"configs": {KEY: {"BLOCK_N": 2}}})
-    assert look_up() == {"BLOCK_N": 2}
-    tables("user", {"configs": {KEY: {"BLOCK_N": 3}}})
-    assert look_up() == {"BLOCK_N": 3}
+    tables("shipped", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
+    assert look_up() == FORMULA | {"BLOCK_N": 2}
+    tables("user", {"configs": {}, "older": {KEY: FORMULA | {"BLOCK_N": 4}}})
+    assert look_up() == FORMULA | {"BLOCK_N": 4}
+    tables("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 3, "num_stages": 2}}, "older": {KEY: FORMULA | {"BLOCK_N": 4}}})
+    assert look_up() == FORMULA | {"BLOCK_N": 3, "num_stages": 2}
     assert look_up(OnGpu(8, 57, 56, 64)) == FORMULA
 
 
-def test_without_a_gpu_the_formula():
-    assert launch.config("axial_gather_fwd", torch.zeros(1, 56, 56, 64, device="meta"), 32, FORMULA) == FORMULA
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_without_a_gpu_the_formula(tables, device):
+    tables("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
+    assert look_up(torch.zeros(1, 56, 56, 64, device=device, dtype=torch.bfloat16)) == FORMULA
 
 
-@pytest.mark.parametrize("content", ["not json", "{}", "[]"])
+@pytest.mark.parametrize("entry", [{"BLOCK_N": 2}, {"BLOCK_M": 2, "num_warps": 4}, FORMULA | {"BLOCK_N": 2, "BLOCK_C": 64}, {}])
+def test_what_the_kernel_no_longer_takes_is_passed_over(tables, entry):
+    tables("user", {"configs": {KEY: entry}})
+    assert look_up() == FORMULA
+
+
+def test_small_channel_counts_make_no_candidate_twice():
+    assert list(launch.distinct(lambda kernel, x, groups: iter(({"A": 1}, {"A": 2}, {"A": 1})))("", None, 1)) == [{"A": 1}, {"A": 2}]
+
+
+@pytest.mark.parametrize("content", ["not json", "{}", "[]", {"configs": {KEY: {"BLOCK_N": "2"}}}, {"configs": {KEY: 2}}])
 def test_a_broken_table_is_named(tables, content):
     tables("user", content)
     with pytest.raises(ValueError, match=r"user.nvidia-h200-sxm\.json is not a table"):
@@ -73,3 +92,36 @@ def test_symbolic_sizes_use_the_first_shape_and_no_guard():
     x.shape = (8, size, size, 64)
     assert launch.key("axial_gather_fwd", x, 32) == KEY
     assert not env.guards
+
+
+def write(file, configs):
+    launch.write_table(file, "NVIDIA H200", configs)
+    return json.loads(file.read_text())
+
+
+def test_tables_are_merged_and_replaced_as_a_whole(tmp_path, monkeypatch):
+    file = tmp_path / "not yet there" / "gpu.json"
+    write(file, {"a": {"X": 1}, "b": {"X": 1}})
+    content = write(file, {"b": {"X": 2}, "c": {"X": 2}})
+    assert content["configs"] == {"a": {"X": 1}, "b": {"X": 2}, "c": {"X": 2}}
+    assert (content["gpu"], content["triton"], content["torch"]) == ("NVIDIA H200", launch.triton.__version__, torch.__version__)
+    before = file.read_text()
+
+    def full(source, target):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(launch.os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        write(file, {"d": {"X": 3}})
+    assert file.read_text() == before and list(file.parent.iterdir()) == [file]
+
+
+def test_what_another_triton_measured_is_kept_apart_until_it_is_measured_again(tmp_path, monkeypatch):
+    file = tmp_path / "gpu.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.triton, "__version__", "3.0")
+        assert write(file, {"a": {"X": 1}, "b": {"X": 1}})["triton"] == "3.0"
+    content = write(file, {"b": {"X": 2}})
+    assert content["configs"] == {"b": {"X": 2}} and content["older"] == {"a": {"X": 1}}
+    content = write(file, {"a": {"X": 2}})
+    assert content["configs"] == {"a": {"X": 2}, "b": {"X": 2}} and "older" not in content

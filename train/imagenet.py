@@ -18,6 +18,7 @@ from common.errors import RunError, UsageError, run_program
 from common.report import device_name, draw_curves, versions, write_json
 from common.runtime import check_runtime_flags, make_accelerator, start_trackers
 from common.seeding import seed_everything
+from common.tuning import tune_kernels
 from common.weights import load_weights, read_weights, shorten
 from images import NO_DATA, BrokenImages, Images, open_split
 from loaders import Evaluator, TrainLoader
@@ -121,6 +122,8 @@ def train(args: argparse.Namespace) -> None:
         updates_per_epoch=loader.updates_per_epoch,
     )
     model.to(accelerator.device)
+    if args.tune:
+        tune_kernels(accelerator, model, (args.batch_size, 3, args.img_size, args.img_size))
     ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema_decay > 0 else None
     model, optimizer = accelerator.prepare(model, optimizer)
     if accelerator.is_fsdp2 and ema is not None:

@@ -154,7 +154,7 @@ def check(args: argparse.Namespace) -> None:
 # What does not change the course of a run; the batch is known by its global size.
 INCIDENTAL = {
     *("output", "resume", "workers", "checkpoint_steps", "log_interval", "report_to", "eval", "ema", "data_dir", "max_broken", "init_from"),
-    *("batch_size", "val_batch_size", "grad_accum_steps", "dataset_download", "compile", "seed", "aug_repeats", "model"),
+    *("batch_size", "val_batch_size", "grad_accum_steps", "dataset_download", "compile", "tune", "seed", "aug_repeats", "model"),
 }
 
 

@@ -20,6 +20,12 @@ def _offset_fc_flops(x: torch.Size, norm_weight: torch.Size, norm_bias: torch.Si
     return 2 * math.prod(x) * weight[0] + _layer_norm_flops(x)
 
 
+def _token_mix_flops(x: torch.Size, offset: torch.Size, *weights: torch.Size, **__) -> int:
+    B, H, W, C = x
+    hidden = weights[5][0]
+    return 2 * B * (4 * H * W * C * C + 4 * C * hidden)
+
+
 def macs(model: nn.Module, size: tuple[int, int] = (224, 224)) -> int:
     """Multiply-adds of one image ``(H, W)`` through any timm model: one for each of a convolution, matrix product or attention, five per
     element of a LayerNorm, none for gathering, fusing and activations. Nothing is computed, and the model stays as it is.
@@ -30,6 +36,7 @@ def macs(model: nn.Module, size: tuple[int, int] = (224, 224)) -> int:
         operators.offset_fc: _offset_fc_flops,
         operators.axial_gather: lambda *_, **__: 0,
         operators.branch_fusion: lambda *_, **__: 0,
+        operators.token_mix: _token_mix_flops,
     }
     state = {name: t.to("meta") for name, t in [*model.named_parameters(), *model.named_buffers()]}
     image = torch.empty(1, getattr(model, "in_chans", 3), *size, device="meta", dtype=next(model.parameters()).dtype)

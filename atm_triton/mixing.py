@@ -1,0 +1,207 @@
+"""The part of token_mix that is as large as samples times channels: from the branches' means to the fusion's weights, and back.
+
+The mean over the tokens commutes with the FCs, so the means of the gathered tokens alone decide the softmax weights ``alpha [B, 3, C]``
+(order w, h, c). What PyTorch computes here is in float32 at least, and serves the kernels' path and the plain one alike.
+
+Folding: with alpha known, a sample's three FCs, their weighting and the projection are one linear map of its gathered tokens,
+
+    proj(sum over k of alpha_k * FC_k(g_k)) = sum over k of M_k g_k + bias,   M_k = proj @ diag(alpha_k) @ FC_k
+
+which saves a product over all tokens, and costs three of [C, C] by [C, C] for each sample.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ._triton import jit, tl
+
+
+class Weights(NamedTuple):
+    """What ``token_mix`` takes after x and offset, in its order."""
+
+    weight_w: Tensor  # [C, C]
+    bias_w: Tensor  # [C]
+    weight_h: Tensor  # [C, C]
+    bias_h: Tensor  # [C]
+    weight_c: Tensor  # [C, C]
+    fc1_weight: Tensor  # [F, C]
+    fc1_bias: Tensor  # [F]
+    fc2_weight: Tensor  # [3 * C, F], rows in the order [C, 3]
+    fc2_bias: Tensor  # [3 * C]
+    proj_weight: Tensor  # [C, C]
+    proj_bias: Tensor  # [C]
+
+    def to(self, dtype: torch.dtype) -> Weights:
+        return Weights(*(t.to(dtype) for t in self))
+
+    def branches(self) -> Tensor:
+        """The three FCs ``[3, C, C]``."""
+        return torch.stack([self.weight_w, self.weight_h, self.weight_c])
+
+
+def softmax_backward(dalpha: Tensor, alpha: Tensor) -> Tensor:
+    """Gradient of the logits from that of their softmax over the branches, ``[B, 3, C]``."""
+    return alpha * (dalpha - (alpha * dalpha).sum(1, keepdim=True))
+
+
+def _pooled(means: Tensor, weights: Weights) -> Tensor:
+    """The mean over the tokens of the three branches' sum, ``[B, C]``."""
+    mean_w, mean_h, mean_c = means.unbind(1)
+    s = F.linear(mean_w, weights.weight_w, weights.bias_w) + F.linear(mean_h, weights.weight_h, weights.bias_h)
+    return s + F.linear(mean_c, weights.weight_c)
+
+
+def branch_weights(means: Tensor, weights: Weights) -> Tensor:
+    """alpha ``[B, 3, C]`` from the means ``[B, 3, C]`` of the gathered tokens."""
+    weights = weights.to(means.dtype)
+    hidden = F.gelu(F.linear(_pooled(means, weights), weights.fc1_weight, weights.fc1_bias))
+    logits = F.linear(hidden, weights.fc2_weight, weights.fc2_bias)
+    return rearrange(logits, "b (c k) -> b k c", k=3).softmax(1)
+
+
+@jit
+def _token_mix_alpha_kernel(
+    means_ptr,  # [B, 3, C] float32
+    weight_ptr,  # [3, C, C]
+    bias_w_ptr,  # [C]
+    bias_h_ptr,  # [C]
+    fc1_weight_ptr,  # [F, C]
+    fc1_bias_ptr,  # [F]
+    fc2_weight_ptr,  # [3 * C, F], rows in the order [C, 3]
+    fc2_bias_ptr,  # [3 * C]
+    alpha_ptr,  # [B, 3, C] float32
+    B,
+    C: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+):
+    """A program owns BLOCK_B samples, and makes all their weights without writing anything between."""
+    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    f = tl.arange(0, BLOCK_F)
+    hidden = tl.zeros((BLOCK_B, BLOCK_F), tl.float32)
+    for start in range(0, C, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        s = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
+        for branch in tl.static_range(3):
+            for k_start in range(0, C, BLOCK_C):
+                k = k_start + tl.arange(0, BLOCK_C)
+                at = (b * 3 + branch)[:, None] * C + k[None, :]
+                mean = tl.load(means_ptr + at, mask=(b < B)[:, None] & (k < C)[None, :], other=0.0)
+                at = (branch * C + c)[None, :] * C + k[:, None]
+                weight = tl.load(weight_ptr + at, mask=(c < C)[None, :] & (k < C)[:, None], other=0.0)
+                s = tl.dot(mean.to(weight.dtype), weight, s, input_precision="ieee")
+        bias = tl.load(bias_w_ptr + c, mask=c < C, other=0.0).to(tl.float32) + tl.load(bias_h_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+        s += bias[None, :]
+        weight = tl.load(fc1_weight_ptr + f[None, :] * C + c[:, None], mask=(f < F)[None, :] & (c < C)[:, None], other=0.0)
+        hidden = tl.dot(s.to(weight.dtype), weight, hidden, input_precision="ieee")
+    hidden += tl.load(fc1_bias_ptr + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
+    hidden = 0.5 * hidden * (1.0 + tl.erf(hidden * 0.7071067811865476))
+    for start in range(0, C, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        mask = (f < F)[:, None] & (c < C)[None, :]
+        row = fc2_weight_ptr + (c * 3)[None, :] * F + f[:, None]
+        weight = tl.load(row, mask=mask, other=0.0)
+        w = tl.dot(hidden.to(weight.dtype), weight, input_precision="ieee")
+        h = tl.dot(hidden.to(weight.dtype), tl.load(row + F, mask=mask, other=0.0), input_precision="ieee")
+        i = tl.dot(hidden.to(weight.dtype), tl.load(row + 2 * F, mask=mask, other=0.0), input_precision="ieee")
+        w += tl.load(fc2_bias_ptr + c * 3, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        h += tl.load(fc2_bias_ptr + c * 3 + 1, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        i += tl.load(fc2_bias_ptr + c * 3 + 2, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        top = tl.maximum(tl.maximum(w, h), i)
+        w, h, i = tl.exp(w - top), tl.exp(h - top), tl.exp(i - top)
+        total = w + h + i
+        alpha = alpha_ptr + (b * (3 * C))[:, None] + c[None, :]
+        mask = (b < B)[:, None] & (c < C)[None, :]
+        tl.store(alpha, w / total, mask=mask)
+        tl.store(alpha + C, h / total, mask=mask)
+        tl.store(alpha + 2 * C, i / total, mask=mask)
+
+
+def shift(alpha: Tensor, weights: Weights) -> Tensor:
+    """What the FCs' biases add to every token of a sample, ``[B, C]``."""
+    return alpha[:, 0] * weights.bias_w + alpha[:, 1] * weights.bias_h
+
+
+def fold(alpha: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    """The matrices ``[3, B, C, C]`` in the weights' dtype, and the bias ``[B, C]``."""
+    dtype = weights.proj_weight.dtype
+    scaled = torch.einsum("oc,bkc->kboc", weights.proj_weight.to(alpha.dtype), alpha).to(dtype)
+    matrices = torch.bmm(rearrange(scaled, "k b o c -> k (b o) c"), weights.branches())
+    bias = F.linear(shift(alpha, weights), weights.proj_weight.to(alpha.dtype), weights.proj_bias.to(alpha.dtype))
+    return rearrange(matrices, "k (b o) c -> k b o c", b=alpha.shape[0]), bias
+
+
+class Gradients(NamedTuple):
+    """Of alpha, and of the weights of the three FCs and the projection, as the fused products give them."""
+
+    alpha: Tensor  # [B, 3, C]
+    branches: Tensor  # [3, C, C]
+    bias_w: Tensor
+    bias_h: Tensor
+    proj_weight: Tensor
+    proj_bias: Tensor
+
+
+def fold_backward(dmatrices: Tensor, dbias: Tensor, alpha: Tensor, weights: Weights) -> Gradients:
+    """From the gradients of ``fold``'s results, ``[3, B, C, C]`` and ``[B, C]``."""
+    weights = weights.to(alpha.dtype)
+    B = alpha.shape[0]
+    scaled = rearrange(torch.einsum("oc,bkc->kboc", weights.proj_weight, alpha), "k b o c -> k (b o) c")
+    dmatrices = rearrange(dmatrices, "k b o c -> k (b o) c")
+    dbranches = torch.bmm(scaled.mT, dmatrices)
+    dscaled = rearrange(torch.bmm(dmatrices, weights.branches().mT), "k (b o) c -> k b o c", b=B)
+    dproj = torch.einsum("kboc,bkc->oc", dscaled, alpha)
+    dalpha = torch.einsum("kboc,oc->bkc", dscaled, weights.proj_weight)
+    dalpha, dbias_w, dbias_h = _shift_backward(dbias @ weights.proj_weight, dalpha, alpha, weights)
+    return Gradients(dalpha, dbranches, dbias_w, dbias_h, dproj + dbias.mT @ shift(alpha, weights), dbias.sum(0))
+
+
+def unfolded_backward(
+    dbranches: Tensor, dalpha: Tensor, dshift: Tensor, dproj: Tensor, dproj_bias: Tensor, alpha: Tensor, weights: Weights
+) -> Gradients:
+    """``dalpha``: without what the biases add to it; ``dshift [B, C]``: the sum over a sample's tokens of the fused branches' gradient."""
+    dalpha, dbias_w, dbias_h = _shift_backward(dshift, dalpha, alpha, weights.to(alpha.dtype))
+    return Gradients(dalpha, dbranches, dbias_w, dbias_h, dproj, dproj_bias)
+
+
+def _shift_backward(dshift: Tensor, dalpha: Tensor, alpha: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+    zero = torch.zeros_like(dshift)
+    dalpha = dalpha + torch.stack([dshift * weights.bias_w, dshift * weights.bias_h, zero], 1)
+    return dalpha, (dshift * alpha[:, 0]).sum(0), (dshift * alpha[:, 1]).sum(0)
+
+
+def branch_weights_backward(gradients: Gradients, alpha: Tensor, means: Tensor, weights: Weights) -> tuple[Tensor, Weights]:
+    """The gradient of the means ``[B, 3, C]``, and the complete gradients of all weights, in their dtypes."""
+    dtypes = [t.dtype for t in weights]
+    weights = weights.to(means.dtype)
+    s = _pooled(means, weights)
+    z = F.linear(s, weights.fc1_weight, weights.fc1_bias)
+    hidden = F.gelu(z)
+    dlogits = rearrange(softmax_backward(gradients.alpha, alpha), "b k c -> b (c k)")
+    dz = torch.ops.aten.gelu_backward(dlogits @ weights.fc2_weight, z)
+    ds = dz @ weights.fc1_weight
+    branches = weights.branches()
+    dmeans = torch.einsum("bo,koc->bkc", ds, branches)
+    dbranches = [d + ds.mT @ mean for d, mean in zip(gradients.branches, means.unbind(1), strict=True)]
+    dweights = Weights(
+        dbranches[0],
+        gradients.bias_w + ds.sum(0),
+        dbranches[1],
+        gradients.bias_h + ds.sum(0),
+        dbranches[2],
+        dz.mT @ s,
+        dz.sum(0),
+        dlogits.mT @ hidden,
+        dlogits.sum(0),
+        gradients.proj_weight,
+        gradients.proj_bias,
+    )
+    return dmeans, Weights(*(t.to(dtype) for t, dtype in zip(dweights, dtypes, strict=True)))

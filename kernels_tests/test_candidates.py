@@ -1,0 +1,79 @@
+"""Every launch configuration that tuning may choose: valid, no two the same, and right."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+from cases import INTERPRETER, OPERATORS, Shape, assert_as_exact, gradients, make
+
+from atm_triton import launch
+
+MODULES = {name: import_module(f"atm_triton.{name}") for name in sorted({operator.op for operator in OPERATORS.values()})}
+KERNELS = sorted({(name, kernel) for name, module in MODULES.items() for kernels in module.KERNELS.values() for kernel in kernels})
+CHANNELS = [(64, 2), (96, 2), (320, 4), (768, 8), (15, 3), (8, 8), (1, 1), (256, 128)]  # and how many share an offset
+
+
+@pytest.mark.parametrize("module,kernel", KERNELS)
+@pytest.mark.parametrize("C,S", CHANNELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_candidates_are_valid_distinct_and_few(module, kernel, C, S, dtype):
+    groups = {"branch_fusion": C, "offset_fc": 2 * C // S}.get(module, C // S)
+    x = torch.empty(8, 56, 56, C, device="meta", dtype=dtype)
+    found = list(MODULES[module].candidates(kernel, x, groups))
+    assert 1 <= len(found) <= 10
+    assert all(found[i] != found[j] for i in range(len(found)) for j in range(i))
+    function = getattr(MODULES[module], f"_{kernel}_kernel", None)
+    for config in found:
+        assert launch.understood(config, found[0]), config
+        assert all(type(value) is int for value in config.values()), config
+        blocks = {name: size for name, size in config.items() if name.startswith("BLOCK_")}
+        assert all(size >= 1 and size & (size - 1) == 0 for size in blocks.values()), config
+        if function is None:  # a choice between algorithms
+            assert not blocks and not config.keys() & {"num_warps", "num_stages"}
+            continue
+        assert config["num_warps"] in (4, 8), config
+        assert set(blocks) <= {parameter.name for parameter in function.params if parameter.is_constexpr}, config
+        if "tl.dot(" in function.src:
+            merged = [size for name, size in blocks.items() if name not in ("BLOCK_G", "BLOCK_S")]
+            assert min([*merged, blocks.get("BLOCK_G", 16) * blocks.get("BLOCK_S", 16)]) >= 16, config
+
+
+def test_every_launch_is_of_a_kernel_that_its_operator_names():
+    with INTERPRETER.active(), launch.recorded() as found:
+        for operator in OPERATORS.values():
+            for deterministic in (False, True):
+                torch.use_deterministic_algorithms(deterministic)
+                gradients(operator.function, make(operator, Shape(1, 2, 3, 2, 2), torch.float32, "cpu"))
+    assert {lookup.kernel for lookup in found.values()} == {kernel for _, kernel in KERNELS}
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_every_candidate_is_right(name, deterministic, monkeypatch):
+    operator, shape, dtype = OPERATORS[name], Shape(2, 3, 6, 4, 5), torch.float32
+    chosen: dict[str, dict[str, int]] = {}
+    monkeypatch.setattr(launch, "table", lambda device: chosen)
+    inputs = make(operator, shape, dtype, "cpu")
+    plain = gradients(operator.definition, inputs)
+    exact = gradients(operator.definition, tuple(t.detach().double().requires_grad_() for t in inputs))
+    torch.use_deterministic_algorithms(deterministic)
+
+    def check(what: str) -> dict[str, launch.Lookup]:
+        with INTERPRETER.active(), launch.recorded() as found:
+            actual = gradients(operator.function, inputs)
+        for a, p, e in zip(actual, plain, exact, strict=True):
+            assert_as_exact(a, p, e, what)
+        return found
+
+    tried = 0
+    for key, lookup in check("formula").items():
+        if deterministic and lookup.kernel != "axial_gather_dx":
+            continue  # tried without
+        for config in lookup.candidates[1:]:
+            chosen[key] = config
+            assert key in check(f"{lookup.kernel} {config}")
+            tried += 1
+        del chosen[key]
+    assert tried > 1 or deterministic

@@ -1,0 +1,87 @@
+"""Every kernel as its operator launches it, for the channels of the network's stages: what is compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+from aot import compile_kernel
+
+axial_gather, branch_fusion, offset_fc, token_mix = (
+    import_module(f"atm_triton.{name}") for name in ("axial_gather", "branch_fusion", "offset_fc", "token_mix")
+)
+
+STAGES = {
+    "stage 1": (64, 2, 56),
+    "stage 2": (128, 4, 28),
+    "stage 3": (320, 4, 14),
+    "stage 4": (512, 8, 7),
+    "L stage 4": (768, 8, 7),
+}  # channels, channels per offset, tokens along an axis at 224 x 224
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SIZES = ("N", "B", "H", "W", "T", "TILES", "SAMPLES", "TOKENS")
+FLOAT32 = ("mean", "rstd", "product", "dbias", "partial", "means", "alpha", "dmean", "dalpha", "dsum")
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    kernel: Any
+    dtype: str
+    config: dict[str, int]  # a candidate
+    constants: dict[str, Any]  # the other constexprs
+    float32: tuple[str, ...] = ()  # further pointers to float32
+    module: Any = field(default=None, repr=False)
+
+    def arguments(self) -> dict[str, str]:
+        types = {name: f"*{self.dtype}" for name in self.kernel.arg_names if name.endswith("_ptr")}
+        types |= {f"{name}_ptr": "*fp32" for name in (*FLOAT32, *self.float32) if f"{name}_ptr" in types}
+        return types | {name: "i32" for name in SIZES}
+
+    def compile(self, target: int | str):
+        constants = {name: value for name, value in (self.config | self.constants).items() if name in self.kernel.arg_names}
+        options = {name: value for name, value in self.config.items() if name in ("num_warps", "num_stages")}
+        return compile_kernel(self.kernel, self.arguments(), constants, target, options)
+
+
+def variants(stage: str, dtype: str, candidates: bool = False) -> Iterator[Variant]:
+    """With the formula's configuration of each kernel alone, or with every candidate's."""
+    C, S, side = STAGES[stage]
+    G, O = C // S, 2 * C // S  # noqa: E741
+    x = torch.empty(128, side, side, C, device="meta", dtype=DTYPES[dtype])
+
+    def each(module: Any, kernel: str, groups: int, *ways: tuple[str, dict[str, Any]], float32: tuple[str, ...] = ()) -> Iterator[Variant]:
+        for config in module.candidates(kernel, x, groups):
+            for way, constants in ways:
+                # A projection in the kernel needs programs that own whole rows.
+                known = {"PROJ": constants["PROJ"] and config["BLOCK_O"] >= C} if "PROJ" in constants else {}
+                kernel_function = getattr(module, f"_{kernel}_kernel")
+                yield Variant(f"{kernel} {way}".strip(), kernel_function, dtype, config, constants | known, float32, module)
+            if not candidates:
+                return
+
+    line = dict(G=G, S=S, OFFSET_STRIDE=2 * G)
+    both = [(axis, dict(line, ALONG_W=axis == "w")) for axis in "wh"]
+    yield from each(axial_gather, "axial_gather_fwd", G, *both)
+    yield from each(axial_gather, "axial_gather_bwd", G, ("", dict(line, ALONG_W=True, SCATTER=False)))
+    yield from each(axial_gather, "axial_gather_bwd", G, ("scatter", dict(line, ALONG_W=False, SCATTER=True)), float32=("dx",))
+    yield from each(axial_gather, "axial_gather_dx", G, ("", dict(line, ALONG_W=True)))
+    yield from each(branch_fusion, "branch_fusion_fwd", C, ("", dict(C=C)))
+    yield from each(branch_fusion, "branch_fusion_bwd", C, ("", dict(C=C)))
+    yield from each(offset_fc, "offset_fc_fwd", O, ("", dict(C=C, O=O, EPS=1e-5)))
+    yield from each(offset_fc, "offset_fc_dx", O, ("", dict(C=C, O=O)))
+    yield from each(offset_fc, "offset_fc_dw", O, ("", dict(C=C, O=O, CHUNK=offset_fc.CHUNK)))
+
+    yield from each(token_mix, "token_mix_mean", G, ("", line))
+    yield from each(token_mix, "token_mix_alpha", G, ("", dict(C=C, F=C // 4)))
+    ways = [("folded", dict(line, FOLD=True, PROJ=False)), ("unfolded", dict(line, FOLD=False, PROJ=False))]
+    if C <= 128:
+        ways.append(("projected", dict(line, FOLD=False, PROJ=True)))
+    yield from each(token_mix, "token_mix_fwd", G, *ways, float32=("bias",))
+    yield from each(token_mix, "token_mix_dw", G, ("folded", dict(line, FOLD=True)), ("unfolded", dict(line, FOLD=False, CHUNKS=1)))
+    for way, folded in (("folded", True), ("unfolded", False)):
+        yield from each(token_mix, "token_mix_dx", G, (f"{way} scatter", dict(line, FOLD=folded, SCATTER=True)), float32=("dx",))
+        yield from each(token_mix, "token_mix_dx", G, (way, dict(line, FOLD=folded, SCATTER=False)))
