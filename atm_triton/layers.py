@@ -91,9 +91,6 @@ class ActiveTokenMixer(nn.Module):
                 f"offset must be [B, H, W, 2 * dim // share] = [..., {2 * groups}] for dim={self.dim}, share={self.share}, "
                 f"got {list(offset.shape)}"
             )
-        # x goes through five dimensions: Inductor takes four of them before a convolution for NCHW, and would store the channels of a
-        # token far apart.
-        x = rearrange(rearrange(x, "b h w (g s) -> b h w g s", s=self.share), "b h w g s -> b h w (g s)")
         branches = self.fc_w.weight, self.fc_w.bias, self.fc_h.weight, self.fc_h.bias, self.fc_c.weight
         fc1, fc2 = self.logits.fc1, self.logits.fc2
         y = token_mix(x, offset, *branches, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.proj.weight, self.proj.bias)

@@ -68,24 +68,24 @@ def offset_fc_parameter_grads(
 # ---- axial_gather: y[p] = sum over q of x[q] * max(0, 1 - |p + offset - q|) along one axis
 
 
-def _taps(x: Tensor, offset: Tensor, axis: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _taps(dtype: torch.dtype, offset: Tensor, axis: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The two tokens that each offset falls between, as rows of the S channels that share it.
 
     Returns the row indices of both taps and whether each is inside, all ``[B, H, W, G]``, and the weight of the second. Rows rather than
     elements make the index tensors S times smaller. The floor is taken of the offset alone, not of position + offset, so that the
     weight keeps all its bits wherever the token stands.
     """
-    B, H, W, _ = x.shape
-    G = offset.shape[-1]
-    i = torch.arange(H, device=x.device)[:, None, None]
-    j = torch.arange(W, device=x.device)[:, None]
+    B, H, W, G = offset.shape
+    device = offset.device
+    i = torch.arange(H, device=device)[:, None, None]
+    j = torch.arange(W, device=device)[:, None]
     position, length, step = (j, W, 1) if axis == "w" else (i, H, W)
     # Past the border by one token or more, all offsets give zero: clamping there keeps the integers small.
-    offset = offset.to(accumulation_dtype(x)).clamp(-length - 1, length + 1)
+    offset = offset.to(torch.promote_types(dtype, torch.float32)).clamp(-length - 1, length + 1)
     floor = offset.floor()
     first = torch.where(floor.isnan(), -2, position + floor.long())  # a NaN points outside; its weight stays NaN
-    token = torch.arange(B, device=x.device)[:, None, None, None] * (H * W) + i * W + j
-    group = torch.arange(G, device=x.device)
+    token = torch.arange(B, device=device)[:, None, None, None] * (H * W) + i * W + j
+    group = torch.arange(G, device=device)
 
     def row(tap: Tensor) -> Tensor:
         return (token + (tap.clamp(0, length - 1) - position) * step) * G + group
@@ -103,13 +103,13 @@ def _read(rows: Tensor, index: Tensor, inside: Tensor) -> Tensor:
 def _read_both(x: Tensor, taps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """The first tap's value, and how much the second's is larger, ``[B, H, W, G, S]``."""
     first, second, in_first, in_second, t = taps
-    rows = rearrange(x, "b h w (g s) -> (b h w g) s", g=t.shape[-1])
+    rows = x.reshape(-1, x.shape[-1] // t.shape[-1])
     a, b = (_read(rows, *tap).to(t.dtype) for tap in ((first, in_first), (second, in_second)))
     return a, b - a
 
 
 def _scatter(dx: Tensor, dy: Tensor, taps: tuple[Tensor, ...]) -> Tensor:
-    """``dx [B, H, W, C]`` plus each tap's share of ``dy [B, H, W, G, S]``."""
+    """``dx`` plus each tap's share of ``dy [B, H, W, G, S]``."""
     first, second, in_first, in_second, t = taps
     S = dy.shape[-1]
     # One flat scatter of both taps: on CPU this is what Inductor compiles best, and eager's fastest too.
@@ -119,15 +119,18 @@ def _scatter(dx: Tensor, dy: Tensor, taps: tuple[Tensor, ...]) -> Tensor:
     return dx.flatten().scatter_add(0, index.flatten(), (weight * dy).flatten()).view(dx.shape)
 
 
-def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
-    taps = _taps(x, offset, axis)
+def _gather(x: Tensor, taps: tuple[Tensor, ...]) -> Tensor:
     a, slope = _read_both(x, taps)
-    return rearrange(a + taps[-1].unsqueeze(-1) * slope, "b h w g s -> b h w (g s)").to(x.dtype)
+    return (a + taps[-1].unsqueeze(-1) * slope).to(x.dtype)  # [B, H, W, G, S]
+
+
+def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
+    return rearrange(_gather(x, _taps(x.dtype, offset, axis)), "b h w g s -> b h w (g s)")
 
 
 def axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str) -> tuple[Tensor, Tensor]:
     """Gradients of x and offset; the slope in the offset is that of the segment it falls in."""
-    taps = _taps(x, offset, axis)
+    taps = _taps(x.dtype, offset, axis)
     _, slope = _read_both(x, taps)
     dy = rearrange(dy, "b h w (g s) -> b h w g s", g=offset.shape[-1]).to(slope.dtype)
     dx = _scatter(torch.zeros(x.shape, dtype=dy.dtype, device=x.device), dy, taps)
@@ -172,28 +175,37 @@ def token_mix(x: Tensor, offset: Tensor, *weights: Tensor) -> Tensor:
     return F.linear(y, w.proj_weight, w.proj_bias)
 
 
+# From here on tokens are [B, N, C], and never have four dimensions: Inductor takes those before a convolution for NCHW, and would store the
+# channels of a token far apart.
+
+
 def _tokens(x: Tensor) -> Tensor:
-    return rearrange(x, "b h w c -> b (h w) c")
+    return rearrange(x, "b h w g s -> b (h w) (g s)")
 
 
 def token_mix_forward(x: Tensor, offset: Tensor, weights: Weights, folded: bool) -> tuple[Tensor, Tensor]:
     """The mixed tokens, and what the backward needs besides the inputs: the means ``[B, 3, C]``."""
-    acc = accumulation_dtype(x)
     offset_w, offset_h = offset.chunk(2, -1)
-    gathered = [_tokens(t) for t in (axial_gather(x, offset_w, "w"), axial_gather(x, offset_h, "h"), x)]
-    # Before the means, so that Inductor stores the gathered tokens for the products, and does not gather again to add them up.
+    gathered = [_tokens(_gather(x, _taps(x.dtype, part, axis))) for part, axis in ((offset_w, "w"), (offset_h, "h"))] + [x]
+    means = torch.stack([_mean(t) for t in gathered], 1)
+    alpha = branch_weights(means, weights)
     if folded:
-        tokens = torch.cat(gathered, -1)
-        means = rearrange(tokens.mean(1, dtype=acc), "b (k c) -> b k c", k=3)
-        alpha = branch_weights(means, weights)
         matrices, bias = fold(alpha, weights)
-        y = torch.baddbmm(bias.to(x.dtype).unsqueeze(1), tokens, rearrange(matrices, "k b o c -> b (k c) o"))
+        y = torch.baddbmm(bias.to(x.dtype).unsqueeze(1), torch.cat(gathered, -1), rearrange(matrices, "k b o c -> b (k c) o"))
     else:
-        branches = _branches(gathered, weights)
-        means = torch.stack([t.mean(1, dtype=acc) for t in gathered], 1)
-        alpha = branch_weights(means, weights)
-        y = F.linear(_fuse(branches, alpha, weights).to(x.dtype), weights.proj_weight, weights.proj_bias)
-    return y.view(x.shape), means
+        fused = _fuse(_branches(gathered, weights), alpha, weights).to(x.dtype)
+        y = F.linear(fused, weights.proj_weight, weights.proj_bias)
+    return y, means
+
+
+def _mean(tokens: Tensor) -> Tensor:
+    """Over the tokens, ``[B, C]``."""
+    if tokens.dtype in (torch.float16, torch.bfloat16):
+        return tokens.mean(1, dtype=torch.float32)
+    # As a product, of two equal rows lest Inductor see a sum in it: fused with the gather, that would walk through memory channel by
+    # channel.
+    B, T, _ = tokens.shape
+    return torch.bmm(tokens.new_full((B, 2, T), 0.5 / T), tokens).sum(1)
 
 
 def _branches(gathered: list[Tensor], weights: Weights) -> list[Tensor]:
@@ -211,15 +223,9 @@ def token_mix_backward(
     """Gradients of x, offset and the weights. The gathered tokens are gathered again, the fused ones computed again."""
     acc = accumulation_dtype(x)
     alpha = branch_weights(means, weights)
-    T = x.shape[1] * x.shape[2]
-    taps = [_taps(x, part, axis) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True)]
+    taps = [_taps(x.dtype, part, axis) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True)]
     reads = [_read_both(x, t) for t in taps]
-    gathered = [
-        rearrange(a + t[-1].unsqueeze(-1) * slope, "b h w g s -> b (h w) (g s)").to(x.dtype)
-        for (a, slope), t in zip(reads, taps, strict=True)
-    ]
-    gathered.append(_tokens(x))
-    dy = _tokens(dy)
+    gathered = [_tokens(a + t[-1].unsqueeze(-1) * slope).to(x.dtype) for (a, slope), t in zip(reads, taps, strict=True)] + [x]
     if folded:
         matrices, _ = fold(alpha, weights)
         dmatrices = torch.stack([torch.bmm(dy.mT, t) for t in gathered]).to(acc)
@@ -236,8 +242,8 @@ def token_mix_backward(
         gradients = unfolded_backward(dbranches, dalpha, dfused.sum(1, dtype=acc), dproj, dy.sum((0, 1), dtype=acc), alpha, weights)
         dgathered = [d @ weight for d, weight in zip(scaled, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
     dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
-    dgathered = [d.to(acc) + dmean / T for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
-    dx = dgathered[2].view(x.shape)
+    dgathered = [d.to(acc) + dmean / x.shape[1] for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
+    dx = dgathered[2]
     doffset = []
     for d, t, (_, slope) in zip(dgathered, taps, reads, strict=False):
         d = d.view(slope.shape)

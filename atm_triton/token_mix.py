@@ -143,10 +143,10 @@ def _token_mix(
 
 def _forward(x: Tensor, offset: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
     """y and the means."""
-    folded = bool(_config("token_mix", x, offset.shape[3] // 2)["FOLD"])
+    folded = bool(_config("token_mix", _image(x, offset), offset.shape[3] // 2)["FOLD"])
     if not runs_kernels(x):
         return reference.token_mix_forward(x, offset, weights, folded)
-    x, weights = x.contiguous(), Weights(*(t.contiguous() for t in weights))
+    x, weights = _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
     offset, stride = token_stride(offset)
     B, H, W, C = x.shape
     G, T, C = int(offset.shape[3]) // 2, H * W, int(C)
@@ -163,8 +163,15 @@ def _forward(x: Tensor, offset: Tensor, weights: Weights) -> tuple[Tensor, Tenso
     alpha = _alpha(means, branches, weights)
     if folded:
         matrices, bias = fold(alpha, weights)
-        return _mix(x, offset, stride, matrices, alpha, bias, weights, folded=True, project=False), means
-    return _mix(x, offset, stride, branches, alpha, shift(alpha, weights), weights, folded=False, project=True), means
+        y = _mix(x, offset, stride, matrices, alpha, bias, weights, folded=True, project=False)
+    else:
+        y = _mix(x, offset, stride, branches, alpha, shift(alpha, weights), weights, folded=False, project=True)
+    return y.flatten(1, 2), means
+
+
+def _image(x: Tensor, offset: Tensor) -> Tensor:
+    """Tokens ``[B, N, C]`` as ``[B, H, W, C]``."""
+    return x.unflatten(1, offset.shape[1:3])
 
 
 def _alpha(means: Tensor, branches: Tensor, weights: Weights) -> Tensor:
@@ -227,10 +234,10 @@ def _token_mix_backward(
 def _gradients(
     dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, weights: Weights, deterministic: bool
 ) -> tuple[Tensor, Tensor, Weights]:
-    folded = bool(_config("token_mix_backward", x, offset.shape[3] // 2)["FOLD"])
+    folded = bool(_config("token_mix_backward", _image(x, offset), offset.shape[3] // 2)["FOLD"])
     if not runs_kernels(x):
         return reference.token_mix_backward(dy, x, offset, means, weights, folded)
-    dy, x, weights = dy.contiguous(), x.contiguous(), Weights(*(t.contiguous() for t in weights))
+    dy, x, weights = _image(dy.contiguous(), offset), _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
     offset, stride = token_stride(offset)
     B, H, W, _ = x.shape
     G, C, T = int(offset.shape[3]) // 2, int(x.shape[3]), H * W
@@ -263,7 +270,7 @@ def _gradients(
         )
     if deterministic:
         dx = dx[2] + _spread(dx[0], offset[..., :G], True) + _spread(dx[1], offset[..., G:], False)
-    return dx.to(x.dtype), doffset, dweights
+    return dx.to(x.dtype).flatten(1, 2), doffset, dweights
 
 
 def _products(
@@ -324,8 +331,8 @@ _token_mix.register_autograd(_backward, setup_context=_setup_context)
 
 def _flops(x: torch.Size, hidden: int) -> int:
     """Forward: four products over the tokens, two gathers, the fusion, and two FCs a sample."""
-    B, H, W, C = x
-    return 2 * B * (4 * H * W * C * C + 4 * C * hidden) + 13 * math.prod(x)
+    B, N, C = x
+    return 2 * B * (4 * N * C * C + 4 * C * hidden) + 13 * math.prod(x)
 
 
 register_flop_formula(torch.ops.atm_triton.token_mix)(lambda x, *rest, **__: _flops(x, rest[6][0]))
@@ -390,4 +397,5 @@ def token_mix(
     for name, t in zip(Weights._fields, cast, strict=True):
         if t.dtype != x.dtype:
             raise TypeError(f"{op}: {name} must have x's dtype {x.dtype}, got {t.dtype}")
-    return _token_mix(x, offset, *cast)[0]
+    # As [B, N, C]: reference.py says what Inductor makes of four dimensions.
+    return _token_mix(x.flatten(1, 2), offset, *cast)[0].view(x.shape)

@@ -99,6 +99,7 @@ class Operator:
     writes_backward: list[list[str]]
     writes_deterministic: list[list[str]] | None = None  # where the deterministic backward has kernels of its own
     constants: tuple = ()  # what the registered operator takes after the tensors
+    flat: bool = False  # whether it takes x as [B, N, C]
 
 
 def _mixer_flops(shape: Shape) -> int:
@@ -170,6 +171,7 @@ OPERATORS = {
             ["dx_ptr"],
             ["dx_ptr"],
         ],
+        flat=True,
     ),
 }
 

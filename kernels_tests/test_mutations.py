@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import sys
 from importlib import import_module
 
 import pytest
@@ -10,14 +11,17 @@ import torch
 import triton
 from cases import INTERPRETER, OPERATORS, Shape, assert_as_exact, gradients, make
 
+from atm_triton import launch
+
+token_mix_kernels = import_module("atm_triton.token_mix_kernels")
 SHAPE = Shape(2, 9, 12, 3, 2)
 
 # operator, kernel or helper, what it says, what it says when broken
 MUTATIONS = [
-    ("axial_gather_w", "_taps", "first = position + tl.where", "first = 1 + position + tl.where"),
-    ("axial_gather_h", "_taps", "offset - floor", "floor - offset"),
-    ("axial_gather_w", "_taps", "(first >= 0) & (first < length)", "(first > 0) & (first < length)"),
-    ("axial_gather_w", "_taps", "(first < length - 1)", "(first < length)"),
+    ("axial_gather_w", "_taps", "first = position + floor", "first = 1 + position + floor"),
+    ("axial_gather_h", "_taps", "clamped - floor, offset", "floor - clamped, offset"),
+    ("axial_gather_w", "_taps", "in_first = first.to(tl.uint32) <", "in_first = (first - 1).to(tl.uint32) <"),
+    ("axial_gather_w", "_taps", "(first + 1).to(tl.uint32) <", "(first + 1).to(tl.uint32) <="),
     ("axial_gather_w", "_taps", "edge = length + 1.0", "edge = 1.0"),
     ("axial_gather_w", "_place", "if ALONG_W", "if not ALONG_W"),
     ("axial_gather_h", "_place", "% H, H, W", "% H, H, 1"),
@@ -45,8 +49,48 @@ MUTATIONS = [
     ("offset_fc", "_offset_fc_dx_kernel", "- (sum_d / C)[:, None]", ""),
     ("offset_fc", "_offset_fc_dx_kernel", "- xhat * (sum_dx / C)[:, None]", ""),
     ("offset_fc", "_offset_fc_dw_kernel", "i * BLOCK_N", "0"),
+    ("token_mix", "_on_axis", "n % W, W, 1", "n // W, W, 1"),
+    ("token_mix", "_on_axis", "n // W, H, W", "n // W, H, 1"),
+    ("token_mix", "_channels", "channel < G * S", "channel < G"),
+    ("token_mix", "_token_mix_mean_kernel", "sample * T * C", "0 * T * C"),
+    ("token_mix", "_token_mix_mean_kernel", "sum_h += gathered", "sum_h = gathered"),
+    ("token_mix", "_token_mix_mean_kernel", "axis * G + g", "g"),
+    ("token_mix", "_token_mix_mean_kernel", "tl.sum(sum_c, 0)", "tl.sum(sum_c, 0) * 1.01"),
+    ("token_mix", "_token_mix_alpha_kernel", "(c * 3)", "c"),
+    ("token_mix", "_token_mix_alpha_kernel", "0.7071067811865476", "0.7"),
+    ("token_mix", "_token_mix_alpha_kernel", "s += bias[None, :]", "s = s"),
+    ("token_mix", "_token_mix_alpha_kernel", "fc2_bias_ptr + c * 3 + 2", "fc2_bias_ptr + c * 3 + 1"),
+    ("token_mix", "_token_mix_fwd_kernel", "(branch * B + sample)", "branch * B"),
+    ("token_mix", "_token_mix_fwd_kernel", "branch * G + g", "g"),
+    ("token_mix", "_token_mix_fwd_kernel", "a + t[:, :, None] * (b - a)", "a"),
+    ("token_mix", "_token_mix_fwd_kernel", "bias_ptr + sample * C + o", "bias_ptr + o"),
+    ("token_mix unfolded", "_token_mix_fwd_kernel", "(sample * 3 + branch) * C", "(sample * 3) * C"),
+    ("token_mix unfolded", "_token_mix_fwd_kernel", "total += tl.load(proj_bias_ptr", "total = total + 0 * tl.load(proj_bias_ptr"),
+    ("token_mix unfolded", "_token_mix_fwd_kernel", "proj_ptr + o[None, :] * C + o[:, None]", "proj_ptr + o[:, None] * C + o[None, :]"),
+    ("token_mix", "_token_mix_dw_kernel", "dsum += tl.sum(dy.to(tl.float32), 0)", "dsum = tl.sum(dy.to(tl.float32), 0)"),
+    ("token_mix", "_token_mix_dw_kernel", "chunk * TOKENS, tl", "0, tl"),
+    ("token_mix", "_token_mix_dw_kernel", "(b - a)).to(dy.dtype)", "b).to(dy.dtype)"),
+    ("token_mix unfolded", "_token_mix_dw_kernel", "total_h += alpha[:, None] * acc", "total_h += acc"),
+    ("token_mix unfolded", "_token_mix_dw_kernel", "tl.sum(acc * weight, 1)", "tl.sum(acc, 1)"),
+    ("token_mix unfolded", "_token_mix_dw_kernel", "(sample * 3 + branch) * C + o", "branch * C + o"),
+    ("token_mix", "_token_mix_dx_kernel", "acc += tl.load(dmean_ptr", "acc += 0 * tl.load(dmean_ptr"),
+    ("token_mix", "_token_mix_dx_kernel", "tl.sum(d * (b - a), 2)", "tl.sum(d * b, 2)"),
+    ("token_mix", "_token_mix_dx_kernel", "d * (1.0 - t)[:, :, None]", "d"),
+    ("token_mix", "_token_mix_dx_kernel", "d * t[:, :, None]", "d * (1.0 - t)[:, :, None]"),
+    ("token_mix unfolded", "_token_mix_dx_kernel", "dy.to(tl.float32) * alpha[None, :]", "dy.to(tl.float32)"),
+    ("token_mix deterministic", "_token_mix_dx_kernel", "branch * B, tl.int64", "0 * B, tl.int64"),
     ("offset_fc", "_offset_fc_dw_kernel", "dbias += tl.sum(doffset.to(tl.float32), 0)", "dbias = tl.sum(doffset.to(tl.float32), 0)"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def ways(request, monkeypatch):
+    """The mixer folded, or not; and its weight gradients in several chunks of a sample."""
+    image = "9x12/C6/G3/float32"
+    folded = {"FOLD": int("unfolded" not in request.node.callspec.params["name"])}
+    products = dict(BLOCK_N=16, BLOCK_G=8, BLOCK_S=2, BLOCK_O=16, CHUNKS=2, SPLITS=2, num_warps=4)
+    chosen = {f"token_mix/{image}": folded, f"token_mix_backward/{image}": folded, f"token_mix_dw/{image}": products}
+    monkeypatch.setattr(launch, "table", lambda device: chosen)
 
 
 def guarded(t: torch.Tensor) -> torch.Tensor:
@@ -57,13 +101,14 @@ def guarded(t: torch.Tensor) -> torch.Tensor:
 
 def check(name: str) -> None:
     """The comparison that test_cases.py makes, in float32. Forward first: a kernel broken there never gets to write gradients astray."""
-    name, _, deterministic = name.partition(" ")
+    name, _, way = name.partition(" ")
+    deterministic = way == "deterministic"
     operator = OPERATORS[name]
     inputs = tuple(guarded(t).requires_grad_() for t in make(operator, SHAPE, torch.float32, "cpu"))
     with INTERPRETER.active():
         forward = operator.function(*inputs)
     assert_as_exact(forward, operator.definition(*inputs), operator.definition(*(t.double() for t in inputs)))
-    torch.use_deterministic_algorithms(bool(deterministic))
+    torch.use_deterministic_algorithms(deterministic)
     with INTERPRETER.active():
         actual = gradients(operator.function, inputs)
     torch.use_deterministic_algorithms(False)
@@ -81,16 +126,19 @@ def test_the_unbroken_kernels_pass(name):
 @pytest.mark.parametrize("name,function,right,broken", MUTATIONS, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_broken_kernel_fails(name, function, right, broken, monkeypatch, tmp_path):
     module = import_module("atm_triton." + name.partition(" ")[0].removesuffix("_w").removesuffix("_h"))
-    original = getattr(module, function)
+    original = getattr(module, function, None) or getattr(token_mix_kernels, function)
     source = original.src if hasattr(original, "src") else original._src
     assert source.count(right) >= 1, f"{function} no longer says {right!r}: the mutation is out of date"
     # Triton reads a kernel's source from its file.
     file = tmp_path / "mutated.py"
     file.write_text("from __future__ import annotations\n\n\n" + source.replace(right, broken, 1))
     linecache.checkcache()
-    namespace = dict(vars(module))
+    home = sys.modules[(original.fn if hasattr(original, "fn") else original).__module__]
+    namespace = dict(vars(home))
     exec(compile(file.read_text(), str(file), "exec"), namespace)
     mutated = triton.jit(namespace[function])
-    monkeypatch.setattr(module, function, mutated)
+    for user in (module, home):
+        if hasattr(user, function):
+            monkeypatch.setattr(user, function, mutated)
     with pytest.raises(AssertionError, match="relative error|NaN"):
         check(name)

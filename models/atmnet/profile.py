@@ -21,9 +21,9 @@ def _offset_fc_flops(x: torch.Size, norm_weight: torch.Size, norm_bias: torch.Si
 
 
 def _token_mix_flops(x: torch.Size, offset: torch.Size, *weights: torch.Size, **__) -> int:
-    B, H, W, C = x
+    B, N, C = x
     hidden = weights[5][0]
-    return 2 * B * (4 * H * W * C * C + 4 * C * hidden)
+    return 2 * B * (4 * N * C * C + 4 * C * hidden)
 
 
 def macs(model: nn.Module, size: tuple[int, int] = (224, 224)) -> int:
