@@ -41,11 +41,11 @@ GPU_ENV = PYTHONPATH=.:models
 gpu-check:  ## on a machine with a GPU: its tests, then the benchmark, which writes bench/results/
 	$(GPU_ENV) $(GPU_PYTHON) -m atm_triton selftest --device cuda
 	$(GPU_ENV) $(GPU_PYTHON) -m pytest -q kernels_tests -m gpu
-	$(GPU_ENV) $(GPU_PYTHON) bench/run.py --device cuda --batch 128 --dtype bfloat16
-	$(GPU_ENV) $(GPU_PYTHON) bench/run.py --device cuda --batch 128 --dtype float32
+	$(GPU_ENV) $(GPU_PYTHON) bench/run.py --device cuda
 
-bench: $(VENV)/installed  ## the README's table: published, eager and compiled, side by side on this CPU
+bench: $(VENV)/installed  ## everything side by side on this CPU, in minutes; and the README's table from it
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/report.py
 
 clean:
 	rm -rf $(VENV) .venv-oldest build dist *.egg-info

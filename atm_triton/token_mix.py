@@ -81,12 +81,9 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     elif kernel == "token_mix_fwd":
         if half:
             yield tile(64, 32, 64, num_warps=8)
-            yield tile(64, 32, 64, num_warps=4)
-            yield tile(64, 64, 64, num_warps=4)
-            yield tile(64, 64, 64, num_warps=8)
-            yield tile(64, 32, 128, num_warps=8)
-            yield tile(128, 32, 64, num_warps=8)
             yield tile(64, 32, 64, num_warps=8, num_stages=2)
+            for tokens, channels, outputs, warps in ((64, 32, 64, 4), (64, 64, 64, 4), (64, 64, 64, 8), (64, 32, 128, 8), (128, 32, 64, 8)):
+                yield tile(tokens, channels, outputs, num_warps=warps)
         else:
             yield tile(32, 32, 32, num_warps=4)
             yield tile(64, 32, 32, num_warps=8)

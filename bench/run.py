@@ -1,80 +1,52 @@
-"""Side by side in one run: ATMNet as the published formulation, eager and compiled, inference and a training step.
+"""Operators and whole networks side by side: as published, as plain PyTorch compiled, ours, and others of ATMNet's class.
 
-python bench/run.py                       the README's table: ATMNet-T, 224 x 224, batch 4, float32, on the CPU
-python bench/run.py --device cuda --batch 128 --dtype bfloat16
+python bench/run.py                    on the CPU: ATMNet-T at 224 x 224, batch 4, float32; minutes
+python bench/run.py --device cuda      operators and networks, four sizes, bfloat16 and float32, the most important first
 
-Refuses to time anything unless both formulations agree. Writes bench/results/<device>-<date>-<model>-<dtype>-<size>-batch<N>.csv and
-prints the table as Markdown.
+Nothing is timed that is not right: every operator and network is first compared with its definition in float64, by the tests' rule.
+What is measured so far is always in <device>-<date>.csv; tables (.md) and plots (.png) follow. The exit status is 1 if something is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
+import functools
 import platform
-import re
-import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import atmnet
+import first_step
+import limits
+import networks
+import operators
+import report
 import timm
 import torch
-from published import assert_same, published
-from torch import nn
+import torch._inductor.config
+from networks import Case
+from operators import Row
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import atm_triton
+from atm_triton import launch
 
-RESULTS = Path(__file__).parent / "results"
-
-
-def quantiles(steps: dict[str, Callable[[], None]], device: torch.device, seconds: float) -> dict[str, tuple[float, float, float]]:
-    """p20, p50 and p80 in milliseconds. The candidates take turns, so that a machine that slows down slows them all."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        for _ in range(3):
-            step()
-    end = time.perf_counter() + seconds * len(steps)
-    while time.perf_counter() < end or len(times[next(iter(steps))]) < 5:
-        for name, step in steps.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: (statistics.quantiles(t, n=5)[0], statistics.median(t), statistics.quantiles(t, n=5)[3]) for name, t in times.items()}
+KEY = ("section", "name", "what", "shape", "dtype", "batch", "implementation")
+ALL, BEST = (*networks.OURS, *networks.OTHERS), ("published", "compiled", *networks.OTHERS)
 
 
-def inference(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    def step() -> None:
-        with torch.no_grad():
-            model(images)
+class Job(NamedTuple):
+    """What is measured together."""
 
-    return step
-
-
-def training(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    target = torch.arange(images.shape[0], device=images.device) % 1000
-
-    def step() -> None:
-        nn.functional.cross_entropy(model(images).float(), target).backward()
-        model.zero_grad(set_to_none=True)
-
-    return step
-
-
-def peak_memory(step: Callable[[], None], device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) / 2**20
+    title: str
+    dtype: torch.dtype
+    run: Callable[[limits.Ceilings], list[Row]]
 
 
 def commit() -> str:
@@ -87,56 +59,130 @@ def commit() -> str:
     return described or f"release {atm_triton.__version__}"
 
 
-def main() -> None:
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="atmnet-t")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--img-size", type=int, default=224)
-    parser.add_argument("--seconds", type=float, default=20, help="for each candidate of each comparison")
-    args = parser.parse_args()
+    parser.add_argument("--model", default="atmnet-t")
+    parser.add_argument("--compile-mode", default="default", help="of everything that is compiled")
+    parser.add_argument("--seconds", type=float, help="for each implementation of each comparison (default: 4 on a CPU, 0.5 on a GPU)")
+    parser.add_argument("--quick", action="store_true", help="everything once, too small to say anything about speed")
+    parser.add_argument("--only", metavar="TEXT", default="", help="what has TEXT in its title, such as token_mix or bfloat16")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many")
+    parser.add_argument("--resume", action="store_true", help="keep what today's file has, and measure what it lacks")
+    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
+    return parser
 
-    torch.manual_seed(0)
-    dtype = getattr(torch, args.dtype)
-    ours = timm.create_model(atmnet.canonical_name(args.model)).to(args.device, dtype)
-    theirs = published(ours)
-    images = torch.randn(args.batch, 3, args.img_size, args.img_size, device=args.device, dtype=dtype)
-    assert_same(ours, theirs, images)
 
-    rows = []
-    for what, make, train in (("inference", inference, False), ("training step", training, True)):
-        torch._dynamo.reset()
-        models = {"published": theirs, "eager": ours, "compiled": torch.compile(ours, fullgraph=True)}
-        steps = {name: make(model.train(train), images) for name, model in models.items()}
-        measured = quantiles(steps, args.device, args.seconds)
-        for name, (p20, p50, p80) in measured.items():
-            memory = peak_memory(steps[name], args.device)
-            speedup = measured["published"][1] / p50
-            rows.append(
-                dict(model=args.model, dtype=args.dtype, batch=args.batch, size=args.img_size, what=what, implementation=name)
-                | dict(p20_ms=round(p20, 2), p50_ms=round(p50, 2), p80_ms=round(p80, 2), images_per_s=round(1e3 * args.batch / p50, 1))
-                | dict(speedup=round(speedup, 2), peak_mb=memory and round(memory, 1))
-            )
+def plan(args: argparse.Namespace, seconds: float) -> list[Job]:
+    """Everything that is measured, the most important first."""
+    with torch.device("meta"):
+        model = timm.create_model(atmnet.canonical_name(args.model))
+    gpu, bf16, fp32 = args.device.type == "cuda", torch.bfloat16, torch.float32
+    batch = 2 if args.quick else 128 if gpu else 4
+    square = (32, 32) if args.quick else (224, 224)
+    # Batches of about as many tokens each.
+    sizes = (
+        {(64, 64): 2}
+        if args.quick
+        else {(800, 1280): 6, (384, 384): 48, (512, 2048): 6}
+        if gpu
+        else {(384, 384): 1, (512, 2048): 1, (800, 1280): 1}
+    )
 
-    cpu = platform.processor() or platform.machine()
-    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
-    about = dict(device=device, torch=torch.__version__, triton=atm_triton.backend_info().triton, commit=commit())
-    RESULTS.mkdir(exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") if args.device.type == "cuda" else "cpu"
-    file = RESULTS / f"{slug}-{datetime.date.today()}-{args.model}-{args.dtype}-{args.img_size}-batch{args.batch}.csv"
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [*rows[0], *about])
-        writer.writeheader()
-        writer.writerows(row | about for row in rows)
+    def operator_jobs(dtype: torch.dtype, mixer: bool) -> list[Job]:
+        jobs = []
+        for operator in operators.OPERATORS:
+            for shape in limits.stages(model, batch, square)[:: 3 if args.quick else 1] if mixer == (operator.name == "token_mix") else []:
+                arguments = operator, shape, dtype, args.device, args.compile_mode, seconds
+                title = f"{operator.name}, {shape}, {str(dtype).removeprefix('torch.')}"
+                jobs.append(Job(title, dtype, functools.partial(operators.measure, *arguments)))
+        return jobs
 
-    print(f"{args.model}, {args.img_size} x {args.img_size}, batch {args.batch}, {args.dtype}, on {device}, torch {torch.__version__}\n")
-    print("| | published | eager | compiled |\n|---|---|---|---|")
-    for what in dict.fromkeys(row["what"] for row in rows):
-        cells = [f"{row['p50_ms']:.0f} ms ({row['speedup']:.1f}×)" for row in rows if row["what"] == what]
-        print(f"| {what} | {' | '.join(cells)} |")
-    print(f"\nmedians; all quantiles in {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}")
+    def network_job(case: Case) -> Job:
+        arguments = atmnet.canonical_name(args.model), case, args.device, args.compile_mode, seconds
+        return Job(f"network, {case}", case.dtype, functools.partial(networks.measure, *arguments))
+
+    def network_jobs(dtype: torch.dtype, what: str, implementations: tuple[str, ...]) -> list[Job]:
+        return [network_job(Case(what, size, number, dtype, implementations)) for size, number in sizes.items()]
+
+    both = [(what, square, batch) for what in ("inference", "training step")]
+    if not gpu:
+        jobs = [network_job(Case(*both[0], fp32, ALL)), network_job(Case(*both[1], fp32, networks.OURS))]
+        jobs += network_jobs(fp32, "inference", ("eager",))
+        return jobs + operator_jobs(fp32, mixer=True) + operator_jobs(fp32, mixer=False)
+    jobs = operator_jobs(bf16, mixer=True)
+    jobs += [network_job(Case(*shape, bf16, ALL)) for shape in both]
+    jobs += network_jobs(bf16, "inference", BEST) + operator_jobs(bf16, mixer=False)
+    jobs += [network_job(Case(*shape, fp32, ALL)) for shape in both]
+    jobs += operator_jobs(fp32, mixer=True) + network_jobs(bf16, "training step", BEST)
+    jobs += network_jobs(fp32, "inference", ("published", "compiled")) + network_jobs(fp32, "training step", ("published", "compiled"))
+    return jobs + operator_jobs(fp32, mixer=False)
+
+
+def with_speedups(rows: list[Row]) -> list[Row]:
+    """Of what was measured together, direction by direction."""
+    published = {row["what"]: row.get("p50_ms") for row in rows if row["implementation"] == "published"}
+    for row in rows:
+        if row.get("p50_ms") and published.get(row["what"]):
+            row["speedup"] = published[row["what"]] / row["p50_ms"]
+    return rows
+
+
+def ceiling_rows(ceilings: limits.Ceilings, dtype: torch.dtype) -> list[Row]:
+    about = dict(section="ceiling", dtype=str(dtype).removeprefix("torch."))
+    return [
+        about | dict(what="copy", gb_per_s=ceilings.bandwidth / 1e9),
+        about | dict(what="matrix product", tflop_per_s=ceilings.rate / 1e12),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = build_parser().parse_args(arguments)
+    # What torch.compile keeps on disk knows an operator by its name and kernels: after a change around them it would time the old code.
+    torch._inductor.config.force_disable_caches = True
+    console, begun = Console(soft_wrap=True), time.monotonic()
+    gpu = args.device.type == "cuda"
+    seconds = args.seconds if args.seconds is not None else 0.5 if gpu else 4
+    about = dict(device=device_name(args.device), torch=torch.__version__, triton=atm_triton.backend_info().triton, commit=commit())
+    file = args.output / f"{launch.gpu_slug(args.device) or args.device.type}-{datetime.date.today()}.csv"
+    rows: dict[tuple[str, ...], Row] = {}
+    if args.resume and file.is_file():
+        rows = {tuple(row[name] for name in KEY): row for row in report.read(file)}
+
+    def keep(found: list[Row]) -> None:
+        rows.update({tuple(str(row.get(name, "")) for name in KEY): row | about for row in found})
+        report.write(file, rows.values())
+
+    jobs = [job for job in plan(args, seconds) if args.only in job.title]
+    done = {row["job"] for row in rows.values()}
+    ceilings: dict[torch.dtype, limits.Ceilings] = {}
+    columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=len(jobs))
+        for job in jobs:
+            bar.update(task, description=job.title)
+            if job.title not in done and time.monotonic() - begun < 60 * args.minutes:
+                if job.dtype not in ceilings:
+                    ceilings[job.dtype] = limits.measure_ceilings(args.device, job.dtype)
+                    keep(ceiling_rows(ceilings[job.dtype], job.dtype))
+                keep([row | dict(job=job.title) for row in with_speedups(job.run(ceilings[job.dtype]))])
+                if not console.is_terminal:  # a bar is nothing for a log
+                    console.print(f"{time.monotonic() - begun:5.0f} s  {job.title}", highlight=False)
+            bar.advance(task)
+    if gpu:
+        keep([dict(section="first step", note=first_step.benchmarks(args.model))])
+    written = report.render(file)
+    measured = report.read(file)
+    console.print(written[0].read_text(), highlight=False, markup=False)
+    console.print("wrote", file, *written, highlight=False)
+    return int(any(row["note"].startswith(("wrong", "failed")) for row in measured))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

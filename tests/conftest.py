@@ -1,4 +1,4 @@
-"""Shared by the tests of the training programs."""
+"""Shared by the tests of the programs."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "train"), str(ROOT / "models")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("train", "models", "bench")]
 
 
 @pytest.fixture

@@ -1,0 +1,52 @@
+"""Whether a fresh process measures anything before or in its first training step: it must not, with a tuned table or without."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def benchmarks(model: str) -> str:
+    """How many benchmarks a fresh process launched, as text; or why that says nothing."""
+    child = subprocess.run([sys.executable, __file__, model], capture_output=True, text=True)
+    return child.stdout.strip() if child.returncode == 0 else f"failed: {(child.stderr.strip().splitlines() or [''])[-1]}"
+
+
+def main(model: str) -> None:
+    launched = 0
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal launched
+            launched += 1
+            return function(*args, **kwargs)
+
+        return counted
+
+    try:
+        import triton
+    except ImportError:
+        print("no Triton")
+        return
+    for name in ("do_bench", "do_bench_cudagraph"):  # the ways by which Triton, and this library, measure a kernel
+        setattr(triton.testing, name, counting(getattr(triton.testing, name)))
+    triton.runtime.Autotuner._bench = counting(triton.runtime.Autotuner._bench)
+
+    import atmnet
+    import timm
+    import torch
+
+    from atm_triton import launch
+
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    network = timm.create_model(atmnet.canonical_name(model)).to(device)
+    network(torch.randn(2, 3, 224, 224, device=device)).sum().backward()
+    print(launched if any(file.is_file() for file in launch.table_files(device)) else "no tuned table")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,246 @@
+"""The least that an operator or a network must do, and how long that takes on a device at best: what every speed here is a share of.
+
+Bytes: a layer reads each of its inputs and weights once and writes each of its outputs once; backward it reads its inputs, its weights and
+the gradient of its output, and writes the gradients of its inputs and weights. Operations: of products, convolutions, gathers and the
+fusion, twice as many backward. The limit of a layer is the larger of bytes over the measured copy bandwidth and operations over the
+measured rate of a large matrix product; a network's is the sum over its layers.
+
+A network's layers are its convolutions, linear layers and operators. Norms, activations, drop path and sums move nothing of their own, for
+a neighbour can compute them where it reads or writes; only a residual that is not its layer's input is read. So the limit asks for fusing
+everything but two products in a row, and no implementation reaches 100 %. The optimizer is not in it.
+
+python bench/limits.py --model atmnet-t --batch 128 --dtype bfloat16     the table; with --bandwidth and --flops, or --measure, times too
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from typing import NamedTuple
+
+import atmnet
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from timing import quantiles
+from torch import nn
+
+from atm_triton import ActiveTokenMixer
+
+
+class Ceilings(NamedTuple):
+    """What a device was measured to do at best."""
+
+    bandwidth: float  # bytes/s of a large copy, read and written
+    rate: float  # operations/s of a large matrix product
+
+
+class Work(NamedTuple):
+    bytes: int
+    flops: int
+
+    def seconds(self, ceilings: Ceilings) -> float:
+        return max(self.bytes / ceilings.bandwidth, self.flops / ceilings.rate)
+
+
+class Layer(NamedTuple):
+    """Sizes in elements."""
+
+    name: str
+    inputs: int
+    outputs: int
+    weights: int
+    flops: int  # forward
+    residual: int = 0  # read forward, and its gradient backward
+    data: bool = False  # the input is images, which need no gradient
+
+    def forward(self, itemsize: int) -> Work:
+        return Work((self.inputs + self.residual + self.outputs + self.weights) * itemsize, self.flops)
+
+    def backward(self, itemsize: int) -> Work:
+        inputs, flops = (self.inputs, self.flops) if self.data else (2 * self.inputs, 2 * self.flops)
+        return Work((inputs + self.residual + self.outputs + 2 * self.weights) * itemsize, flops)
+
+
+class Tokens(NamedTuple):
+    """``x [B, H, W, C]`` with G offsets per axis."""
+
+    B: int
+    H: int
+    W: int
+    C: int
+    G: int
+
+    @property
+    def size(self) -> int:
+        return self.B * self.H * self.W * self.C
+
+    @property
+    def offsets(self) -> int:
+        """Of both axes."""
+        return 2 * self.B * self.H * self.W * self.G
+
+    def __str__(self) -> str:
+        return f"{self.B}x{self.H}x{self.W}x{self.C}/G{self.G}"
+
+
+# ---- operators
+
+
+def offset_fc(t: Tokens) -> Layer:
+    weights = 2 * t.G * (t.C + 1) + 2 * t.C
+    return Layer("offset_fc", t.size, t.offsets, weights, 2 * t.size * 2 * t.G)
+
+
+def axial_gather(t: Tokens) -> Layer:
+    return Layer("axial_gather", t.size + t.offsets // 2, t.size, 0, 4 * t.size)
+
+
+def branch_fusion(t: Tokens) -> Layer:
+    return Layer("branch_fusion", 3 * t.size + 3 * t.B * t.C, t.size, 0, 5 * t.size)
+
+
+def token_mix(t: Tokens) -> Layer:
+    """Four products of [C, C] over all tokens; or three, if the projection is folded into them for each sample (atm_triton/mixing.py)."""
+    hidden = max(1, t.C // 4)
+    products = min(4 * t.H * t.W, 3 * t.H * t.W + 3 * t.C) * t.C**2
+    weights = 4 * t.C**2 + 3 * t.C + hidden * (t.C + 1) + 3 * t.C * (hidden + 1)
+    return Layer("token_mix", t.size + t.offsets, t.size, weights, 2 * t.B * (products + 4 * t.C * hidden))
+
+
+# ---- ATMNet
+
+
+def tokens(mixer: ActiveTokenMixer, batch: int, height: int, width: int) -> Tokens:
+    return Tokens(batch, height, width, mixer.dim, mixer.dim // mixer.share)
+
+
+def _convolution(name: str, conv: nn.Conv2d, batch: int, height: int, width: int, **more: bool) -> tuple[Layer, int, int]:
+    """The layer, and the size of the image that it makes."""
+    k, s, p = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+    h, w = ((length + 2 * p - k) // s + 1 for length in (height, width))
+    outputs = batch * h * w * conv.out_channels
+    weights = sum(p.numel() for p in conv.parameters())
+    flops = 2 * outputs * k * k * conv.in_channels // conv.groups
+    return Layer(name, batch * height * width * conv.in_channels, outputs, weights, flops, **more), h, w
+
+
+def _linear(name: str, fc: nn.Linear, rows: int, residual: int = 0) -> Layer:
+    weights = sum(p.numel() for p in fc.parameters())
+    return Layer(name, rows * fc.in_features, rows * fc.out_features, weights, 2 * rows * fc.in_features * fc.out_features, residual)
+
+
+def network(model: atmnet.ATMNet, batch: int, size: tuple[int, int]) -> dict[str, list[Layer]]:
+    """The layers of each part of the network, in order."""
+    stem, height, width = _convolution("convolution", model.stem, batch, *size, data=True)
+    parts = {"stem": [stem]}
+    for number, stage in enumerate(model.stages, 1):
+        layers = parts[f"stage {number}"] = []
+        if stage.downsample is not None:
+            layer, height, width = _convolution("convolution", stage.downsample, batch, height, width)
+            layers.append(layer)
+        for block in stage.blocks:
+            shape = tokens(block.mixer, batch, height, width)
+            if block.offset is not None:
+                layers += [_convolution("PEG", stage.peg, batch, height, width)[0], offset_fc(shape)]
+            rows = batch * height * width
+            layers += [token_mix(shape), _linear("mlp.fc1", block.mlp.fc1, rows), _linear("mlp.fc2", block.mlp.fc2, rows, shape.size)]
+    if isinstance(model.head.fc, nn.Linear):
+        parts["head"] = [_linear("classifier", model.head.fc, batch)._replace(inputs=shape.size)]  # norm and pooling read all tokens
+    return parts
+
+
+def stages(model: atmnet.ATMNet, batch: int, size: tuple[int, int]) -> list[Tokens]:
+    """The tokens that the mixers of each stage see."""
+    _, height, width = _convolution("", model.stem, batch, *size)
+    shapes = []
+    for stage in model.stages:
+        if stage.downsample is not None:
+            _, height, width = _convolution("", stage.downsample, batch, height, width)
+        shapes.append(tokens(stage.blocks[0].mixer, batch, height, width))
+    return shapes
+
+
+def works(layers: list[Layer], itemsize: int, backward: bool) -> list[Work]:
+    """Of each layer, forward, or forward and backward."""
+    return [work for layer in layers for work in (layer.forward(itemsize), layer.backward(itemsize))[: 1 + backward]]
+
+
+def total(layers: list[Layer], itemsize: int, backward: bool) -> Work:
+    found = works(layers, itemsize, backward)
+    return Work(sum(work.bytes for work in found), sum(work.flops for work in found))
+
+
+def limit(layers: list[Layer], itemsize: int, backward: bool, ceilings: Ceilings) -> float:
+    """Seconds, each layer and each direction at its own limit."""
+    return sum(work.seconds(ceilings) for work in works(layers, itemsize, backward))
+
+
+# ---- ceilings
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """A copy larger than any cache, and a matrix product large enough to be limited by arithmetic alone; medians."""
+    gpu = device.type == "cuda"
+    source = torch.empty(2**30 if gpu else 2**28, dtype=torch.uint8, device=device).random_(256)
+    target = torch.empty_like(source)
+    n = 8192 if gpu else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    times = quantiles({"copy": lambda: target.copy_(source), "product": lambda: torch.mm(a, b, out=out)}, device, seconds=1)
+    return Ceilings(2 * source.numel() / (times["copy"].p50 / 1e3), 2 * n**3 / (times["product"].p50 / 1e3))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="atmnet-t")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--img-size", type=int, nargs="+", default=[224], help="one number, or height and width")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--bandwidth", type=float, default=math.inf, help="copy bandwidth, GB/s")
+    parser.add_argument("--flops", type=float, default=math.inf, help="rate of a matrix product, TFLOP/s")
+    parser.add_argument("--measure", type=torch.device, metavar="DEVICE", help="measure both on this device")
+    args = parser.parse_args()
+    dtype = getattr(torch, args.dtype)
+    ceilings = measure_ceilings(args.measure, dtype) if args.measure else Ceilings(args.bandwidth * 1e9, args.flops * 1e12)
+    with torch.device("meta"):
+        model = timm.create_model(atmnet.canonical_name(args.model))
+    if not isinstance(model, atmnet.ATMNet):
+        parser.error(f"--model {args.model} is no ATMNet")
+    size = args.img_size[0], args.img_size[-1]
+
+    title = f"{args.model}, batch {args.batch}, {size[0]} x {size[1]}, {args.dtype}: forward, and with backward"
+    table = Table("part", "layer", "count", title=title)
+    for unit in ("MB", "GFLOP", "ms", "MB +b", "GFLOP +b", "ms +b"):
+        table.add_column(unit, justify="right", no_wrap=True)
+
+    def cells(layers: list[Layer]) -> list[str]:
+        found = []
+        for backward in (False, True):
+            work, seconds = total(layers, dtype.itemsize, backward), limit(layers, dtype.itemsize, backward, ceilings)
+            found += [f"{work.bytes / 1e6:.1f}", f"{work.flops / 1e9:.1f}", f"{1e3 * seconds:.3f}" if seconds else ""]
+        return found
+
+    parts = network(model, args.batch, size)
+    for part, layers in parts.items():
+        for layer, count in {layer: layers.count(layer) for layer in layers}.items():
+            table.add_row(part, layer.name, str(count), *cells([layer] * count))
+    table.add_section()
+    table.add_row("all", "", "", *cells([layer for layers in parts.values() for layer in layers]))
+    console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+    console.print(table)
+    if math.isfinite(ceilings.bandwidth + ceilings.rate):
+        console.print(f"at {ceilings.bandwidth / 1e9:.0f} GB/s and {ceilings.rate / 1e12:.2f} TFLOP/s", highlight=False)
+    for number, shape in enumerate(stages(model, args.batch, size), 1):
+        mb = [n * dtype.itemsize / 1e6 for n in (shape.size, shape.offsets, shape.size)]
+        console.print(
+            f"stage {number}: {shape.B * shape.H * shape.W:,} tokens of {shape.C} channels, {shape.G} offsets per axis: "
+            "x {:.1f} MB, offsets {:.1f} MB, output {:.1f} MB".format(*mb),
+            highlight=False,
+        )
+
+
+if __name__ == "__main__":
+    main()

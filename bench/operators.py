@@ -1,0 +1,171 @@
+"""One operator at one shape: its implementations side by side, if it is right."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import limits
+import published
+import torch
+from limits import Ceilings, Layer, Tokens
+from timing import captured, quantiles, what_failed
+from torch import Tensor
+
+import atm_triton
+from atm_triton import reference
+from atm_triton.calls import OFFSET_SPREAD
+
+Function = Callable[..., Tensor]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Operator:
+    name: str
+    function: Function
+    definition: Function
+    layer: Callable[[Tokens], Layer]
+    shapes: Callable[[Tokens], list[tuple[int, ...]]]  # of its inputs
+    offset: int | None = None  # which of the inputs is in tokens
+    others: dict[str, Function] = field(default_factory=dict)  # more implementations
+
+    def inputs(self, shape: Tokens, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        generator = torch.Generator(device).manual_seed(0)
+        tensors = [torch.randn(size, generator=generator, device=device) for size in self.shapes(shape)]
+        # Offsets point to tokens nearby; weights keep products about 1.
+        scales = [OFFSET_SPREAD if i == self.offset else t.shape[1] ** -0.5 if t.ndim == 2 else 1 for i, t in enumerate(tensors)]
+        return tuple((t * scale).to(dtype).requires_grad_() for t, scale in zip(tensors, scales, strict=True))
+
+
+def _tokens(t: Tokens) -> tuple[int, ...]:
+    return t.B, t.H, t.W, t.C
+
+
+def _mixer_shapes(t: Tokens) -> list[tuple[int, ...]]:
+    C, hidden, fc = t.C, max(1, t.C // 4), [(t.C, t.C), (t.C,)]
+    return [_tokens(t), (t.B, t.H, t.W, 2 * t.G), *fc, *fc, (C, C), (hidden, C), (hidden,), (3 * C, hidden), (3 * C,), *fc]
+
+
+def _gather(axis: str) -> Operator:
+    return Operator(
+        f"axial_gather {axis}",
+        functools.partial(atm_triton.axial_gather, axis=axis),
+        functools.partial(reference.axial_gather, axis=axis),
+        limits.axial_gather,
+        lambda t: [_tokens(t), (t.B, t.H, t.W, t.G)],
+        offset=1,
+    )
+
+
+OPERATORS = [
+    Operator(
+        "token_mix",
+        atm_triton.token_mix,
+        reference.token_mix,
+        limits.token_mix,
+        _mixer_shapes,
+        offset=1,
+        others={"published": published.token_mix},
+    ),
+    Operator(
+        "offset_fc",
+        atm_triton.offset_fc,
+        reference.offset_fc,
+        limits.offset_fc,
+        lambda t: [_tokens(t), (t.C,), (t.C,), (2 * t.G, t.C), (2 * t.G,)],
+    ),
+    _gather("w"),
+    _gather("h"),
+    Operator(
+        "branch_fusion",
+        atm_triton.branch_fusion,
+        reference.branch_fusion,
+        limits.branch_fusion,
+        lambda t: [_tokens(t)] * 3 + [(t.B, 3, t.C)],
+    ),
+]
+
+
+# ---- whether it is right
+
+
+def _results(function: Function, inputs: tuple[Tensor, ...], dy: Tensor) -> list[Tensor]:
+    y = function(*inputs)
+    return [y.detach(), *torch.autograd.grad(y, inputs, dy.to(y.dtype))]
+
+
+def worst(actual: list[Tensor], exact: list[Tensor]) -> float:
+    errors = [(a.double() - e).norm() / e.norm().clamp_min(1e-30) for a, e in zip(actual, exact, strict=True)]
+    return torch.stack(errors).max().item()  # a NaN if there is one, which Python's max may pass over
+
+
+def wrong(error: float, plain: float) -> str:
+    """The tests' rule: twice the error of plain PyTorch in the same dtype, all against float64. Empty if it is kept."""
+    allowed = 2 * plain + 2 * torch.finfo(torch.float32).eps
+    return "" if error <= allowed else f"wrong: relative error {error:.1e}, allowed {allowed:.1e}"  # also for a NaN
+
+
+def check(operator: Operator, candidates: dict[str, Function], inputs: tuple[Tensor, ...], dy: Tensor) -> dict[str, str]:
+    """What is wrong with the result or a gradient of each candidate, on the very inputs that are timed."""
+    exact = _results(operator.definition, tuple(t.detach().double().requires_grad_() for t in inputs), dy)
+    plain = worst(_results(operator.definition, inputs, dy), exact)
+    found = {}
+    for name, function in candidates.items():
+        try:
+            found[name] = wrong(worst(_results(function, inputs, dy), exact), plain)
+        except Exception as error:  # whatever a compiler or a driver may raise
+            found[name] = what_failed(error)
+    return {name: message for name, message in found.items() if message}
+
+
+# ---- how fast it is
+
+
+def measure(
+    operator: Operator, shape: Tokens, dtype: torch.dtype, device: torch.device, mode: str, seconds: float, ceilings: Ceilings
+) -> list[Row]:
+    """A row for each direction and implementation; without times where something is wrong."""
+    torch._dynamo.reset()
+    compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
+    candidates = operator.others | {"plain, compiled": compiled(operator.definition), "eager": operator.function}
+    if operator.others:
+        candidates["compiled"] = compiled(operator.function)
+    inputs = operator.inputs(shape, dtype, device)
+    dy = torch.randn_like(operator.function(*inputs).detach())
+    about = dict(section="operator", name=operator.name, shape=str(shape), dtype=str(dtype).removeprefix("torch."), batch=shape.B)
+    ours = {name: candidates[name] for name in ("eager", "compiled") if name in candidates}
+    if broken := check(operator, ours, inputs, dy):
+        return [about | dict(what="forward", implementation=name, note=note) for name, note in broken.items()]
+    rows = []
+    for what, backward in (("forward", False), ("forward+backward", True)):
+
+        def run(function: Function, backward: bool = backward) -> object:
+            if backward:
+                return torch.autograd.grad(function(*inputs), inputs, dy)
+            with torch.no_grad():
+                return function(*inputs)
+
+        steps, notes, failed = {}, {}, {}
+        for name, function in candidates.items():
+            try:
+                steps[name], graph = captured(functools.partial(run, function), device)
+                steps[name]()
+                notes[name] = "CUDA graph" if graph else ""
+            except Exception as error:  # one implementation's trouble must not end the others' measurement
+                failed[name] = what_failed(error)
+                steps.pop(name, None)
+        work = limits.total([operator.layer(shape)], dtype.itemsize, backward)
+        limit = limits.limit([operator.layer(shape)], dtype.itemsize, backward, ceilings)
+        times = quantiles(steps, device, seconds)
+        for name, t in times.items():
+            rows.append(
+                about
+                | dict(what=what, implementation=name, p20_ms=t.p20, p50_ms=t.p50, p80_ms=t.p80, note=notes[name])
+                | dict(gb_per_s=work.bytes / t.p50 / 1e6, tflop_per_s=work.flops / t.p50 / 1e9)
+                | dict(limit_ms=1e3 * limit, share_of_limit=1e3 * limit / t.p50)
+            )
+        rows += [about | dict(what=what, implementation=name, note=note) for name, note in failed.items()]
+    return rows

@@ -1,0 +1,230 @@
+"""What a results file says: as Markdown tables, as plots, and as the README's table.
+
+python bench/report.py             the README's table from the newest results file of each device
+python bench/report.py FILE.csv    FILE.md and FILE-*.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from targets import Row, judge
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+TEXT = ("job", "section", "name", "what", "shape", "dtype", "batch", "implementation", "note")
+NUMBERS = ("p20_ms", "p50_ms", "p80_ms", "images_per_s", "gb_per_s", "tflop_per_s", "limit_ms", "share_of_limit", "peak_mb", "speedup")
+ABOUT = ("device", "torch", "triton", "commit")
+LABELS = {"eager": "ours, eager", "compiled": "ours, compiled"}
+
+
+def read(file: Path) -> list[Row]:
+    with file.open(newline="") as stream:
+        rows: list[Row] = list(csv.DictReader(stream))
+    return [row | {name: float(row[name]) if row[name] else None for name in NUMBERS} for row in rows]
+
+
+def write(file: Path, rows: Iterable[Row]) -> None:
+    """``file`` is at every moment the old or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [*TEXT, *NUMBERS, *ABOUT])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(row | {name: f"{row[name]:.5g}" for name in NUMBERS if row.get(name) is not None})
+    temporary.replace(file)
+
+
+def newest(folder: Path) -> list[Path]:
+    """The newest results file of each device."""
+    files: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.csv")):
+        if match := re.fullmatch(r"(.+)-\d{4}-\d\d-\d\d", file.stem):
+            files[match[1]] = file
+    return list(files.values())
+
+
+# ---- Markdown
+
+
+def _table(rows: list[Row], keys: tuple[str, ...], cell: str, extra: str = "") -> Iterator[str]:
+    """A line for each value of ``keys``, a column for each implementation; ``cell`` and ``extra`` are named below."""
+    columns = list(dict.fromkeys(row["implementation"] for row in rows))
+    yield f"| {' | '.join(keys)} | {' | '.join(LABELS.get(c, c) for c in columns)} |" + (f" {extra} |" if extra else "")
+    yield "|" + "---|" * (len(keys) + len(columns) + bool(extra))
+    for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        line = {row["implementation"]: row for row in rows if tuple(row[key] for key in keys) == values}
+        cells = [CELLS[cell](line[column]) if column in line else "" for column in columns]
+        shares = [row["share_of_limit"] for row in line.values() if row["implementation"] in LABELS and row["share_of_limit"]]
+        last = [f"{max(shares):.0%}" if shares else ""] if extra else []
+        yield f"| {' | '.join([*values, *cells, *last])} |"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def _time(row: Row) -> str:
+    if row["p50_ms"] is None:
+        return row["note"].partition(":")[0]
+    return _ms(row["p50_ms"]) + (f" ({row['speedup']:.1f}×)" if row["speedup"] else "")
+
+
+def _throughput(row: Row) -> str:
+    return f"{_time(row)}, {row['images_per_s']:.4g}/s" if row["images_per_s"] else _time(row)
+
+
+def _memory(row: Row) -> str:
+    return f"{row['peak_mb'] / 1024:.2f}" if row["peak_mb"] else row["note"].partition(":")[0]
+
+
+def pixels(row: Row) -> int:
+    height, width = map(int, row["shape"].split("x"))
+    return height * width
+
+
+def per_token(row: Row) -> float:
+    """Nanoseconds per token of the first stage."""
+    return 1e6 * row["p50_ms"] / (int(row["batch"]) * pixels(row) / 16)
+
+
+def _cost(row: Row) -> str:
+    return f"{per_token(row):.4g}" if row["p50_ms"] else ""
+
+
+CELLS = {"time": _time, "throughput": _throughput, "memory": _memory, "cost": _cost}
+
+
+def _about(rows: list[Row]) -> str:
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    first = rows[0]
+    return f"{first['device']}, torch {first['torch']}, Triton {first['triton'] or 'not installed'}, commit {commits}"
+
+
+def _resolution(rows: list[Row]) -> list[Row]:
+    """Rows of networks measured at several sizes, by size."""
+    timed = [row for row in rows if row["section"] == "network" and row["p50_ms"]]
+    groups = ("what", "dtype", "implementation")
+    sizes: dict[tuple[str, ...], set[str]] = {}
+    for row in timed:
+        sizes.setdefault(tuple(row[g] for g in groups), set()).add(row["shape"])
+    return sorted((row for row in timed if len(sizes[tuple(row[g] for g in groups)]) > 1), key=pixels)
+
+
+def markdown(rows: list[Row], title: str) -> str:
+    operators = [row for row in rows if row["section"] == "operator"]
+    networks = [row for row in rows if row["section"] == "network"]
+    lines = [f"# {title}", "", _about(rows), "", "Medians; in brackets, how many times as fast as the published formulation.", ""]
+    lines += ["| ceiling | |", "|---|---|"]
+    for row in rows:
+        if row["section"] == "ceiling":
+            rate = f"{row['gb_per_s']:.0f} GB/s" if row["gb_per_s"] else f"{row['tflop_per_s']:.3g} TFLOP/s"
+            lines.append(f"| {row['what']}, {row['dtype']} | {rate} |")
+    for what in dict.fromkeys(row["what"] for row in operators):
+        lines += ["", f"## Operators, {what}", ""]
+        lines += _table([row for row in operators if row["what"] == what], ("name", "shape", "dtype"), "time", "ours, of the limit")
+    for what in dict.fromkeys(row["what"] for row in networks):
+        group = [row for row in networks if row["what"] == what]
+        lines += ["", f"## {group[0]['name']}, {what}", ""]
+        lines += _table(group, ("shape", "dtype", "batch"), "throughput", "ours, of the limit")
+        if any(row["peak_mb"] for row in group):
+            lines += ["", "Peak memory, GiB:", "", *_table(group, ("shape", "dtype", "batch"), "memory")]
+        if several := [row for row in _resolution(rows) if row["what"] == what]:
+            lines += ["", "Cost against resolution, ns per token of stage 1:", "", *_table(several, ("shape", "dtype", "batch"), "cost")]
+    lines += ["", "## Targets", "", "| target | measured | met |", "|---|---|---|"]
+    lines += [f"| {target} | {measured} | {met} |" for target, measured, met in judge(rows)]
+    return "\n".join(lines) + "\n"
+
+
+# ---- plots
+
+
+def plots(rows: list[Row], stem: Path) -> list[Path]:
+    """Speed-ups, share of the limit, and cost against resolution, where there is something to show."""
+    try:
+        import matplotlib
+    except ImportError:  # the benchmark itself does without
+        return []
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    written = []
+    for name, number, unit in (("speedup", "speedup", "times as fast as published"), ("limit", "share_of_limit", "share of the limit")):
+        timed = [row for row in rows if row[number] and row["implementation"] in LABELS]
+        if not timed:
+            continue
+        sections = {key: list(group) for key, group in groupby(timed, key=lambda row: (row["section"], row["what"]))}
+        figure, axes = plt.subplots(len(sections), squeeze=False, figsize=(9, 1 + 0.2 * len(timed) + len(sections)), layout="constrained")
+        for axis, ((_, what), group) in zip(axes[:, 0], sections.items(), strict=True):
+            labels = [f"{row['name']} {row['shape']} {row['dtype']} {row['implementation']}" for row in group]
+            axis.barh(range(len(group)), [row[number] for row in group])
+            axis.set(yticks=range(len(group)), yticklabels=labels, xlabel=unit, title=what)
+            axis.invert_yaxis()
+        written.append(stem.with_name(f"{stem.name}-{name}.png"))
+        figure.savefig(written[-1])
+        plt.close(figure)
+    if several := _resolution(rows):
+        figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+        for label in dict.fromkeys((row["what"], row["dtype"], row["implementation"]) for row in several):
+            line = [row for row in several if (row["what"], row["dtype"], row["implementation"]) == label]
+            axis.plot([pixels(row) / 16 for row in line], [per_token(row) for row in line], "o-", label=", ".join(label))
+        axis.set(
+            xscale="log", xlabel="tokens of stage 1 in an image", ylabel="ns per token", ylim=(0, None), title="cost against resolution"
+        )
+        axis.legend(fontsize="small")
+        written.append(stem.with_name(f"{stem.name}-resolution.png"))
+        figure.savefig(written[-1])
+        plt.close(figure)
+    return written
+
+
+def render(file: Path) -> list[Path]:
+    """Writes the tables and plots beside ``file``."""
+    rows = read(file)
+    text = file.with_suffix(".md")
+    text.write_text(markdown(rows, file.stem))
+    return [text, *plots(rows, file.with_suffix(""))]
+
+
+# ---- the README
+
+
+def block(files: list[Path]) -> str:
+    """What stands between the README's markers."""
+    parts = []
+    for file in files:
+        if not (rows := [row for row in read(file) if row["section"] == "network"]):
+            continue
+        rows = [row for row in rows if row["shape"] == rows[0]["shape"] and row["batch"] == rows[0]["batch"]]
+        height, width = rows[0]["shape"].split("x")
+        keys = ("what", "dtype")
+        parts += [f"ATMNet-T, {height} × {width}, batch {rows[0]['batch']}, on {_about(rows)}:", "", *_table(rows, keys, "time"), ""]
+    return "\n".join(parts[:-1]) or "Not measured yet."
+
+
+def with_block(readme: str, text: str) -> str:
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, nargs="?")
+    args = parser.parse_args()
+    if args.file:
+        print(*render(args.file), sep="\n")
+    else:
+        README.write_text(with_block(README.read_text(), block(newest(RESULTS))))
+
+
+if __name__ == "__main__":
+    main()
