@@ -1,8 +1,8 @@
 """The kernels of token_mix; token_mix.py says what they compute together.
 
 A program owns BLOCK_N tokens of one sample. Channels come as tiles [tokens, offset channels, channels of an offset], read as one [tokens,
-channels] operand by the products. Addresses are 64-bit up to a sample's first token and 32-bit inside it: up to a fifth fewer registers on sm_90.
-token_mix refuses samples of 2^31 values.
+channels] operand by the products. Addresses are 64-bit up to a sample's first token and 32-bit inside it: up to a fifth fewer registers on
+sm_90. token_mix refuses samples of 2^31 values.
 """
 
 from __future__ import annotations
