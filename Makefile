@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check test-oldest gpu-check bench clean
+.PHONY: demo test check test-oldest machine-code gpu-check bench clean
 
 # With torch's own wheels, which bring Triton. constraints.txt is the tested set.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -34,6 +34,9 @@ check: $(VENV)/installed  ## lint, format and types
 
 test-oldest: .venv-oldest/installed  ## all tests on the oldest supported torch, Triton and libraries
 	.venv-oldest/bin/python -m pytest -n 2
+
+machine-code: $(VENV)/installed  ## what every kernel compiles to for every GPU; ONLY=token_mix_fwd for one kernel's rows
+	PYTHONPATH=.:models $(BIN)/python kernels_tests/machine_code.py --only '$(ONLY)'
 
 # Installs nothing, so that it also runs where there is no network: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python

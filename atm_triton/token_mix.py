@@ -82,7 +82,8 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
         if half:
             yield tile(64, 32, 64, num_warps=8)
             yield tile(64, 32, 64, num_warps=8, num_stages=2)
-            for tokens, channels, outputs, warps in ((64, 32, 64, 4), (64, 64, 64, 4), (64, 64, 64, 8), (64, 32, 128, 8), (128, 32, 64, 8)):
+            yield tile(64, 32, 64, num_warps=4, num_stages=2)  # more stages, or as many channels, spill on Ampere
+            for tokens, channels, outputs, warps in ((64, 32, 32, 4), (64, 64, 64, 8), (64, 32, 128, 8), (128, 32, 64, 8)):
                 yield tile(tokens, channels, outputs, num_warps=warps)
         else:
             yield tile(32, 32, 32, num_warps=4)
@@ -96,11 +97,11 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
         chunks = 1 << (chunks.bit_length() - 1)
         splits = 1 << (max(1, min(264 // blocks, 16)).bit_length() - 1)
         yield base | dict(CHUNKS=chunks, SPLITS=splits)
-        yield base | dict(CHUNKS=2 * chunks, SPLITS=2 * splits)
+        yield base | dict(CHUNKS=2 * chunks if 512 * chunks <= T else chunks, SPLITS=2 * splits)
         yield base | dict(CHUNKS=max(1, chunks // 2), SPLITS=max(1, splits // 2))
-        yield base | dict(CHUNKS=chunks, SPLITS=splits, num_stages=2)
-        yield tile(32 if half else 16, 64, 64, num_warps=8, num_stages=1, CHUNKS=chunks, SPLITS=splits)
-        yield tile(64 if half else 32, 32, 64, num_warps=8, num_stages=1, CHUNKS=chunks, SPLITS=splits)
+        # More stages, tokens or channels than these spill, but on Hopper.
+        yield tile(32 if half else 16, 64, 32, num_warps=8, num_stages=1, CHUNKS=chunks, SPLITS=splits)
+        yield tile(16, 32, 64, num_warps=8, num_stages=1, CHUNKS=chunks, SPLITS=splits)
     elif kernel == "token_mix_dx":
         if half:
             yield tile(64, 64, 32, num_warps=8)

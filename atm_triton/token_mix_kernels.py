@@ -146,8 +146,8 @@ def _token_mix_fwd_kernel(
                 source = ((n[:, None] + (first - position[:, None]) * step) * C)[:, :, None] + (g * S)[None, :, None] + s[None, None, :]
                 a = tl.load(x_ptr + source, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
                 b = tl.load(x_ptr + source + step * C, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
-                gathered = (a + t[:, :, None] * (b - a)).to(weight.dtype)
-                operand = tl.reshape(gathered, (BLOCK_N, BLOCK_G * BLOCK_S))
+                gathered = a + t[:, :, None] * (b - a)
+                operand = tl.reshape(gathered, (BLOCK_N, BLOCK_G * BLOCK_S)).to(weight.dtype)
             else:
                 operand = tl.load(x_ptr + (n * C)[:, None] + i[None, :], mask=(n < T)[:, None] & in_i[None, :], other=0.0)
             acc = tl.dot(operand, weight, acc, input_precision="ieee")
@@ -234,7 +234,7 @@ def _token_mix_dw_kernel(
                     source = ((n[:, None] + (first - position[:, None]) * step) * C)[:, :, None] + channel
                     a = tl.load(x_sample + source, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
                     b = tl.load(x_sample + source + step * C, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
-                    operand = tl.reshape((a + t[:, :, None] * (b - a)).to(dy.dtype), (BLOCK_N, BLOCK_I))
+                    operand = tl.reshape(a + t[:, :, None] * (b - a), (BLOCK_N, BLOCK_I)).to(dy.dtype)
                 else:
                     operand = tl.load(x_sample + (n * C)[:, None] + i[None, :], mask=(n < T)[:, None] & in_i[None, :], other=0.0)
                 if branch == 0:

@@ -7,12 +7,31 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 TARGETS = (80, 90, 100, 120, "gfx942")
+
+
+class Multiprocessor(NamedTuple):
+    """What its programs share: NVIDIA's streaming multiprocessor, AMD's compute unit."""
+
+    warps: int
+    registers: int  # per thread, all warps together: of 32 lanes on NVIDIA, of 64 on AMD
+    shared: int  # bytes
+    reserved: int  # of those, by each program
+
+
+MULTIPROCESSORS = {
+    80: Multiprocessor(64, 2048, 164 * 1024, 1024),
+    90: Multiprocessor(64, 2048, 228 * 1024, 1024),
+    100: Multiprocessor(64, 2048, 228 * 1024, 1024),
+    120: Multiprocessor(48, 2048, 100 * 1024, 1024),
+    "gfx942": Multiprocessor(32, 2048, 64 * 1024, 0),
+}
 
 
 @dataclass
@@ -26,6 +45,14 @@ class Resources:
 
     def count(self, pattern: str) -> int:
         return sum(n for name, n in self.instructions.items() if re.match(pattern, name))
+
+    def occupancy(self, name: int | str, num_warps: int) -> float:
+        """The share of a multiprocessor's warps that registers and shared memory have room for."""
+        has = MULTIPROCESSORS[name]
+        # Registers go to warps in steps of 8, and each of a multiprocessor's four schedulers has a quarter of them.
+        by_registers = 4 * (has.registers // 4 // (-(-self.registers // 8) * 8)) // num_warps
+        by_shared = has.shared // (self.shared + has.reserved) if self.shared + has.reserved else has.warps
+        return min(by_registers, by_shared, has.warps // num_warps, 32) * num_warps / has.warps
 
 
 def target(name: int | str) -> GPUTarget:

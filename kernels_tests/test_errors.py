@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atm_triton import ActiveTokenMixer, OffsetFC, axial_gather, branch_fusion, offset_fc
+from atm_triton import ActiveTokenMixer, OffsetFC, axial_gather, branch_fusion, offset_fc, token_mix
+from atm_triton.mixing import Weights
 
 X = torch.zeros(2, 3, 4, 6)
+_FC, _BIAS = torch.zeros(6, 6), torch.zeros(6)
+MIXER = Weights(_FC, _BIAS, _FC, _BIAS, _FC, torch.zeros(1, 6), torch.zeros(1), torch.zeros(18, 1), torch.zeros(18), _FC, _BIAS)
+
+
+def mix(x: torch.Tensor = X, offset: torch.Tensor = X, **weights: torch.Tensor) -> torch.Tensor:
+    return token_mix(x, offset, *MIXER._replace(**weights))
+
+
 CASES = {
     "gather rank": (lambda: axial_gather(X[0], X[0], "w"), ValueError, r"x must be \[B, H, W, C\].*\[3, 4, 6\]"),
     "gather groups": (
@@ -60,6 +69,14 @@ CASES = {
         TypeError,
         "x's dtype torch.float16, got torch.float32",
     ),
+    "mix rank": (lambda: mix(X[0], X[0]), ValueError, r"token_mix: x must be \[B, H, W, C\].*\[3, 4, 6\]"),
+    "mix offset size": (lambda: mix(offset=X[:, :2]), ValueError, r"offset must be.*\[2, 3, 4, 6\].*\[2, 2, 4, 6\]"),
+    "mix odd offsets": (lambda: mix(offset=X[..., :3]), ValueError, "the 3 offset channels must be 2 \\* G with G dividing the 6"),
+    "mix groups": (lambda: mix(offset=X.repeat(1, 1, 1, 2)[..., :8]), ValueError, "the 8 offset channels must be.*dividing the 6"),
+    "mix weight": (lambda: mix(weight_h=_FC[:5]), ValueError, r"weight_h must be.*\[6, 6\].*got \[5, 6\]"),
+    "mix bottleneck": (lambda: mix(fc2_weight=torch.zeros(6, 3)), ValueError, r"fc2_weight must be.*\[18, 1\].*got \[6, 3\]"),
+    "mix dtypes": (lambda: mix(proj_bias=_BIAS.half()), TypeError, "proj_bias must have x's dtype torch.float32, got torch.float16"),
+    "mix devices": (lambda: mix(proj_bias=_BIAS.to("meta")), ValueError, "one device.*on cpu.*on meta"),
     "mixer share": (lambda: ActiveTokenMixer(6, share=4), ValueError, "dim=6, share=4"),
     "offset layer share": (lambda: OffsetFC(6, share=0), ValueError, "dim=6, share=0"),
     "mixer channels": (lambda: ActiveTokenMixer(8)(X), ValueError, r"\[B, H, W, 8\].*\[2, 3, 4, 6\]"),

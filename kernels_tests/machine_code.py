@@ -1,0 +1,106 @@
+"""What every launch configuration becomes on every target, as a table whose changes show in a diff.
+
+python kernels_tests/machine_code.py                         all of it: about 40 minutes on two cores
+python kernels_tests/machine_code.py --only token_mix_fwd    the rows of kernels with this in their name; the others stay
+
+Writes bench/results/machine-code-triton-<version>.csv. test_aot.py compares every kernel's first configuration with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import triton
+from aot import TARGETS, Resources, resources
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from variants import STAGES, Variant, variants
+
+TABLE = Path(__file__).parents[1] / f"bench/results/machine-code-triton-{triton.__version__.rpartition('.')[0]}.csv"
+COLUMNS = {  # instructions, by what their names begin with
+    "loads": r"LDG|(global|buffer)_load",
+    "wide_loads": r"LDG\S*\.128|(global|buffer)_load_dwordx4",
+    "stores": r"STG|(global|buffer)_store",
+    "atomics": r"RED|ATOM|(global|buffer)_atomic",
+    "matrix_products": r"HMMA|HGMMA|UTC\w*MMA|v_mfma",
+    "barriers": r"BAR|s_barrier",
+}
+Row = dict[str, str]
+
+
+def identity(stage: str, target: int | str, variant: Variant) -> Row:
+    configuration = " ".join(f"{name}={value}" for name, value in variant.config.items())
+    where = f"sm_{target}" if isinstance(target, int) else target
+    return dict(kernel=variant.name, stage=stage, target=where, dtype=variant.dtype, configuration=configuration)
+
+
+def row(stage: str, target: int | str, variant: Variant, use: Resources) -> Row:
+    found: dict[str, object] = dict(
+        registers=use.registers,
+        spills=use.spills,
+        shared=use.shared,
+        occupancy=f"{use.occupancy(target, variant.config['num_warps']):.0%}",
+        instructions=sum(use.instructions.values()),
+    )
+    found |= {name: use.count(pattern) for name, pattern in COLUMNS.items()}
+    return identity(stage, target, variant) | {name: str(value) for name, value in found.items()}
+
+
+def key(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("kernel", "stage", "target", "dtype", "configuration"))
+
+
+def read() -> dict[tuple[str, ...], Row]:
+    """Empty for a Triton that has no table."""
+    if not TABLE.is_file():
+        return {}
+    with TABLE.open(newline="") as file:
+        return {key(row): row for row in csv.DictReader(file)}
+
+
+def write(rows: Iterable[Row]) -> None:
+    rows = sorted(rows, key=key)
+    with TABLE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def everything() -> list[tuple[str, int | str, Variant]]:
+    found = [(stage, variant) for stage in STAGES for variant in variants(stage, "bf16", candidates=True)]
+    return [(stage, target, variant) for target in TARGETS for stage, variant in found]
+
+
+def compile_number(number: int) -> Row:
+    """Of ``everything``: a process cannot send a kernel to another."""
+    stage, target, variant = everything()[number]
+    return row(stage, target, variant, resources(variant.compile(target)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="TEXT", default="", help="kernels with TEXT in their name")
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    console = Console(soft_wrap=True)
+    wanted = [number for number, (_, _, variant) in enumerate(everything()) if args.only in variant.name]
+    rows = [row for row in read().values() if args.only not in row["kernel"]]
+    columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn()
+    with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool, Progress(*columns, console=console) as bar:
+        for made in bar.track(pool.map(compile_number, wanted), total=len(wanted), description="compiling"):
+            rows.append(made)
+            if made["spills"] != "0":
+                console.print(f"{made['spills']} bytes spilled: {', '.join(key(made))}", highlight=False)
+    write(rows)
+    console.print("wrote", TABLE, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What must hold for token_mix whatever its input, searched by hypothesis: folded and not, plain and on the kernels in the interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+import torch
+from cases import INTERPRETER, OPERATORS, PLAIN, Path, Shape, gradients, make
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from atm_triton import launch, token_mix
+from atm_triton.mixing import Weights
+
+shapes = st.builds(Shape, st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.integers(1, 3), st.integers(1, 4))
+seeds = st.integers(0, 2**31 - 1)
+each_way = pytest.mark.parametrize("path,folded", [(path, folded) for path in (PLAIN, INTERPRETER) for folded in (False, True)], ids=str)
+fewer = settings(max_examples=8)  # each runs four kernels or more
+
+
+class Folding(dict):
+    """A tuned table that decides nothing else."""
+
+    def __init__(self, folded: bool) -> None:
+        super().__init__({kernel: {"FOLD": int(folded)} for kernel in ("token_mix", "token_mix_backward")})
+
+    def get(self, key, default=None):
+        return super().get(key.partition("/")[0], default)
+
+
+@contextlib.contextmanager
+def way(path: Path, folded: bool, deterministic: bool = False) -> Iterator[None]:
+    torch.use_deterministic_algorithms(deterministic)
+    with path.active(), mock.patch.object(launch, "table", lambda device: Folding(folded)):
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+def draw(shape: Shape, seed: int) -> tuple[Tensor, ...]:
+    return make(OPERATORS["token_mix"], shape, torch.float32, "cpu", seed)
+
+
+@each_way
+@fewer
+@given(shape=shapes, seed=seeds)
+def test_samples_do_not_meet(path, folded, shape, seed):
+    x, offset, *weights = draw(shape, seed)
+    with way(path, folded):
+        together = gradients(lambda x, o: token_mix(x, o, *weights), (x, offset))[0]
+        apart = torch.cat([token_mix(x[b : b + 1], offset[b : b + 1], *weights) for b in range(shape.B)])
+    assert_close(together, apart, rtol=1e-4, atol=1e-5)
+
+
+@each_way
+@fewer
+@given(shape=shapes, seed=seeds)
+def test_rows_and_columns_may_change_places(path, folded, shape, seed):
+    """A transposed image, with the two halves of the offsets and the two branches exchanged: the same result and gradients, transposed."""
+    x, offset, *rest = draw(shape, seed)
+    weights = Weights(*rest)
+
+    def transposed(x: Tensor, offset: Tensor, *rest: Tensor) -> Tensor:
+        w = Weights(*rest)
+        along_w, along_h = offset.transpose(1, 2).chunk(2, 3)
+        rows = torch.arange(3 * shape.tokens[3]).view(-1, 3)[:, [1, 0, 2]].flatten()  # of fc2, [C, 3]: w and h exchanged
+        exchanged = w._replace(
+            weight_w=w.weight_h,
+            bias_w=w.bias_h,
+            weight_h=w.weight_w,
+            bias_h=w.bias_w,
+            fc2_weight=w.fc2_weight[rows],
+            fc2_bias=w.fc2_bias[rows],
+        )
+        return token_mix(x.transpose(1, 2), torch.cat([along_h, along_w], 3), *exchanged).transpose(1, 2)
+
+    with way(path, folded):
+        expected = gradients(token_mix, (x, offset, *weights))
+        actual = gradients(transposed, (x, offset, *weights))
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, rtol=1e-3, atol=1e-4)
+
+
+@each_way
+@fewer
+@given(shape=shapes, seed=seeds, extreme=st.sampled_from([math.inf, -math.inf, 1e30, -1e4, 3e9]))
+def test_far_offsets_read_zero(path, folded, shape, seed, extreme):
+    """Both gathered branches vanish: y does not depend on their weights, nor on the offsets."""
+    x, offset, *weights = draw(shape, seed)
+    far = torch.full_like(offset, extreme).requires_grad_()
+    with way(path, folded):
+        y, dx, doffset, dweight_w, _, dweight_h, *_ = results = gradients(token_mix, (x, far, *weights))
+    assert all(t.isfinite().all() for t in results)
+    assert (doffset == 0).all() and (dweight_w == 0).all() and (dweight_h == 0).all()
+
+
+@each_way
+@fewer
+@given(shape=shapes, seed=seeds)
+def test_a_nan_offset_stays_in_its_sample(path, folded, shape, seed):
+    x, offset, *weights = (t.detach() for t in draw(shape, seed))
+    with way(path, folded):
+        clean = token_mix(x, offset, *weights)
+        offset[0, 0, 0, 0] = math.nan
+        y = token_mix(x, offset, *weights)
+    assert y[0, 0, 0].isnan().all()  # a gathered channel counts in every output
+    assert torch.equal(y[1:], clean[1:])
+
+
+@each_way
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
+@fewer
+@given(shape=shapes, seed=seeds)
+def test_nothing_is_read_outside(path, folded, deterministic, shape, seed):
+    """Every tensor lies between guard bands of NaN; one value read from there would show."""
+
+    def guarded(t: Tensor) -> Tensor:
+        band = torch.full((4 * t.numel() + 64,), math.nan)
+        return torch.cat([band, t.detach().flatten(), band])[band.numel() : band.numel() + t.numel()].view(t.shape)
+
+    inputs = tuple(guarded(t).requires_grad_() for t in draw(shape, seed))
+    with way(path, folded, deterministic):
+        y = token_mix(*inputs)
+        results = y, *torch.autograd.grad(y, inputs, guarded(torch.ones_like(y)))
+    assert all(t.isfinite().all() for t in results)
