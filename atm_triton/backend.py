@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ def backend_info(device: torch.device | str | int | None = None, dtype: torch.dt
     if why is None:
         configs = "formula"
         if device.type == "cuda":
-            found = [str(file) for file in launch.table_files(device) if file.is_file()]
+            found = [str(file) for file in launch.table_files(device) if os.path.isfile(file)]
             configs = " over ".join([*found, "formula"])
     return BackendInfo(
         backend="triton" if why is None else "pytorch",

@@ -3,20 +3,22 @@
 A table is one JSON file per GPU: its ``"gpu"``, the versions of ``"triton"`` and ``"torch"`` that measured, and ``"configs"``,
 ``{"<kernel>/<H>x<W>/C<C>/G<G>/<dtype>": {"BLOCK_...": int, "num_warps": int, ...}}``. What another Triton has measured is kept under
 ``"older"``, and used. Looking up never benchmarks, and never guards on H or W: under dynamic shapes the first shape seen decides, as the
-formula does for all.
+formula does for all. How many images a batch has is not in a key: it hardly matters to which configuration is the fastest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,7 +26,9 @@ from torch import Tensor
 from ._triton import triton
 
 SHIPPED = Path(__file__).parent / "configs"
-USER_CACHE = Path(os.path.expanduser("~")) / ".cache" / "atm_triton"  # unlike Path.home(), no error where there is no home
+USER_CACHE = Path(os.path.expanduser("~/.cache/atm_triton"))
+if not USER_CACHE.is_absolute():  # there is no home
+    USER_CACHE = Path(tempfile.gettempdir(), "atm_triton")
 
 Config = dict[str, int]
 # What is worth trying for a kernel, tokens x [B, H, W, C] and G offset channels per axis; the first, its formula, always works.
@@ -59,11 +63,16 @@ def table_files(device: torch.device) -> list[Path]:
 
 
 def read_table(file: Path) -> dict:
-    """The content of ``file``, empty where there is none."""
-    if not file.is_file():
+    """The content of ``file``, empty where there is none that can be read."""
+    try:
+        text = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return {"configs": {}}
+    except OSError as error:
+        warnings.warn(f"cannot read launch configurations from {file} ({error}): going on without them", stacklevel=2)
         return {"configs": {}}
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(text)
         for name, config in [*content["configs"].items(), *content.get("older", {}).items()]:
             if not all(isinstance(value, int) for value in config.values()):
                 raise ValueError(f"{name} is {config}")
@@ -97,14 +106,47 @@ def write_table(file: Path, gpu: str, configs: dict[str, Config]) -> None:
             raise
 
 
-@functools.cache
+_tables: dict[torch.device, dict[str, Config]] = {}
+_given: dict[torch.device, dict[str, Config]] = {}  # those that no file decided
+
+
 def table(device: torch.device) -> dict[str, Config]:
     """What holds in this process."""
-    merged: dict[str, Config] = {}
-    for file in reversed(table_files(device)):
-        content = read_table(file)
-        merged |= content.get("older", {}) | content["configs"]
-    return merged
+    if device not in _tables:
+        merged: dict[str, Config] = {}
+        for file in reversed(table_files(device)):
+            content = read_table(file)
+            merged |= content.get("older", {}) | content["configs"]
+        _tables[device] = merged
+    return _tables[device]
+
+
+def set_table(device: torch.device, configs: dict[str, Config]) -> None:
+    """From now on ``configs`` hold in this process."""
+    _tables[device] = _given[device] = dict(configs)
+    stamp()
+
+
+def forget_tables() -> None:
+    """The next look-up reads the files again."""
+    _tables.clear()
+    _given.clear()
+    stamp()
+
+
+def stamp() -> None:
+    """Let torch.compile find its code on disk only for the same launch configurations and the same source of this library: it knows an
+    operator by its name alone."""
+    digest = hashlib.sha256(json.dumps([*_given.values()], sort_keys=True).encode())
+    package = SHIPPED.parent.glob("*.py"), SHIPPED.glob("*.json"), USER_CACHE.glob("*.json")
+    for file in (file for files in package for file in sorted(files)):
+        with contextlib.suppress(OSError):
+            digest.update(file.read_bytes())
+    users = re.sub(r"atm_triton [0-9a-f]{64}", "", torch.compiler.config.cache_key_tag)
+    torch.compiler.config.cache_key_tag = f"{users}atm_triton {digest.hexdigest()}"
+
+
+stamp()
 
 
 def _hint(size: int | torch.SymInt) -> int:
@@ -121,21 +163,13 @@ def understood(config: object, formula: Config) -> bool:
     return isinstance(config, dict) and config.keys() - {"num_stages"} == formula.keys() - {"num_stages"}
 
 
-class Lookup(NamedTuple):
-    """What a kernel's launcher asked for."""
-
-    kernel: str
-    module: str  # where the kernel is defined
-    candidates: list[Config]
-
-
-_lookups: list[dict[str, Lookup]] = []  # a plain global: the backward of a GPU runs in a thread of its own
+_lookups: list[dict[str, list[Config]]] = []  # a plain global: the backward of a GPU runs in a thread of its own
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[dict[str, Lookup]]:
-    """Collects by key what is looked up meanwhile, for tuning."""
-    found: dict[str, Lookup] = {}
+def recorded() -> Iterator[dict[str, list[Config]]]:
+    """Collects by key the candidates of what is looked up meanwhile, for tuning."""
+    found: dict[str, list[Config]] = {}
     _lookups.append(found)
     try:
         yield found
@@ -148,6 +182,6 @@ def config(kernel: str, x: Tensor, groups: int, candidates: Candidates) -> Confi
     formula = next(candidates(kernel, x, groups))
     name = key(kernel, x, groups)
     for found in _lookups:
-        found[name] = Lookup(kernel, candidates.__module__, list(candidates(kernel, x, groups)))
+        found[name] = list(candidates(kernel, x, groups))
     tuned = table(x.device).get(name)
     return cast(Config, tuned) if understood(tuned, formula) else formula

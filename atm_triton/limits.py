@@ -1,10 +1,10 @@
-"""What a launch configuration needs of a GPU: estimated before it is compiled, and as the compiler says after."""
+"""What a launch configuration needs of a GPU, estimated before it is compiled."""
 
 from __future__ import annotations
 
 from itertools import combinations
 from math import inf, prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -36,18 +36,3 @@ def fits(config: dict[str, int], element_size: int, limits: Limits) -> bool:
     tiles = sorted(a * b for a, b in combinations(sizes, 2))
     stages = max(1, config.get("num_stages", 3) - 1)
     return tiles[0] / threads <= limits.registers and (tiles[0] + tiles[1]) * element_size * stages <= limits.shared
-
-
-def spills(kernel: Any, config: dict[str, int]) -> int:
-    """Registers that the compiled variants of ``kernel`` for ``config`` spill; 0 where Triton does not tell."""
-    worst = 0
-    for cache in getattr(kernel, "device_caches", {}).values():
-        for compiled in cache[0].values():
-            source, metadata = getattr(compiled, "src", None), getattr(compiled, "metadata", None)
-            if source is None or metadata is None:
-                continue
-            constants = {kernel.arg_names[path[0]]: value for path, value in source.constants.items()}
-            compiled_for = constants | {name: getattr(metadata, name, None) for name in ("num_warps", "num_stages")}
-            if all(compiled_for.get(name) == value for name, value in config.items()):
-                worst = max(worst, getattr(compiled, "n_spills", 0))
-    return worst

@@ -180,7 +180,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     C, O = int(x.shape[3]), groups  # noqa: E741
     if kernel == "offset_fc_dw":
         tokens = 32
-        others = [(64, 64, 64, 8), (32, 64, 64, 8), (32, 128, 64, 8), (32, 64, 128, 8), (64, 32, 64, 4)]
+        others = [(32, 64, 64, 8), (32, 128, 64, 8), (32, 64, 128, 8), (64, 32, 64, 4)]
     else:
         tokens = 32 if x.dtype == torch.float32 else 64
         others = [(tokens, 64, 32, 4), (tokens, 64, 64, 8), (2 * tokens, 64, 64, 8), (2 * tokens, 64, 32, 4), (tokens // 2, 64, 64, 4)]

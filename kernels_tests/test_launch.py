@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -23,15 +26,15 @@ def tables(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(launch, "USER_CACHE", tmp_path / "user")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 (SXM)")
-    launch.table.cache_clear()
+    launch.forget_tables()
 
     def write(folder, content):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "nvidia-h200-sxm.json").write_text(content if isinstance(content, str) else json.dumps(content))
-        launch.table.cache_clear()
+        launch.forget_tables()
 
     yield write
-    launch.table.cache_clear()
+    launch.forget_tables()
 
 
 KEY = "axial_gather_fwd/56x56/C64/G32/bfloat16"
@@ -125,3 +128,58 @@ def test_what_another_triton_measured_is_kept_apart_until_it_is_measured_again(t
     assert content["configs"] == {"b": {"X": 2}} and content["older"] == {"a": {"X": 1}}
     content = write(file, {"a": {"X": 2}})
     assert content["configs"] == {"a": {"X": 2}, "b": {"X": 2}} and "older" not in content
+
+
+def test_a_table_that_cannot_be_read_is_told_once(tables, monkeypatch):
+    tables("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
+    tables("shipped", {"configs": {KEY: FORMULA | {"BLOCK_N": 4}}})
+    read = launch.Path.read_bytes
+
+    def locked(file):
+        if file.parent.name == "user":
+            raise PermissionError(13, "Permission denied", str(file))
+        return read(file)
+
+    monkeypatch.setattr(launch.Path, "read_bytes", locked)
+    with pytest.warns(UserWarning, match=r"cannot read launch configurations from .*user.nvidia.*Permission denied.* without them") as told:
+        assert look_up() == look_up() == FORMULA | {"BLOCK_N": 4}
+    assert len(told) == 1
+
+
+COMPILES = """
+import sys, torch, atm_triton
+from torch._dynamo.utils import counters
+
+x, offset = torch.randn(1, 3, 4, 8), torch.randn(1, 3, 4, 4)
+if sys.argv[1:]:
+    atm_triton.launch.set_table(torch.device("cuda", 0), dict.fromkeys(sys.argv[1:], {"BLOCK_N": 1}))
+torch.compile(atm_triton.axial_gather, fullgraph=True)(x, offset, "w")
+print(*(counters["aot_autograd"][f"autograd_cache_{what}"] for what in ("hit", "miss")))
+"""
+
+
+def test_compiled_code_on_disk_belongs_to_its_tables(tmp_path):
+    """An operator is only a name to torch.compile: with another configuration it must not find what it has compiled before."""
+    home, cache = tmp_path / "home", tmp_path / "inductor"
+    environment = os.environ | dict(HOME=str(home), TORCHINDUCTOR_CACHE_DIR=str(cache), OMP_NUM_THREADS="1")
+    environment.pop("TORCHINDUCTOR_FORCE_DISABLE_CACHES", None)
+
+    def compiles(*configs):
+        line = [sys.executable, "-c", COMPILES, *configs]
+        return subprocess.run(line, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout.split()
+
+    found, anew = ["1", "0"], ["0", "1"]
+    assert compiles() == anew and compiles() == found
+    write(home / ".cache/atm_triton/nvidia-h200.json", {KEY: {"BLOCK_N": 2}})
+    assert compiles() == anew and compiles() == found
+    assert compiles("given") == anew and compiles("given") == found and compiles("another") == anew
+
+
+def test_the_users_own_part_of_the_key_stays():
+    config = torch.compiler.config
+    with config.patch(cache_key_tag="theirs " + config.cache_key_tag):
+        launch.set_table(torch.device("cuda", 7), {"a": {"X": 1}})
+        first = config.cache_key_tag
+        launch.forget_tables()
+        second = config.cache_key_tag
+    assert first.startswith("theirs ") and second.startswith("theirs ") and first != second and len(first) == len(second)

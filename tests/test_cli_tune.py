@@ -27,9 +27,9 @@ def made_up_gpu(monkeypatch, tmp_path):
         return Tuned({"kernel": {"BLOCK_N": 1}})
 
     monkeypatch.setattr(command, "tune", tune)
-    launch.table.cache_clear()
+    launch.forget_tables()
     yield asked
-    launch.table.cache_clear()
+    launch.forget_tables()
 
 
 def test_every_resolution_is_tuned(made_up_gpu, capsys):

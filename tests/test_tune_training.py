@@ -25,9 +25,9 @@ CONFIGS = {"kernel/1x1/C1/G1/float32": {"BLOCK_N": 1}}
 def made_up_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(launch, "gpu_slug", lambda device: "made-up")
     monkeypatch.setattr(launch, "USER_CACHE", tmp_path / "cache")
-    launch.table.cache_clear()
+    launch.forget_tables()
     yield
-    launch.table.cache_clear()
+    launch.forget_tables()
 
 
 def test_the_shape_and_precision_of_a_training_batch(made_up_gpu, fresh_accelerate, monkeypatch) -> None:
@@ -56,12 +56,20 @@ def test_a_failure_is_one_line_and_the_defaults(made_up_gpu, fresh_accelerate, m
     assert capsys.readouterr().out == said and launch.table(CPU) == {}
 
 
+def test_a_deterministic_run_measures_nothing_and_takes_nothing_measured(made_up_gpu, fresh_accelerate, monkeypatch) -> None:
+    monkeypatch.setattr(atm_triton, "tune", lambda *args: pytest.fail("it tunes"))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    launch.set_table(CPU, CONFIGS)
+    tune_kernels(Accelerator(cpu=True), nn.Linear(1, 1), (4, 3, 32, 32))
+    assert launch.table(CPU) == {}
+
+
 def test_nothing_on_a_cpu(fresh_accelerate, monkeypatch) -> None:
     monkeypatch.setattr(atm_triton, "tune", lambda *args: pytest.fail("it tunes"))
     launch.table(CPU).update(CONFIGS)
     tune_kernels(Accelerator(cpu=True), nn.Linear(1, 1), (4, 3, 32, 32))
     assert launch.table(CPU) == CONFIGS
-    launch.table.cache_clear()
+    launch.forget_tables()
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-tune"]], ids=["by default", "--no-tune"])

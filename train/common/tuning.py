@@ -16,10 +16,13 @@ PATIENCE = timedelta(hours=2)  # of the others, while the first process measures
 def tune_kernels(accelerator: Accelerator, model: nn.Module, images: tuple[int, ...]) -> None:
     """Before the first step, for the shape of a batch; what has been measured before is not measured again. Nothing happens on a CPU.
 
-    Should it fail, the run goes on with the kernels' own choice.
+    Should it fail, the run goes on with the kernels' own choice. So does a deterministic run: a measurement may come out otherwise.
     """
     device = next(model.parameters()).device
     if launch.gpu_slug(device) is None:
+        return
+    if torch.are_deterministic_algorithms_enabled():
+        launch.set_table(device, {})
         return
     shared: list[dict[str, dict[str, int]]] = [{}]
     if accelerator.is_main_process:
@@ -35,8 +38,6 @@ def tune_kernels(accelerator: Accelerator, model: nn.Module, images: tuple[int, 
         group: Any = distributed.new_group(backend="gloo", timeout=PATIENCE)
         distributed.broadcast_object_list(shared, src=0, group=group)
         distributed.destroy_process_group(group)
-    configs = dict(shared[0])
-    launch.table(device).clear()  # processes may have read different files
-    launch.table(device).update(configs)
+    launch.set_table(device, shared[0])  # processes may have read different files
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()  # the run reports its own
