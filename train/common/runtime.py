@@ -26,9 +26,7 @@ def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mixed-precision", choices=("no", "fp16", "bf16"), help="default: as Accelerate is configured")
     group.add_argument("--compile", "--torchcompile", action="store_true", help="torch.compile the model")
     group.add_argument("--no-tune", dest="tune", action="store_false", help="on a GPU, do not look for faster launch configurations first")
-    group.add_argument(
-        "--deterministic", action="store_true", help="on a GPU too, the same results bit by bit: slower, not tuned"
-    )
+    group.add_argument("--deterministic", action="store_true", help="on a GPU too, the same results bit by bit: slower, not tuned")
     group.add_argument("--checkpoint-steps", type=int, default=500, metavar="N", help="write last.pt every N updates, besides every epoch")
     group.add_argument("--log-interval", type=int, default=50, metavar="N", help="print and log every N updates")
     group.add_argument("--report-to", default="tensorboard", choices=[*TRACKERS, "none"], help="the tracker (default: tensorboard)")
