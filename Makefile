@@ -40,14 +40,17 @@ machine-code: $(VENV)/installed  ## what every kernel compiles to for every GPU;
 
 # Installs nothing, so that it also runs where there is no network: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python
-GPU_ENV = PYTHONPATH=.:models
-gpu-check:  ## on a machine with a GPU: its tests, then the benchmark, which writes bench/results/
-	$(GPU_ENV) $(GPU_PYTHON) -m atm_triton selftest --device cuda
-	$(GPU_ENV) $(GPU_PYTHON) -m pytest -q kernels_tests -m gpu
-	$(GPU_ENV) $(GPU_PYTHON) bench/run.py --device cuda
+GPU_RUN = PYTHONPATH=.:models $(GPU_PYTHON)
+gpu-check:  ## on a machine with a GPU: its tests, then tuning, then the benchmark; the README's table from it
+	$(GPU_RUN) -m atm_triton selftest --device cuda
+	$(GPU_RUN) -m pytest -q kernels_tests -m gpu
+	$(GPU_RUN) -m atm_triton tune --model atmnet-t --resolution 224 800x1280 384 512x2048 --dtype bf16 --batch 6
+	$(GPU_RUN) -m atm_triton tune --model atmnet-t --resolution 224 --dtype fp32 --batch 6
+	$(GPU_RUN) bench/run.py --device cuda $(BENCH_FLAGS)
+	$(GPU_RUN) bench/report.py
 
-bench: $(VENV)/installed  ## everything side by side on this CPU, in minutes; and the README's table from it
-	$(BIN)/python bench/run.py
+bench: $(VENV)/installed  ## everything side by side on this CPU, in a quarter of an hour; and the README's table from it
+	$(BIN)/python bench/run.py $(BENCH_FLAGS)
 	$(BIN)/python bench/report.py
 
 clean:

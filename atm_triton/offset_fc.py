@@ -183,8 +183,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
         others = [(32, 64, 64, 8), (32, 128, 64, 8), (32, 64, 128, 8), (64, 32, 64, 4)]
     else:
         tokens = 32 if x.dtype == torch.float32 else 64
-        others = [(tokens, 64, 32, 4), (tokens, 64, 64, 8), (2 * tokens, 64, 64, 8), (2 * tokens, 64, 32, 4), (tokens // 2, 64, 64, 4)]
-        others.append((tokens, 128, 64, 8))
+        others = [(tokens, 64, 32, 4), (tokens, 64, 64, 8), (2 * tokens, 64, 64, 8), (tokens // 2, 64, 64, 4), (tokens, 128, 64, 8)]
     formula = dict(BLOCK_N=tokens, BLOCK_O=_block(O, 64), BLOCK_C=_block(C, 64), num_warps=4)
     yield formula
     for stages in (2, 4):

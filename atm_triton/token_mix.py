@@ -76,7 +76,8 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
             yield tile(tokens, 64, TOKENS=together, num_warps=warps)
     elif kernel == "token_mix_alpha":
         block_f = max(16, triton.next_power_of_2(max(1, C // 4)))
-        for block_c, warps in ((32 if half else 16, 8), (64 if half else 32, 8), (32 if half else 16, 4)):
+        few = 32 if half else 16
+        for block_c, warps in ((few, 8), (few, 4), (2 * few, 8))[: 3 if block_f < 256 else 2]:  # the last spills on AMD
             yield dict(BLOCK_B=16, BLOCK_C=block_c, BLOCK_F=block_f, num_warps=warps)
     elif kernel == "token_mix_fwd":
         if half:
@@ -99,8 +100,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
         yield base | dict(CHUNKS=chunks, SPLITS=splits)
         yield base | dict(CHUNKS=2 * chunks if 512 * chunks <= T else chunks, SPLITS=2 * splits)
         yield base | dict(CHUNKS=max(1, chunks // 2), SPLITS=max(1, splits // 2))
-        # More stages, tokens or channels than these spill, but on Hopper.
-        yield tile(32 if half else 16, 64, 32, num_warps=8, num_stages=1, CHUNKS=chunks, SPLITS=splits)
+        # More stages, tokens or channels spill, but on Hopper.
         yield tile(16, 32, 64, num_warps=8, num_stages=1, CHUNKS=chunks, SPLITS=splits)
     elif kernel == "token_mix_dx":
         if half:

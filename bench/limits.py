@@ -1,9 +1,9 @@
 """The least that an operator or a network must do, and how long that takes on a device at best: what every speed here is a share of.
 
 Bytes: a layer reads each of its inputs and weights once and writes each of its outputs once; backward it reads its inputs, its weights and
-the gradient of its output, and writes the gradients of its inputs and weights. Operations: of products, convolutions, gathers and the
-fusion, twice as many backward. The limit of a layer is the larger of bytes over the measured copy bandwidth and operations over the
-measured rate of a large matrix product; a network's is the sum over its layers.
+the gradient of its output, and writes the gradients of its inputs and weights. Operations: of products and convolutions (inside token_mix
+the few of gathering and weighing are left out), twice as many backward. The limit of a layer is the larger of bytes over the measured copy
+bandwidth and operations over the measured rate of a large matrix product; a network's is the sum over its layers.
 
 A network's layers are its convolutions, linear layers and operators. Norms, activations, drop path and sums move nothing of their own, for
 a neighbour can compute them where it reads or writes; only a residual that is not its layer's input is read. So the limit asks for fusing

@@ -48,14 +48,19 @@ def create(name: str, case: Case, device: torch.device) -> nn.Module:
     return model.to(device, case.dtype)
 
 
-def check(candidates: dict[str, nn.Module], reference: nn.Module, images: Tensor) -> dict[str, str]:
-    """What is wrong with each candidate, by the tests' rule: all must compute the same function, or a benchmark would say nothing."""
+def judge(reference: nn.Module, images: Tensor) -> Callable[[nn.Module], str]:
+    """Says what is wrong with a model, by the tests' rule: all must compute the same function, or a benchmark would say nothing."""
     with torch.no_grad():
         expected = [reference.eval()(images)]
         exact = [reference.double()(images.double())]
         reference.to(images.dtype)
-        found = {name: wrong(worst([model.eval()(images)], exact), worst(expected, exact)) for name, model in candidates.items()}
-    return {name: message for name, message in found.items() if message}
+    allowed = worst(expected, exact)
+
+    def wrong_with(model: nn.Module) -> str:
+        with torch.no_grad():
+            return wrong(worst([model.eval()(images)], exact), allowed)
+
+    return wrong_with
 
 
 def _inference(model: nn.Module, images: Tensor) -> None:
@@ -81,35 +86,40 @@ def measure(model: str, case: Case, device: torch.device, mode: str, seconds: fl
         "eager": lambda: ours,
         "compiled": lambda: compiled(ours),
     } | {name: lambda other=other: compiled(create(other, case, device)) for name, other in OTHERS.items()}
-    candidates = {name: make() for name, make in made.items() if name in case.implementations}
     images = torch.randn(case.batch, 3, *case.size, device=device, dtype=case.dtype)
-
     about = dict(section="network", what=case.what, name=model, shape=f"{case.size[0]}x{case.size[1]}", batch=case.batch)
     about |= dict(dtype=str(case.dtype).removeprefix("torch."))
-    uncompiled = {name: candidates[name] for name in ("published", "eager") if name in candidates} or {"eager": ours}
-    if broken := check(uncompiled, reference, images):
-        return [about | dict(implementation=name, note=note) for name, note in broken.items()]
+    wrong_with = judge(reference, images)
+    broken = {name: wrong_with(made[name]()) for name in ("published", "eager")}
+    if any(broken.values()):
+        return [about | dict(implementation=name, note=note) for name, note in broken.items() if note]
 
     training = case.what == "training step"
     steps, notes, memory = {}, {}, {}
-    for name, candidate in candidates.items():
-        step = functools.partial(_training if training else _inference, candidate.train(training), images)
+    for name in case.implementations:
         try:
+            candidate = made[name]()
+            # A training step drops paths at random: its forward pass is checked with the inference, its gradients with the operators.
+            if name == "compiled" and not training and (note := wrong_with(candidate)):
+                notes[name] = note
+                continue
+            step = functools.partial(_training if training else _inference, candidate.train(training), images)
             for _ in range(2):  # the first compiles
                 step()
             resident = sum(t.nbytes for t in [*candidate.parameters(), *candidate.buffers(), images])
-            memory[name] = peak_memory(step, device, resident)
+            if mode in ("default", "max-autotune-no-cudagraphs"):  # a CUDA graph keeps its memory from the first run on
+                memory[name] = peak_memory(step, device, resident)
             steps[name] = step
         except Exception as error:  # one implementation's trouble must not end the others' measurement
             notes[name] = what_failed(error)
-            candidate.zero_grad(set_to_none=True)
+            ours.zero_grad(set_to_none=True)
     layers = [layer for part in limits.network(ours, case.batch, case.size).values() for layer in part]
     work = limits.total(layers, case.dtype.itemsize, training)
     limit = 1e3 * limits.limit(layers, case.dtype.itemsize, training, ceilings)
     rows = []
     for name, t in quantiles(steps, device, seconds).items():
         row = about | dict(implementation=name, p20_ms=t.p20, p50_ms=t.p50, p80_ms=t.p80, images_per_s=1e3 * case.batch / t.p50)
-        row["peak_mb"] = memory[name]
+        row["peak_mb"] = memory.get(name)
         if name not in OTHERS:
             row |= dict(
                 gb_per_s=work.bytes / t.p50 / 1e6, tflop_per_s=work.flops / t.p50 / 1e9, limit_ms=limit, share_of_limit=limit / t.p50

@@ -134,7 +134,7 @@ def measure(
     if operator.others:
         candidates["compiled"] = compiled(operator.function)
     inputs = operator.inputs(shape, dtype, device)
-    dy = torch.randn_like(operator.function(*inputs).detach())
+    dy = torch.randn_like(operator.definition(*inputs).detach())
     about = dict(section="operator", name=operator.name, shape=str(shape), dtype=str(dtype).removeprefix("torch."), batch=shape.B)
     ours = {name: candidates[name] for name in ("eager", "compiled") if name in candidates}
     if broken := check(operator, ours, inputs, dy):

@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 TEXT = ("job", "section", "name", "what", "shape", "dtype", "batch", "implementation", "note")
 NUMBERS = ("p20_ms", "p50_ms", "p80_ms", "images_per_s", "gb_per_s", "tflop_per_s", "limit_ms", "share_of_limit", "peak_mb", "speedup")
-ABOUT = ("device", "torch", "triton", "commit")
+ABOUT = ("device", "torch", "triton", "configs", "commit")
 LABELS = {"eager": "ours, eager", "compiled": "ours, compiled"}
 
 
@@ -106,7 +106,9 @@ CELLS = {"time": _time, "throughput": _throughput, "memory": _memory, "cost": _c
 def _about(rows: list[Row]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     first = rows[0]
-    return f"{first['device']}, torch {first['torch']}, Triton {first['triton'] or 'not installed'}, commit {commits}"
+    versions = f"torch {first['torch']}, Triton {first['triton'] or 'not installed'}"
+    configs = "" if first["configs"].startswith("none") else f", launch configurations: {first['configs']}"
+    return f"{first['device']}, {versions}{configs}, commit {commits}"
 
 
 def _resolution(rows: list[Row]) -> list[Row]:
@@ -139,6 +141,8 @@ def markdown(rows: list[Row], title: str) -> str:
             lines += ["", "Peak memory, GiB:", "", *_table(group, ("shape", "dtype", "batch"), "memory")]
         if several := [row for row in _resolution(rows) if row["what"] == what]:
             lines += ["", "Cost against resolution, ns per token of stage 1:", "", *_table(several, ("shape", "dtype", "batch"), "cost")]
+    if failed := [row for row in rows if row["section"] == "failed"]:
+        lines += ["", "## Failed", "", *(f"- {row['name']}: {row['note']}" for row in failed)]
     lines += ["", "## Targets", "", "| target | measured | met |", "|---|---|---|"]
     lines += [f"| {target} | {measured} | {met} |" for target, measured, met in judge(rows)]
     return "\n".join(lines) + "\n"
@@ -203,10 +207,11 @@ def block(files: list[Path]) -> str:
     for file in files:
         if not (rows := [row for row in read(file) if row["section"] == "network"]):
             continue
-        rows = [row for row in rows if row["shape"] == rows[0]["shape"] and row["batch"] == rows[0]["batch"]]
+        rows = [row for row in rows if all(row[name] == rows[0][name] for name in ("name", "shape", "batch"))]
         height, width = rows[0]["shape"].split("x")
         keys = ("what", "dtype")
-        parts += [f"ATMNet-T, {height} × {width}, batch {rows[0]['batch']}, on {_about(rows)}:", "", *_table(rows, keys, "time"), ""]
+        name = rows[0]["name"].replace("atmnet_t", "ATMNet-T")
+        parts += [f"{name}, {height} × {width}, batch {rows[0]['batch']}, on {_about(rows)}:", "", *_table(rows, keys, "time"), ""]
     return "\n".join(parts[:-1]) or "Not measured yet."
 
 

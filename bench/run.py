@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,17 +29,18 @@ import operators
 import report
 import timm
 import torch
-import torch._inductor.config
 from networks import Case
 from operators import Row
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from timing import what_failed
 
 import atm_triton
 from atm_triton import launch
 
 KEY = ("section", "name", "what", "shape", "dtype", "batch", "implementation")
 ALL, BEST = (*networks.OURS, *networks.OTHERS), ("published", "compiled", *networks.OTHERS)
+MODEL, MODE = "atmnet-t", "default"
 
 
 class Job(NamedTuple):
@@ -68,22 +70,25 @@ def device_name(device: torch.device) -> str:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--model", default="atmnet-t")
-    parser.add_argument("--compile-mode", default="default", help="of everything that is compiled")
-    parser.add_argument("--seconds", type=float, help="for each implementation of each comparison (default: 4 on a CPU, 0.5 on a GPU)")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--compile-mode", default=MODE, help="of everything that is compiled")
+    parser.add_argument(
+        "--seconds", type=float, help="for each implementation (default: 0.5 on a GPU; on a CPU 4 of a network, 1 of an operator)"
+    )
     parser.add_argument("--quick", action="store_true", help="everything once, too small to say anything about speed")
     parser.add_argument("--only", metavar="TEXT", default="", help="what has TEXT in its title, such as token_mix or bfloat16")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many")
-    parser.add_argument("--resume", action="store_true", help="keep what today's file has, and measure what it lacks")
-    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
+    parser.add_argument("--resume", action="store_true", help="keep what today's file has, and measure what it lacks or what failed")
+    parser.add_argument("--output", type=Path, help="folder (default, for all of it: bench/results)")
     return parser
 
 
-def plan(args: argparse.Namespace, seconds: float) -> list[Job]:
+def plan(args: argparse.Namespace) -> list[Job]:
     """Everything that is measured, the most important first."""
     with torch.device("meta"):
         model = timm.create_model(atmnet.canonical_name(args.model))
     gpu, bf16, fp32 = args.device.type == "cuda", torch.bfloat16, torch.float32
+    of_operator, of_network = (args.seconds,) * 2 if args.seconds is not None else (0.5, 0.5) if gpu else (1, 4)
     batch = 2 if args.quick else 128 if gpu else 4
     square = (32, 32) if args.quick else (224, 224)
     # Batches of about as many tokens each.
@@ -95,17 +100,20 @@ def plan(args: argparse.Namespace, seconds: float) -> list[Job]:
         else {(384, 384): 1, (512, 2048): 1, (800, 1280): 1}
     )
 
-    def operator_jobs(dtype: torch.dtype, mixer: bool) -> list[Job]:
+    def operator_jobs(dtype: torch.dtype, mixer: bool, every: int = 1) -> list[Job]:
+        """At every stage, or every second one."""
         jobs = []
         for operator in operators.OPERATORS:
-            for shape in limits.stages(model, batch, square)[:: 3 if args.quick else 1] if mixer == (operator.name == "token_mix") else []:
-                arguments = operator, shape, dtype, args.device, args.compile_mode, seconds
+            for shape in (
+                limits.stages(model, batch, square)[:: 3 if args.quick else every] if mixer == (operator.name == "token_mix") else []
+            ):
+                arguments = operator, shape, dtype, args.device, args.compile_mode, of_operator
                 title = f"{operator.name}, {shape}, {str(dtype).removeprefix('torch.')}"
                 jobs.append(Job(title, dtype, functools.partial(operators.measure, *arguments)))
         return jobs
 
     def network_job(case: Case) -> Job:
-        arguments = atmnet.canonical_name(args.model), case, args.device, args.compile_mode, seconds
+        arguments = atmnet.canonical_name(args.model), case, args.device, args.compile_mode, of_network
         return Job(f"network, {case}", case.dtype, functools.partial(networks.measure, *arguments))
 
     def network_jobs(dtype: torch.dtype, what: str, implementations: tuple[str, ...]) -> list[Job]:
@@ -115,7 +123,7 @@ def plan(args: argparse.Namespace, seconds: float) -> list[Job]:
     if not gpu:
         jobs = [network_job(Case(*both[0], fp32, ALL)), network_job(Case(*both[1], fp32, networks.OURS))]
         jobs += network_jobs(fp32, "inference", ("eager",))
-        return jobs + operator_jobs(fp32, mixer=True) + operator_jobs(fp32, mixer=False)
+        return jobs + operator_jobs(fp32, mixer=True) + operator_jobs(fp32, mixer=False, every=2)
     jobs = operator_jobs(bf16, mixer=True)
     jobs += [network_job(Case(*shape, bf16, ALL)) for shape in both]
     jobs += network_jobs(bf16, "inference", BEST) + operator_jobs(bf16, mixer=False)
@@ -129,7 +137,9 @@ def with_speedups(rows: list[Row]) -> list[Row]:
     """Of what was measured together, direction by direction."""
     published = {row["what"]: row.get("p50_ms") for row in rows if row["implementation"] == "published"}
     for row in rows:
-        if row.get("p50_ms") and published.get(row["what"]):
+        if (
+            row.get("p50_ms") and published.get(row["what"]) and row["implementation"] not in networks.OTHERS
+        ):  # which compute something else
             row["speedup"] = published[row["what"]] / row["p50_ms"]
     return rows
 
@@ -142,46 +152,74 @@ def ceiling_rows(ceilings: limits.Ceilings, dtype: torch.dtype) -> list[Row]:
     ]
 
 
+def ceilings_in(rows: Iterable[Row], dtype: torch.dtype) -> limits.Ceilings | None:
+    found = {row["what"]: row for row in rows if row["section"] == "ceiling" and row["dtype"] == str(dtype).removeprefix("torch.")}
+    if not found:
+        return None
+    return limits.Ceilings(1e9 * found["copy"]["gb_per_s"], 1e12 * found["matrix product"]["tflop_per_s"])
+
+
+def went_wrong(row: Row) -> bool:
+    return str(row.get("note", "")).startswith(("wrong", "failed"))
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace, file: Path) -> None:
+    if args.output is None and (args.quick or args.only or args.model != MODEL or args.compile_mode != MODE) and not args.resume:
+        parser.error(f"{report.RESULTS} is for whole runs of {MODEL} in mode {MODE}: give --output FOLDER for anything else")
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: torch {torch.__version__} sees no GPU here")
+    if file.is_file() and not args.resume:
+        parser.error(f"{file} is there already: --resume adds what it lacks, --output FOLDER writes elsewhere")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
-    # What torch.compile keeps on disk knows an operator by its name and kernels: after a change around them it would time the old code.
-    torch._inductor.config.force_disable_caches = True
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    slug = launch.gpu_slug(args.device) if torch.cuda.is_available() else None
+    file = (args.output or report.RESULTS) / f"{slug or args.device.type}-{datetime.date.today()}.csv"
+    check_arguments(parser, args, file)
     console, begun = Console(soft_wrap=True), time.monotonic()
-    gpu = args.device.type == "cuda"
-    seconds = args.seconds if args.seconds is not None else 0.5 if gpu else 4
-    about = dict(device=device_name(args.device), torch=torch.__version__, triton=atm_triton.backend_info().triton, commit=commit())
-    file = args.output / f"{launch.gpu_slug(args.device) or args.device.type}-{datetime.date.today()}.csv"
-    rows: dict[tuple[str, ...], Row] = {}
-    if args.resume and file.is_file():
-        rows = {tuple(row[name] for name in KEY): row for row in report.read(file)}
+    info = atm_triton.backend_info(args.device)
+    about = dict(device=device_name(args.device), torch=info.torch, triton=info.triton, commit=commit())
+    about["configs"] = info.configs.replace(os.path.expanduser("~"), "~")
+    kept = report.read(file) if file.is_file() else []
+    again = {row["job"] for row in kept if row["job"] and went_wrong(row)}
+    rows = {tuple(row[name] for name in KEY): row for row in kept if row["job"] not in again}
+    done = {row["job"] for row in rows.values()}
 
     def keep(found: list[Row]) -> None:
         rows.update({tuple(str(row.get(name, "")) for name in KEY): row | about for row in found})
         report.write(file, rows.values())
 
-    jobs = [job for job in plan(args, seconds) if args.only in job.title]
-    done = {row["job"] for row in rows.values()}
-    ceilings: dict[torch.dtype, limits.Ceilings] = {}
+    def measure(job: Job) -> list[Row]:
+        """Whatever happens, the other jobs are done too."""
+        try:
+            ceilings = ceilings_in(rows.values(), job.dtype)
+            if ceilings is None:
+                ceilings = limits.measure_ceilings(args.device, job.dtype)
+                keep(ceiling_rows(ceilings, job.dtype))
+            return with_speedups(job.run(ceilings))
+        except Exception as error:
+            return [dict(section="failed", name=job.title, note=what_failed(error))]
+
+    jobs = [job for job in plan(args) if args.only in job.title]
     columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=len(jobs))
         for job in jobs:
             bar.update(task, description=job.title)
             if job.title not in done and time.monotonic() - begun < 60 * args.minutes:
-                if job.dtype not in ceilings:
-                    ceilings[job.dtype] = limits.measure_ceilings(args.device, job.dtype)
-                    keep(ceiling_rows(ceilings[job.dtype], job.dtype))
-                keep([row | dict(job=job.title) for row in with_speedups(job.run(ceilings[job.dtype]))])
+                keep([row | dict(job=job.title) for row in measure(job)])
                 if not console.is_terminal:  # a bar is nothing for a log
                     console.print(f"{time.monotonic() - begun:5.0f} s  {job.title}", highlight=False)
             bar.advance(task)
-    if gpu:
+    if args.device.type == "cuda":
         keep([dict(section="first step", note=first_step.benchmarks(args.model))])
     written = report.render(file)
     measured = report.read(file)
     console.print(written[0].read_text(), highlight=False, markup=False)
     console.print("wrote", file, *written, highlight=False)
-    return int(any(row["note"].startswith(("wrong", "failed")) for row in measured))
+    return int(any(went_wrong(row) for row in measured))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ def captured(step: Step, device: torch.device) -> tuple[Step, bool]:
                 step()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a backward pass runs in a thread of its own
+        # A backward pass runs in a thread of its own; and a failed capture leaves its own stream as the current one.
+        with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step()
     except torch.OutOfMemoryError:
         raise

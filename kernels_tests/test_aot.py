@@ -16,8 +16,8 @@ WITHOUT_PRODUCTS = ("axial_gather", "branch_fusion", "token_mix_mean")
 
 
 def spills(size: int, registers: int) -> bool:
-    """But for a few values: ptxas would rather keep them on the stack than take a register that costs a multiprocessor a program."""
-    return size > (16 if registers in (64, 128, 168) else 0)
+    """But for a few values that ptxas keeps on the stack though it has registers: more of them would cost a multiprocessor a program."""
+    return size > (16 if registers < 255 else 0)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -108,6 +108,7 @@ def test_runs_through(tmp_path, monkeypatch, no_compiler):
     assert all(0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] and not row["note"] for row in timed)
     assert {row["implementation"] for row in timed} == {*networks.OURS, *networks.OTHERS}
     assert all(row["speedup"] for row in timed if row["name"] == "token_mix")
+    assert not any(row["speedup"] for row in timed if row["implementation"] in networks.OTHERS)
     assert all(row["share_of_limit"] > 0 for row in timed if row["implementation"] in networks.OURS)
     assert all(row["device"] and row["torch"] and row["commit"] for row in rows)
     text = file.with_suffix(".md").read_text()
@@ -126,6 +127,39 @@ def test_runs_through(tmp_path, monkeypatch, no_compiler):
     monkeypatch.setattr(limits, "measure_ceilings", nothing_left)
     assert run.main([*line, "--resume"]) == 0
     assert len(report.read(file)) == len(rows)
+
+
+def test_results_are_never_overwritten(tmp_path, monkeypatch, capsys, no_compiler):
+    line = ["--model", "tiny_bench_test", "--quick", "--seconds", "0"]
+    with pytest.raises(SystemExit, match="2"):
+        run.main(line)
+    assert "is for whole runs of atmnet-t in mode default: give --output FOLDER" in capsys.readouterr().err
+    line += ["--output", str(tmp_path), "--only", "branch_fusion"]
+    assert run.main(line) == 0
+    before = next(tmp_path.glob("*.csv")).read_text()
+    with pytest.raises(SystemExit, match="2"):
+        run.main(line)
+    assert "is there already: --resume adds what it lacks" in capsys.readouterr().err
+    assert next(tmp_path.glob("*.csv")).read_text() == before
+
+
+def test_a_job_that_fails_ends_no_other_and_is_done_again(tmp_path, monkeypatch, capsys, no_compiler):
+    line = ["--model", "tiny_bench_test", "--quick", "--seconds", "0", "--output", str(tmp_path), "--only", "axial_gather"]
+    measure = operators.measure
+
+    def ill(operator, *arguments):
+        if operator.name == "axial_gather w":
+            raise RuntimeError("the driver is ill")
+        return measure(operator, *arguments)
+
+    monkeypatch.setattr(operators, "measure", ill)
+    assert run.main(line) == 1
+    assert "## Failed\n\n- axial_gather w, 2x8x8x16/G8, float32: failed: RuntimeError: the driver is ill" in capsys.readouterr().out
+    monkeypatch.setattr(operators, "measure", measure)
+    monkeypatch.setattr(limits, "measure_ceilings", lambda *_: pytest.fail("measured again"))
+    assert run.main([*line, "--resume"]) == 0
+    names = [row["name"] for row in report.read(report.newest(tmp_path)[0])]
+    assert names.count("axial_gather w") == names.count("axial_gather h") > 0 and "the driver is ill" not in capsys.readouterr().out
 
 
 def test_a_wrong_operator_is_not_timed(tmp_path, monkeypatch, no_compiler):
@@ -149,6 +183,22 @@ def test_a_wrong_network_is_not_timed(monkeypatch, no_compiler):
     monkeypatch.setattr(networks, "published", broken)
     (row,) = networks.measure("tiny_bench_test", case, CPU, "default", 0, CEILINGS)
     assert row["implementation"] == "published" and row["note"].startswith("wrong") and "p50_ms" not in row
+
+
+def test_a_wrong_compiled_network_is_not_timed(monkeypatch, no_compiler):
+    case = networks.Case("inference", (32, 32), 1, torch.float32, ("published", "compiled"))
+
+    class Wrong(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x) + 0.01
+
+    monkeypatch.setattr(torch, "compile", lambda model, **how: Wrong(model))
+    published, compiled = networks.measure("tiny_bench_test", case, CPU, "default", 0, CEILINGS)
+    assert published["p50_ms"] > 0 and compiled["note"].startswith("wrong") and "p50_ms" not in compiled
 
 
 def test_what_cannot_run_does_not_end_the_others(monkeypatch, no_compiler):
@@ -175,7 +225,7 @@ def test_others_take_every_size(size):
 def test_gpu_plan():
     """The targets' rows come first, and every title once."""
     args = run.build_parser().parse_args(["--device", "cuda"])
-    titles = [job.title for job in run.plan(args, 0)]
+    titles = [job.title for job in run.plan(args)]
     assert len(set(titles)) == len(titles) == 4 * 5 * 2 + 2 * 4 * 2
     assert [title.partition(",")[0] for title in titles[:6]] == ["token_mix"] * 4 + ["network"] * 2
 
