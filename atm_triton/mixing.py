@@ -136,7 +136,7 @@ def fold(alpha: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
     scaled = torch.einsum("oc,bkc->kboc", weights.proj_weight.to(alpha.dtype), alpha).to(dtype)
     matrices = torch.bmm(rearrange(scaled, "k b o c -> k (b o) c"), weights.branches())
     bias = F.linear(shift(alpha, weights), weights.proj_weight.to(alpha.dtype), weights.proj_bias.to(alpha.dtype))
-    return rearrange(matrices, "k (b o) c -> k b o c", b=alpha.shape[0]), bias
+    return rearrange(matrices, "k (b o) c -> k b o c", o=alpha.shape[2]), bias
 
 
 class Gradients(NamedTuple):
@@ -153,11 +153,10 @@ class Gradients(NamedTuple):
 def fold_backward(dmatrices: Tensor, dbias: Tensor, alpha: Tensor, weights: Weights) -> Gradients:
     """From the gradients of ``fold``'s results, ``[3, B, C, C]`` and ``[B, C]``."""
     weights = weights.to(alpha.dtype)
-    B = alpha.shape[0]
     scaled = rearrange(torch.einsum("oc,bkc->kboc", weights.proj_weight, alpha), "k b o c -> k (b o) c")
     dmatrices = rearrange(dmatrices, "k b o c -> k (b o) c")
     dbranches = torch.bmm(scaled.mT, dmatrices)
-    dscaled = rearrange(torch.bmm(dmatrices, weights.branches().mT), "k (b o) c -> k b o c", b=B)
+    dscaled = rearrange(torch.bmm(dmatrices, weights.branches().mT), "k (b o) c -> k b o c", o=alpha.shape[2])
     dproj = torch.einsum("kboc,bkc->oc", dscaled, alpha)
     dalpha = torch.einsum("kboc,oc->bkc", dscaled, weights.proj_weight)
     dalpha, dbias_w, dbias_h = _shift_backward(dbias @ weights.proj_weight, dalpha, alpha, weights)

@@ -55,8 +55,9 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """Launch configurations of ``kernel`` worth trying for tokens x with ``groups`` offset channels per axis; the first always works."""
     C, T = int(x.shape[3]), launch._hint(x.shape[1]) * launch._hint(x.shape[2])
     if kernel in ("token_mix", "token_mix_backward"):
-        # Folding saves 1 product of 4 over the tokens forward, and 5 of 11 backward, for matrices of C * C for each sample.
-        folded = int(T >= 16 * C)
+        # Folding saves 1 product of 4 over the tokens forward, 5 of 11 backward, for matrices of C * C a sample: bytes, scarcer on a GPU.
+        tokens_per_channel = T // C
+        folded = int(tokens_per_channel >= (16 if runs_kernels(x) else 4))
         yield dict(FOLD=folded)
         yield dict(FOLD=1 - folded)
         return

@@ -47,7 +47,7 @@ SHAPES = [
     Shape(3, 7, 13, 5, 3),  # primes, C not a power of two
     Shape(1, 6, 10, 80, 4),  # stage 3's channels: more than one block of them
     Shape(2, 3, 4, 1, 8),  # all channels share one offset
-    Shape(0, 4, 4, 2, 2),  # empty batch
+    Shape(0, 8, 4, 1, 2),  # empty batch
     Shape(1, 3, 70, 2, 8),  # a line longer than a block
 ]
 
