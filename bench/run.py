@@ -72,9 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--compile-mode", default=MODE, help="of everything that is compiled")
-    parser.add_argument(
-        "--seconds", type=float, help="for each implementation (default: 0.5 on a GPU; on a CPU 4 of a network, 1 of an operator)"
-    )
+    seconds = "for each implementation (default: 0.5 on a GPU; on a CPU 4 of a network, 1 of an operator)"
+    parser.add_argument("--seconds", type=float, help=seconds)
     parser.add_argument("--quick", action="store_true", help="everything once, too small to say anything about speed")
     parser.add_argument("--only", metavar="TEXT", default="", help="what has TEXT in its title, such as token_mix or bfloat16")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many")
@@ -103,10 +102,9 @@ def plan(args: argparse.Namespace) -> list[Job]:
     def operator_jobs(dtype: torch.dtype, mixer: bool, every: int = 1) -> list[Job]:
         """At every stage, or every second one."""
         jobs = []
+        shapes = limits.stages(model, batch, square)[:: 3 if args.quick else every]
         for operator in operators.OPERATORS:
-            for shape in (
-                limits.stages(model, batch, square)[:: 3 if args.quick else every] if mixer == (operator.name == "token_mix") else []
-            ):
+            for shape in shapes if mixer == (operator.name == "token_mix") else []:
                 arguments = operator, shape, dtype, args.device, args.compile_mode, of_operator
                 title = f"{operator.name}, {shape}, {str(dtype).removeprefix('torch.')}"
                 jobs.append(Job(title, dtype, functools.partial(operators.measure, *arguments)))
@@ -134,13 +132,12 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
 
 def with_speedups(rows: list[Row]) -> list[Row]:
-    """Of what was measured together, direction by direction."""
+    """Of what computes the same and was measured together, direction by direction."""
     published = {row["what"]: row.get("p50_ms") for row in rows if row["implementation"] == "published"}
     for row in rows:
-        if (
-            row.get("p50_ms") and published.get(row["what"]) and row["implementation"] not in networks.OTHERS
-        ):  # which compute something else
-            row["speedup"] = published[row["what"]] / row["p50_ms"]
+        reference = published.get(row["what"]) if row["implementation"] not in networks.OTHERS else None
+        if reference and row.get("p50_ms"):
+            row["speedup"] = reference / row["p50_ms"]
     return rows
 
 

@@ -181,8 +181,23 @@ def test_a_wrong_network_is_not_timed(monkeypatch, no_compiler):
         return copy
 
     monkeypatch.setattr(networks, "published", broken)
-    (row,) = networks.measure("tiny_bench_test", case, CPU, "default", 0, CEILINGS)
+    eager, row = networks.measure("tiny_bench_test", case, CPU, "default", 0, CEILINGS)
     assert row["implementation"] == "published" and row["note"].startswith("wrong") and "p50_ms" not in row
+    assert eager["p50_ms"] > 0
+
+
+def test_nothing_is_timed_beside_a_wrong_network_of_ours(monkeypatch, no_compiler):
+    plain = networks.plain
+
+    def another(model):
+        copy = plain(model)
+        copy.stem.bias.data += 0.01
+        return copy
+
+    monkeypatch.setattr(networks, "plain", another)
+    case = networks.Case("training step", (32, 32), 1, torch.float32, ("published", "compiled"))
+    (row,) = networks.measure("tiny_bench_test", case, CPU, "default", 0, CEILINGS)
+    assert row["implementation"] == "eager" and row["note"].startswith("wrong") and "p50_ms" not in row
 
 
 def test_a_wrong_compiled_network_is_not_timed(monkeypatch, no_compiler):
