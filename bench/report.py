@@ -10,7 +10,6 @@ import argparse
 import csv
 import re
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from pathlib import Path
 
 from targets import Row, judge
@@ -151,6 +150,15 @@ def markdown(rows: list[Row], title: str) -> str:
 # ---- plots
 
 
+def charts_of(rows: list[Row], number: str) -> dict[str, list[Row]]:
+    """Ours of what has ``number``, by what was timed."""
+    charts: dict[str, list[Row]] = {}
+    for row in rows:
+        if row[number] and row["implementation"] in LABELS:
+            charts.setdefault(row["what"], []).append(row)
+    return charts
+
+
 def plots(rows: list[Row], stem: Path) -> list[Path]:
     """Speed-ups, share of the limit, and cost against resolution, where there is something to show."""
     try:
@@ -162,12 +170,12 @@ def plots(rows: list[Row], stem: Path) -> list[Path]:
 
     written = []
     for name, number, unit in (("speedup", "speedup", "times as fast as published"), ("limit", "share_of_limit", "share of the limit")):
-        timed = [row for row in rows if row[number] and row["implementation"] in LABELS]
-        if not timed:
+        if not (charts := charts_of(rows, number)):
             continue
-        sections = {key: list(group) for key, group in groupby(timed, key=lambda row: (row["section"], row["what"]))}
-        figure, axes = plt.subplots(len(sections), squeeze=False, figsize=(9, 1 + 0.2 * len(timed) + len(sections)), layout="constrained")
-        for axis, ((_, what), group) in zip(axes[:, 0], sections.items(), strict=True):
+        heights = [len(group) + 5 for group in charts.values()]  # with the title and the axis below
+        size = dict(figsize=(9, 0.2 * sum(heights)), height_ratios=heights)
+        figure, axes = plt.subplots(len(charts), squeeze=False, layout="constrained", **size)
+        for axis, (what, group) in zip(axes[:, 0], charts.items(), strict=True):
             labels = [f"{row['name']} {row['shape']} {row['dtype']} {row['implementation']}" for row in group]
             axis.barh(range(len(group)), [row[number] for row in group])
             axis.set(yticks=range(len(group)), yticklabels=labels, xlabel=unit, title=what)

@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="TEXT", default="", help="what has TEXT in its title, such as token_mix or bfloat16")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many")
     parser.add_argument("--resume", action="store_true", help="keep what today's file has, and measure what it lacks or what failed")
-    parser.add_argument("--output", type=Path, help="folder (default, for all of it: bench/results)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default, for all of it: bench/results)")
     return parser
 
 

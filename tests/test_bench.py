@@ -114,6 +114,9 @@ def test_runs_through(tmp_path, monkeypatch, no_compiler):
     text = file.with_suffix(".md").read_text()
     assert "Cost against resolution" in text and "| inference, float32, 224²: at least 2.5× published |  | not measured |" in text
     assert len(list(tmp_path.glob("*.png"))) == 3
+    charts = report.charts_of(rows, "share_of_limit")
+    assert set(charts) == {"inference", "training step", "forward", "forward+backward"}
+    assert sum(map(len, charts.values())) == sum(row["implementation"] in report.LABELS for row in timed)
     block = report.block([file])
     assert (
         "| what | dtype | published | plain, compiled | ours, eager | ours, compiled |" in block and "| training step | float32 |" in block
