@@ -69,7 +69,7 @@ MUTATIONS = [
     ("token_mix unfolded", "_token_mix_fwd_kernel", "proj_ptr + o[None, :] * C + o[:, None]", "proj_ptr + o[:, None] * C + o[None, :]"),
     ("token_mix", "_token_mix_dw_kernel", "dsum += tl.sum(dy.to(tl.float32), 0)", "dsum = tl.sum(dy.to(tl.float32), 0)"),
     ("token_mix", "_token_mix_dw_kernel", "chunk * TOKENS, tl", "0, tl"),
-    ("token_mix", "_token_mix_dw_kernel", "(b - a)).to(dy.dtype)", "b).to(dy.dtype)"),
+    ("token_mix", "_token_mix_dw_kernel", "(b - a), (BLOCK_N", "b, (BLOCK_N"),
     ("token_mix unfolded", "_token_mix_dw_kernel", "total_h += alpha[:, None] * acc", "total_h += acc"),
     ("token_mix unfolded", "_token_mix_dw_kernel", "tl.sum(acc * weight, 1)", "tl.sum(acc, 1)"),
     ("token_mix unfolded", "_token_mix_dw_kernel", "(sample * 3 + branch) * C + o", "branch * C + o"),
