@@ -49,7 +49,7 @@ gpu-check:  ## on a machine with a GPU: its tests, then tuning, then the benchma
 	$(GPU_RUN) bench/run.py --device cuda $(BENCH_FLAGS)
 	$(GPU_RUN) bench/report.py
 
-bench: $(VENV)/installed  ## everything side by side on this CPU, in a quarter of an hour; and the README's table from it
+bench: $(VENV)/installed  ## everything side by side on this CPU, in five to ten minutes; and the README's table from it
 	$(BIN)/python bench/run.py $(BENCH_FLAGS)
 	$(BIN)/python bench/report.py
 
