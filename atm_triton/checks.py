@@ -34,13 +34,16 @@ def shape(op: str, name: str, t: Tensor, expected: tuple, meaning: str) -> None:
         raise ValueError(f"{op}: {name} must be {meaning} = {list(expected)}, got {show(t)}")
 
 
+def autocast_dtype(t: Tensor) -> torch.dtype:
+    """The dtype in which a linear layer would take ``t``: autocast's where it is on."""
+    device = t.device.type
+    if device == "meta" or t.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return t.dtype
+    return torch.get_autocast_dtype(device)
+
+
 def to_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast to the autocast dtype where autocast is on, as a linear layer would."""
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    return tuple(t.to(autocast_dtype(t)) for t in tensors)
 
 
 def autocast_off(x: Tensor) -> AbstractContextManager:

@@ -200,12 +200,13 @@ def token_mix_forward(x: Tensor, offset: Tensor, weights: Weights, folded: bool)
 
 def _mean(tokens: Tensor) -> Tensor:
     """Over the tokens, ``[B, C]``."""
+    B, T, _ = tokens.shape
+    count = max(T, 1)  # of no tokens zero, as NaN would reach the weights' gradients
     if tokens.dtype in (torch.float16, torch.bfloat16):
-        return tokens.mean(1, dtype=torch.float32)
+        return tokens.sum(1, dtype=torch.float32) / count
     # As a product, of two equal rows lest Inductor see a sum in it: fused with the gather, that would walk through memory channel by
     # channel.
-    B, T, _ = tokens.shape
-    return torch.bmm(tokens.new_full((B, 2, T), 0.5 / T), tokens).sum(1)
+    return torch.bmm(tokens.new_full((B, 2, T), 0.5 / count), tokens).sum(1)
 
 
 def _branches(gathered: list[Tensor], weights: Weights) -> list[Tensor]:
@@ -242,7 +243,7 @@ def token_mix_backward(
         gradients = unfolded_backward(dbranches, dalpha, dfused.sum(1, dtype=acc), dproj, dy.sum((0, 1), dtype=acc), alpha, weights)
         dgathered = [d @ weight for d, weight in zip(scaled, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
     dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
-    dgathered = [d.to(acc) + dmean / x.shape[1] for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
+    dgathered = [d.to(acc) + dmean / max(x.shape[1], 1) for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
     dx = dgathered[2]
     doffset = []
     for d, t, (_, slope) in zip(dgathered, taps, reads, strict=False):

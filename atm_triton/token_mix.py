@@ -5,118 +5,42 @@ With g_w, g_h the tokens gathered along the two axes and g_c = x:
     s = mean over tokens of (FC_w g_w + FC_h g_h + FC_c g_c);   alpha = softmax over the three of FC2(GELU(FC1 s))
     y = proj(alpha_w * FC_w g_w + alpha_h * FC_h g_h + alpha_c * FC_c g_c)
 
-The mean commutes with the FCs, so alpha is known before any product over the tokens: one pass gathers and only adds up (the means), a small
-kernel makes alpha of them, and one more pass gathers while it loads the operand of its product. Where a sample has many tokens for its
-channels, alpha and proj are folded into per-sample matrices (mixing.py) and the pass is three products into one accumulator; elsewhere
-alpha weighs each branch's accumulator, and proj follows in the same kernel if a program owns whole rows.
+The mean commutes with the FCs, so alpha is known before any product over the tokens: one pass gathers and only adds up (the means), two
+small kernels make alpha of them, and one more pass gathers while it loads the operand of its products, whose results, weighted by alpha,
+share one accumulator. Where a sample has many tokens for its channels, alpha and proj are folded into per-sample matrices (mixing.py);
+elsewhere the accumulator is multiplied after each branch, and proj follows in the same kernel if a program owns whole rows.
 
-Backward: the same two ways. Everything is gathered again; only x, the offsets and the means are saved. Weight gradients are summed
-sample by sample in registers, which also gives the gradient of alpha; that of x is spread atomically, or in a fixed order by programs that
-own lines, where PyTorch is asked for deterministic algorithms.
+Backward: the same two ways. Everything is gathered again; only x, the offsets, the means and the weights as they are given are saved. Where
+nothing is folded, the fused branches are computed again for the projection's gradient, which also gives the gradient of alpha. The gradient
+of x begins with the branch of the tokens themselves, and the other two are added to it atomically, or in a fixed order by programs that own
+lines, where PyTorch is asked for deterministic algorithms.
+
+token_mix_kernels.py has the kernels, token_mix_launch.py how they are launched.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 
-from . import checks, launch, reference
-from ._triton import register_flop_formula, runs_kernels, token_stride, triton, triton_op
-from .axial_gather import _axial_gather_dx_kernel
-from .axial_gather import candidates as gather_candidates
-from .mixing import (
-    Weights,
-    _token_mix_alpha_kernel,
-    branch_weights_backward,
-    fold,
-    fold_backward,
-    shift,
-    unfolded_backward,
-)
-from .token_mix_kernels import (
-    _token_mix_dw_kernel,
-    _token_mix_dx_kernel,
-    _token_mix_fwd_kernel,
-    _token_mix_mean_kernel,
-)
+from . import checks, reference
+from ._triton import register_flop_formula, runs_kernels, token_stride, triton_op
+from .mixing import Weights, branch_weights_backward, fold, fold_backward, shift, unfolded_backward
+from .token_mix_launch import alpha_and_steps, candidates, folds, mean, mix, products, token_gradients
 
+__all__ = ["KERNELS", "candidates", "token_mix"]
 KERNELS = {
-    "token_mix": ("token_mix", "token_mix_mean", "token_mix_alpha", "token_mix_fwd"),
-    "token_mix_backward": ("token_mix_backward", "token_mix_alpha", "token_mix_fwd", "token_mix_dw", "token_mix_dx"),
+    "token_mix": ("token_mix", "token_mix_mean", "token_mix_pooled", "token_mix_alpha", "token_mix_fwd"),
+    "token_mix_backward": (
+        "token_mix_backward",
+        "token_mix_pooled",
+        "token_mix_alpha",
+        "token_mix_dw",
+        "token_mix_dx",
+    ),
 }
-
-
-@launch.distinct
-def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
-    """Launch configurations of ``kernel`` worth trying for tokens x with ``groups`` offset channels per axis; the first always works."""
-    C, T = int(x.shape[3]), launch._hint(x.shape[1]) * launch._hint(x.shape[2])
-    if kernel in ("token_mix", "token_mix_backward"):
-        # Folding saves 1 product of 4 over the tokens forward, 5 of 11 backward, for matrices of C * C a sample: bytes, scarcer on a GPU.
-        tokens_per_channel = T // C
-        folded = int(tokens_per_channel >= (16 if runs_kernels(x) else 4))
-        yield dict(FOLD=folded)
-        yield dict(FOLD=1 - folded)
-        return
-    half = x.element_size() == 2
-    block_s = triton.next_power_of_2(C // groups)
-
-    def tile(tokens: int, channels: int, outputs: int = 0, **others: int) -> dict[str, int]:
-        """Fewer tokens and outputs where more channels than that share an offset."""
-        excess = max(1, block_s // channels)
-        config = dict(BLOCK_N=max(16, tokens // excess), BLOCK_G=max(1, channels // block_s), BLOCK_S=block_s)
-        if outputs:
-            config["BLOCK_O"] = max(16, min(triton.next_power_of_2(C), outputs // excess))
-        return config | others
-
-    if kernel == "token_mix_mean":
-        for tokens, warps, together in ((32, 4, 256), (32, 4, 512), (16, 4, 256), (32, 4, 128), (32, 8, 256), (64, 8, 256)):
-            yield tile(tokens, 64, TOKENS=together, num_warps=warps)
-    elif kernel == "token_mix_alpha":
-        block_f = max(16, triton.next_power_of_2(max(1, C // 4)))
-        few = 32 if half else 16
-        for block_c, warps in ((few, 8), (few, 4), (2 * few, 8))[: 3 if block_f < 256 else 2]:  # the last spills on AMD
-            yield dict(BLOCK_B=16, BLOCK_C=block_c, BLOCK_F=block_f, num_warps=warps)
-    elif kernel == "token_mix_fwd":
-        if half:
-            yield tile(64, 32, 64, num_warps=8)
-            yield tile(64, 32, 64, num_warps=8, num_stages=2)
-            yield tile(64, 32, 64, num_warps=4, num_stages=2)  # more stages, or as many channels, spill on Ampere
-            for tokens, channels, outputs, warps in ((64, 32, 32, 4), (64, 64, 64, 8), (64, 32, 128, 8), (128, 32, 64, 8)):
-                yield tile(tokens, channels, outputs, num_warps=warps)
-        else:
-            yield tile(32, 32, 32, num_warps=4)
-            yield tile(64, 32, 32, num_warps=8)
-            yield tile(32, 32, 64, num_warps=8)
-    elif kernel == "token_mix_dw":
-        base = tile(32 if half else 16, 32, 64, num_warps=8, num_stages=1)
-        blocks = triton.cdiv(groups, base["BLOCK_G"]) * triton.cdiv(C, base["BLOCK_O"])
-        # Enough programs for two on each of a big GPU's multiprocessors, of at least 512 tokens each.
-        chunks = max(1, min(264 // (blocks * max(1, launch._hint(x.shape[0]))), T // 512))
-        chunks = 1 << (chunks.bit_length() - 1)
-        splits = 1 << (max(1, min(264 // blocks, 16)).bit_length() - 1)
-        yield base | dict(CHUNKS=chunks, SPLITS=splits)
-        yield base | dict(CHUNKS=2 * chunks if 512 * chunks <= T else chunks, SPLITS=2 * splits)
-        yield base | dict(CHUNKS=max(1, chunks // 2), SPLITS=max(1, splits // 2))
-        # More stages, tokens or channels spill, but on Hopper.
-        yield tile(16, 32, 64, num_warps=8, num_stages=1, CHUNKS=chunks, SPLITS=splits)
-    elif kernel == "token_mix_dx":
-        if half:
-            yield tile(64, 64, 32, num_warps=8)
-            yield tile(64, 64, 64, num_warps=8)
-            yield tile(64, 32, 64, num_warps=8)
-            yield tile(64, 32, 64, num_warps=4)
-            yield tile(32, 64, 64, num_warps=4)
-        else:
-            yield tile(32, 32, 32, num_warps=4)
-            yield tile(32, 64, 32, num_warps=8)
-
-
-def _config(kernel: str, x: Tensor, groups: int) -> dict[str, int]:
-    return launch.config(kernel, x, groups, candidates)
 
 
 @triton_op("token_mix")
@@ -140,69 +64,31 @@ def _token_mix(
         return _forward(x, offset, weights)
 
 
-def _forward(x: Tensor, offset: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """y and the means."""
-    folded = bool(_config("token_mix", _image(x, offset), offset.shape[3] // 2)["FOLD"])
+def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Tensor]:
+    """y and the means. The parameters are cast here, so that autograd keeps them and no copies under autocast."""
+    weights = parameters.to(x.dtype)
+    folded = folds("token_mix", _image(x, offset), offset.shape[3] // 2)
     if not runs_kernels(x):
         return reference.token_mix_forward(x, offset, weights, folded)
     x, weights = _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
     offset, stride = token_stride(offset)
-    B, H, W, C = x.shape
-    G, T, C = int(offset.shape[3]) // 2, H * W, int(C)
-    if T * max(C, stride) >= 2**31:  # inside a sample the kernels count in 32 bits
+    _, H, W, C = x.shape
+    if H * W * max(int(C), stride) >= 2**31:  # inside a sample the kernels count in 32 bits
         raise ValueError(f"token_mix: a sample of x must have fewer than 2^31 values, got {checks.show(x)}")
     branches = weights.branches()
-    config = _config("token_mix_mean", x, G)
-    tiles = triton.cdiv(T, config["TOKENS"]) + 1  # one idle tile: a count that may be 1 would recompile dynamic shapes
-    partial = torch.empty(B, tiles, 3, C, dtype=torch.float32, device=x.device)
-    grid = (B * tiles, triton.cdiv(G, config["BLOCK_G"]))
-    with torch.cuda.device_of(x):
-        wrap_triton(_token_mix_mean_kernel)[grid](x, offset, partial, T, H, W, tiles, G, C // G, stride, **config)
-    means = partial.sum(1) / T
-    alpha = _alpha(means, branches, weights)
+    means = mean(x, offset, stride)
+    alpha, steps = alpha_and_steps(means, branches, weights)
     if folded:
         matrices, bias = fold(alpha, weights)
-        y = _mix(x, offset, stride, matrices, alpha, bias, weights, folded=True, project=False)
+        y, _ = mix(x, offset, stride, matrices, steps, bias, weights, folded=True)
     else:
-        y = _mix(x, offset, stride, branches, alpha, shift(alpha, weights), weights, folded=False, project=True)
+        y, _ = mix(x, offset, stride, branches, steps, shift(alpha, weights), weights, folded=False, project=True)
     return y.flatten(1, 2), means
 
 
 def _image(x: Tensor, offset: Tensor) -> Tensor:
     """Tokens ``[B, N, C]`` as ``[B, H, W, C]``."""
     return x.unflatten(1, offset.shape[1:3])
-
-
-def _alpha(means: Tensor, branches: Tensor, weights: Weights) -> Tensor:
-    B, _, C = means.shape
-    tokens = branches.new_empty(B, 1, 1, int(C))  # what names the configuration: no image size, the dtype of the weights
-    config = _config("token_mix_alpha", tokens, int(C))
-    alpha = torch.empty_like(means)
-    small = weights.bias_w, weights.bias_h, weights.fc1_weight, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias
-    with torch.cuda.device_of(means):
-        wrap_triton(_token_mix_alpha_kernel)[(triton.cdiv(B, config["BLOCK_B"]),)](
-            means, branches, *small, alpha, B, int(C), int(weights.fc1_weight.shape[0]), **config
-        )
-    return alpha
-
-
-def _mix(
-    x: Tensor, offset: Tensor, stride: int, matrices: Tensor, alpha: Tensor, bias: Tensor, weights: Weights, *, folded: bool, project: bool
-) -> Tensor:
-    """The pass over the tokens that makes y, or, without ``project``, the fused branches before the projection."""
-    B, H, W, _ = x.shape
-    G, C, T = int(offset.shape[3]) // 2, int(x.shape[3]), H * W
-    config = _config("token_mix_fwd", x, G)
-    inside = project and config["BLOCK_O"] >= C
-    y = torch.empty_like(x)
-    tiles = triton.cdiv(T, config["BLOCK_N"])
-    grid = (B * tiles * triton.cdiv(C, config["BLOCK_O"]),)
-    proj = weights.proj_weight, weights.proj_bias
-    with torch.cuda.device_of(x):
-        wrap_triton(_token_mix_fwd_kernel)[grid](
-            x, offset, matrices, alpha, bias.contiguous(), *proj, y, B, T, H, W, tiles, G, C // G, stride, folded, inside, **config
-        )
-    return torch.nn.functional.linear(y, *proj) if project and not inside else y
 
 
 @triton_op("token_mix_backward")
@@ -231,87 +117,42 @@ def _token_mix_backward(
 
 
 def _gradients(
-    dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, weights: Weights, deterministic: bool
+    dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, parameters: Weights, deterministic: bool
 ) -> tuple[Tensor, Tensor, Weights]:
-    folded = bool(_config("token_mix_backward", _image(x, offset), offset.shape[3] // 2)["FOLD"])
+    weights = parameters.to(x.dtype)
+    folded = folds("token_mix_backward", _image(x, offset), offset.shape[3] // 2)
     if not runs_kernels(x):
-        return reference.token_mix_backward(dy, x, offset, means, weights, folded)
+        dx, doffset, dweights = reference.token_mix_backward(dy, x, offset, means, weights, folded)
+    else:
+        dx, doffset, dweights = _kernel_gradients(dy, x, offset, means, weights, folded, deterministic)
+    return dx, doffset, Weights(*(t.to(p.dtype) for t, p in zip(dweights, parameters, strict=True)))
+
+
+def _kernel_gradients(
+    dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, weights: Weights, folded: bool, deterministic: bool
+) -> tuple[Tensor, Tensor, Weights]:
     dy, x, weights = _image(dy.contiguous(), offset), _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
     offset, stride = token_stride(offset)
-    B, H, W, _ = x.shape
-    G, C, T = int(offset.shape[3]) // 2, int(x.shape[3]), H * W
     branches = weights.branches()
-    alpha = _alpha(means, branches, weights)
+    alpha, steps = alpha_and_steps(means, branches, weights)
     if folded:
-        matrices, _ = fold(alpha, weights)
         d = dy
-        products, _, dsum = _products(d, x, offset, stride, matrices, alpha, folded)
-        gradients = fold_backward(products, dsum, alpha, weights)
+        matrices, _ = fold(alpha, weights)
+        made = products(d, x, offset, stride, alpha, folded=True)
+        gradients = fold_backward(made, d.sum((1, 2), dtype=torch.float32), alpha, weights)
     else:
         matrices = branches
-        fused = _mix(x, offset, stride, matrices, alpha, shift(alpha, weights), weights, folded=False, project=False)
-        rows = dy.view(-1, C)
-        dproj = (rows.mT @ fused.view(-1, C)).to(torch.float32)
+        rows = dy.flatten(0, 2)
         d = (rows @ weights.proj_weight).view(x.shape)
-        products, dalpha, dsum = _products(d, x, offset, stride, matrices, alpha, folded)
-        gradients = unfolded_backward(products, dalpha, dsum, dproj, rows.sum(0, dtype=torch.float32), alpha, weights)
+        fused, sums = mix(x, offset, stride, matrices, steps, shift(alpha, weights), weights, folded=False, d=d)
+        dproj = (rows.mT @ fused.flatten(0, 2)).to(torch.float32)
+        del fused
+        made = products(d, x, offset, stride, alpha, folded=False)
+        gradients = unfolded_backward(made, sums[:, :3], sums[:, 3], dproj, rows.sum(0, dtype=torch.float32), alpha, weights)
     dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
-
-    dx = x.new_empty(3, B, H, W, C) if deterministic else torch.zeros_like(x, dtype=torch.float32)
-    doffset = torch.empty_like(offset, memory_format=torch.contiguous_format)
-    config = _config("token_mix_dx", x, G)
-    tiles = triton.cdiv(T, config["BLOCK_N"])
-    grid = (B * tiles * triton.cdiv(G, config["BLOCK_G"]),)
-    dmean = (dmeans / T).contiguous()
-    with torch.cuda.device_of(x):
-        wrap_triton(_token_mix_dx_kernel)[grid](
-            d, x, offset, matrices, alpha, dmean, doffset, dx, B, T, H, W, tiles, G, C // G, stride, folded, not deterministic, **config
-        )
-    if deterministic:
-        dx = dx[2] + _spread(dx[0], offset[..., :G], True) + _spread(dx[1], offset[..., G:], False)
+    dmean = dmeans / max(x.shape[1] * x.shape[2], 1)
+    dx, doffset = token_gradients(d, x, offset, stride, matrices, alpha, dmean, folded=folded, deterministic=deterministic)
     return dx.to(x.dtype).flatten(1, 2), doffset, dweights
-
-
-def _products(
-    dy: Tensor, x: Tensor, offset: Tensor, stride: int, matrices: Tensor, alpha: Tensor, folded: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dy.T @ the gathered tokens of the three branches: where ``folded`` of each sample, ``[3, B, C, C]``, else weighted and added up,
-    ``[3, C, C]``, with the gradient of alpha ``[B, 3, C]``, which has no meaning where folded. And dy's sum over the tokens, ``[B, C]``."""
-    B, H, W, _ = x.shape
-    G, C, T = int(offset.shape[3]) // 2, int(x.shape[3]), H * W
-    config = dict(_config("token_mix_dw", x, G))
-    chunks, splits = config.pop("CHUNKS"), config.pop("SPLITS")
-    if folded:
-        programs, samples = B * chunks, 1
-    else:
-        programs, samples, chunks = splits, triton.cdiv(B, splits), 1
-    length = triton.cdiv(triton.cdiv(T, chunks), config["BLOCK_N"]) * config["BLOCK_N"]
-    i_tiles = triton.cdiv(G, config["BLOCK_G"])
-    products = x.new_empty(3, programs, C, C, dtype=torch.float32)
-    dalpha, dsum = (x.new_empty(size, dtype=torch.float32) for size in ((B, i_tiles, 3, C), (B, chunks, C)))
-    grid = (programs, i_tiles * triton.cdiv(C, config["BLOCK_O"]))
-    with torch.cuda.device_of(x):
-        wrap_triton(_token_mix_dw_kernel)[grid](
-            dy, x, offset, matrices, alpha, products, dalpha, dsum, B, T, H, W, samples, length, G, C // G, stride, folded, chunks, **config
-        )
-    if not folded:
-        return products.sum(1), dalpha.sum(1), dsum.squeeze(1)
-    products = products.view(3, B, chunks, C, C)
-    return products.sum(2) if chunks > 1 else products.squeeze(2), dalpha, dsum.sum(1)
-
-
-def _spread(d: Tensor, offset: Tensor, along_w: bool) -> Tensor:
-    """The gradient of x from that of the tokens gathered along one axis, by programs that own lines."""
-    B, H, W, _ = d.shape
-    G, C = int(offset.shape[3]), int(d.shape[3])
-    offset, stride = token_stride(offset)
-    dx = torch.empty_like(d)
-    config = launch.config("axial_gather_dx", d, G, gather_candidates)
-    lines, length = (B * H, W) if along_w else (B * W, H)
-    grid = (lines, triton.cdiv(length, config["BLOCK_Q"]), triton.cdiv(G, config["BLOCK_G"]))
-    with torch.cuda.device_of(d):
-        wrap_triton(_axial_gather_dx_kernel)[grid](d, offset, dx, H, W, G, C // G, stride, along_w, **config)
-    return dx
 
 
 def _setup_context(ctx, inputs, output):
@@ -392,9 +233,9 @@ def token_mix(
     expected = ((C, C), (C,), (C, C), (C,), (C, C), (hidden, C), (hidden,), (3 * C, hidden), (3 * C,), (C, C), (C,))
     for (name, t), shape in zip(weights._asdict().items(), expected, strict=True):
         checks.shape(op, name, t, shape, f"of that size for the {C} channels of x")
-    x, *cast = checks.to_autocast(x, *weights)
-    for name, t in zip(Weights._fields, cast, strict=True):
-        if t.dtype != x.dtype:
+    (x,) = checks.to_autocast(x)
+    for name, t in weights._asdict().items():
+        if checks.autocast_dtype(t) != x.dtype:
             raise TypeError(f"{op}: {name} must have x's dtype {x.dtype}, got {t.dtype}")
     # As [B, N, C]: reference.py says what Inductor makes of four dimensions.
-    return _token_mix(x.flatten(1, 2), offset, *cast)[0].view(x.shape)
+    return _token_mix(x.flatten(1, 2), offset, *weights)[0].view(x.shape)

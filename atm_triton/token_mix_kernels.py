@@ -12,16 +12,6 @@ from .axial_gather import _taps
 
 
 @jit
-def _on_axis(n, H, W, AXIS: tl.constexpr):
-    """Of the tokens ``n`` of a sample: positions on axis 0 (along W) or 1 (along H), its length, how many tokens apart neighbours are."""
-    if AXIS == 0:
-        position, length, step = n % W, W, 1
-    else:
-        position, length, step = n // W, H, W
-    return position, length, step
-
-
-@jit
 def _channels(first_group, G: tl.constexpr, S: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr):
     """The channels of BLOCK_G groups in a row, and which of them there are."""
     k = tl.arange(0, BLOCK_G * BLOCK_S)
@@ -33,6 +23,14 @@ def _channels(first_group, G: tl.constexpr, S: tl.constexpr, BLOCK_G: tl.constex
         channel = group * S + k % BLOCK_S
         inside = (group < G) & (k % BLOCK_S < S)
     return channel, inside
+
+
+@jit
+def _walk(row, column, rows, columns, W):
+    """Where tokens are that lie ``rows`` and ``columns`` < W further on: dividing every token's number would cost as much as its gather."""
+    column += columns
+    wraps = column >= W
+    return row + rows + wraps.to(tl.int32), tl.where(wraps, column - W, column)
 
 
 @jit
@@ -53,37 +51,45 @@ def _token_mix_mean_kernel(
     BLOCK_S: tl.constexpr,
 ):
     C: tl.constexpr = G * S
-    sample = (tl.program_id(0) // TILES).to(tl.int64)
-    x_ptr += sample * T * C
-    offset_ptr += sample * T * OFFSET_STRIDE
+    tile = tl.program_id(0) % TILES
+    first_token = (tl.program_id(0) // TILES).to(tl.int64) * T + tile * TOKENS
+    x_ptr += first_token * C
+    offset_ptr += first_token * OFFSET_STRIDE
+    lane = tl.arange(0, BLOCK_N)
+    row, column = (tile * TOKENS + lane) // W, (tile * TOKENS + lane) % W
     g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
     s = tl.arange(0, BLOCK_S)
     in_share = (s < S)[None, None, :]
-    channel = (g * S)[:, None] + s[None, :]
-    in_channel = (g < G)[:, None] & (s < S)[None, :]
+    i, in_i = _channels(tl.program_id(1) * BLOCK_G, G, S, BLOCK_G, BLOCK_S)
     sum_w = tl.zeros((BLOCK_N, BLOCK_G, BLOCK_S), tl.float32)
     sum_h = tl.zeros((BLOCK_N, BLOCK_G, BLOCK_S), tl.float32)
     sum_c = tl.zeros((BLOCK_N, BLOCK_G * BLOCK_S), tl.float32)
-    i, in_i = _channels(tl.program_id(1) * BLOCK_G, G, S, BLOCK_G, BLOCK_S)
-    first_token = tl.program_id(0) % TILES * TOKENS
-    for start in range(first_token, tl.minimum(first_token + TOKENS, T), BLOCK_N):
-        n = start + tl.arange(0, BLOCK_N)
-        inside = (n < T)[:, None] & (g < G)[None, :]
+    pairs = tl.max_contiguous(lane[:, None] * OFFSET_STRIDE + g[None, :], (1, 1))
+    source = lane[:, None] * C + (g * S)[None, :]
+    own = lane[:, None] * C + i[None, :]
+    rows, columns = BLOCK_N // W, BLOCK_N % W
+    left = tl.minimum(TOKENS, T - tile * TOKENS)
+    for start in range(0, left, BLOCK_N):
+        here = (lane < left - start)[:, None]
         for axis in tl.static_range(2):
-            position, length, step = _on_axis(n, H, W, axis)
-            at = tl.max_contiguous(n[:, None] * OFFSET_STRIDE + (axis * G + g)[None, :], (1, 1))
-            offset = tl.load(offset_ptr + at, mask=inside, other=float("inf")).to(tl.float32)
+            position, length, step = (column, W, C) if axis == 0 else (row, H, W * C)
+            offset = tl.load(offset_ptr + axis * G + pairs, mask=here & (g < G)[None, :], other=float("inf")).to(tl.float32)
             first, in_first, in_second, t = _taps(offset, position[:, None], length)
-            source = ((n[:, None] + (first - position[:, None]) * step) * C)[:, :, None] + channel[None, :, :]
-            a = tl.load(x_ptr + source, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
-            b = tl.load(x_ptr + source + step * C, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
+            at = (source + (first - position[:, None]) * step)[:, :, None] + s[None, None, :]
+            a = tl.load(x_ptr + at, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
+            b = tl.load(x_ptr + at + step, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
             gathered = a + t[:, :, None] * (b - a)
             if axis == 0:
                 sum_w += gathered
             else:
                 sum_h += gathered
-        sum_c += tl.load(x_ptr + (n * C)[:, None] + i[None, :], mask=(n < T)[:, None] & in_i[None, :], other=0.0).to(tl.float32)
+        sum_c += tl.load(x_ptr + own, mask=here & in_i[None, :], other=0.0).to(tl.float32)
+        x_ptr += BLOCK_N * C
+        offset_ptr += BLOCK_N * OFFSET_STRIDE
+        row, column = _walk(row, column, rows, columns, W)
     partial = partial_ptr + tl.program_id(0).to(tl.int64) * (3 * C)
+    channel = (g * S)[:, None] + s[None, :]
+    in_channel = (g < G)[:, None] & (s < S)[None, :]
     tl.store(partial + channel, tl.sum(sum_w, 0), mask=in_channel)
     tl.store(partial + C + channel, tl.sum(sum_h, 0), mask=in_channel)
     tl.store(partial + 2 * C + i, tl.sum(sum_c, 0), mask=in_i)
@@ -94,11 +100,13 @@ def _token_mix_fwd_kernel(
     x_ptr,  # [B, T, C], C = G * S, T = H * W tokens of a sample
     offset_ptr,  # [B, T, 2 * G], rows OFFSET_STRIDE apart
     weight_ptr,  # [3, C, C]; where FOLD, [3, B, C, C]
-    alpha_ptr,  # [B, 3, C] float32, not read where FOLD
+    steps_ptr,  # [B, 3, C] float32, not read where FOLD: what the sum is multiplied by after each branch
     bias_ptr,  # [B, C] float32, added before the projection if there is one
     proj_ptr,  # [C, C], read where PROJ
     proj_bias_ptr,  # [C]
     y_ptr,  # [B, T, C]
+    d_ptr,  # [B, T, C], read where DALPHA: the gradient of y, which is not projected then
+    partial_ptr,  # [B, TILES + 1, 4, C] float32, written where DALPHA: over the tokens d times the sum after each branch, and d
     B,
     T,
     H,
@@ -108,60 +116,104 @@ def _token_mix_fwd_kernel(
     S: tl.constexpr,
     OFFSET_STRIDE: tl.constexpr,
     FOLD: tl.constexpr,
-    PROJ: tl.constexpr,  # BLOCK_O covers all C outputs
+    PROJ: tl.constexpr,  # BLOCK_O and BLOCK_R cover all C outputs
+    DALPHA: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_O: tl.constexpr,
+    BLOCK_R: tl.constexpr,  # the outputs after BLOCK_O, which no power of two covers; or 0
 ):
+    """The tokens gathered by a program are the right operand of its products, and so written to shared memory once for all outputs."""
     C: tl.constexpr = G * S
-    O_TILES: tl.constexpr = (C + BLOCK_O - 1) // BLOCK_O
+    BLOCK_P: tl.constexpr = BLOCK_O + BLOCK_R
+    O_TILES: tl.constexpr = (C + BLOCK_P - 1) // BLOCK_P
     # The last tokens first: the means' pass has left those in the cache. Programs of the same tokens are neighbours.
     tile = B * TILES - 1 - tl.program_id(0) // O_TILES
     sample = (tile // TILES).to(tl.int64)
     x_ptr += sample * T * C
     offset_ptr += sample * T * OFFSET_STRIDE
     y_ptr += sample * T * C
+    d_ptr += sample * T * C
     n = tile % TILES * BLOCK_N + tl.arange(0, BLOCK_N)
-    o = tl.program_id(0) % O_TILES * BLOCK_O + tl.arange(0, BLOCK_O)
+    row, column = n // W, n % W
+    o = tl.program_id(0) % O_TILES * BLOCK_P + tl.arange(0, BLOCK_O)
     s = tl.arange(0, BLOCK_S)
     in_share = (s < S)[None, None, :]
-    total = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
+    total = tl.zeros((BLOCK_O, BLOCK_N), tl.float32)
+    if BLOCK_R:
+        r = tl.program_id(0) % O_TILES * BLOCK_P + BLOCK_O + tl.arange(0, BLOCK_R)
+        rest = tl.zeros((BLOCK_R, BLOCK_N), tl.float32)
     for branch in tl.static_range(3):
-        acc = total
-        matrix = weight_ptr + (branch * B + sample) * (C * C)
-        if not FOLD:
-            acc = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
-            matrix = weight_ptr + branch * C * C
+        matrix = weight_ptr + branch * C * C
+        if FOLD:
+            matrix = weight_ptr + (branch * B + sample) * (C * C)
         for start in range(0, G, BLOCK_G):
             i, in_i = _channels(start, G, S, BLOCK_G, BLOCK_S)
-            weight = tl.load(matrix + o[None, :] * C + i[:, None], mask=(o < C)[None, :] & in_i[:, None], other=0.0)
             if branch < 2:
                 g = start + tl.arange(0, BLOCK_G)
                 inside = (n < T)[:, None] & (g < G)[None, :]
-                position, length, step = _on_axis(n, H, W, branch)
-                at = n[:, None] * OFFSET_STRIDE + (branch * G + g)[None, :]
+                if branch == 0:
+                    position, length, step = column, W, C
+                else:
+                    position, length, step = row, H, W * C
+                at = tl.max_contiguous(n[:, None] * OFFSET_STRIDE + (branch * G + g)[None, :], (1, 1))
                 offset = tl.load(offset_ptr + at, mask=inside, other=float("inf")).to(tl.float32)
                 first, in_first, in_second, t = _taps(offset, position[:, None], length)
-                source = ((n[:, None] + (first - position[:, None]) * step) * C)[:, :, None] + (g * S)[None, :, None] + s[None, None, :]
-                a = tl.load(x_ptr + source, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
-                b = tl.load(x_ptr + source + step * C, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
+                source = (n * C)[:, None] + (g * S)[None, :] + (first - position[:, None]) * step
+                at = source[:, :, None] + s[None, None, :]
+                a = tl.load(x_ptr + at, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
+                b = tl.load(x_ptr + at + step, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
                 gathered = a + t[:, :, None] * (b - a)
-                operand = tl.reshape(gathered, (BLOCK_N, BLOCK_G * BLOCK_S)).to(weight.dtype)
+                operand = tl.reshape(gathered, (BLOCK_N, BLOCK_G * BLOCK_S)).to(x_ptr.dtype.element_ty)
             else:
                 operand = tl.load(x_ptr + (n * C)[:, None] + i[None, :], mask=(n < T)[:, None] & in_i[None, :], other=0.0)
-            acc = tl.dot(operand, weight, acc, input_precision="ieee")
-        if FOLD:
-            total = acc
-        else:
-            total += tl.load(alpha_ptr + (sample * 3 + branch) * C + o, mask=o < C, other=0.0)[None, :] * acc
-    total += tl.load(bias_ptr + sample * C + o, mask=o < C, other=0.0)[None, :]
+            operand = tl.trans(operand)
+            weight = tl.load(matrix + o[:, None] * C + i[None, :], mask=(o < C)[:, None] & in_i[None, :], other=0.0)
+            total = tl.dot(weight, operand, total, input_precision="ieee")
+            if BLOCK_R:
+                weight = tl.load(matrix + r[:, None] * C + i[None, :], mask=(r < C)[:, None] & in_i[None, :], other=0.0)
+                rest = tl.dot(weight, operand, rest, input_precision="ieee")
+        if DALPHA:
+            partial = partial_ptr + (sample * (TILES + 1) + tile % TILES) * (4 * C)
+            d = tl.load(d_ptr + (n * C)[:, None] + o[None, :], mask=(n < T)[:, None] & (o < C)[None, :], other=0.0).to(tl.float32)
+            d = tl.trans(d)
+            tl.store(partial + branch * C + o, tl.sum(total * d, 1), mask=o < C)
+            if branch == 2:
+                tl.store(partial + 3 * C + o, tl.sum(d, 1), mask=o < C)
+            if BLOCK_R:
+                d = tl.load(d_ptr + (n * C)[:, None] + r[None, :], mask=(n < T)[:, None] & (r < C)[None, :], other=0.0).to(tl.float32)
+                d = tl.trans(d)
+                tl.store(partial + branch * C + r, tl.sum(rest * d, 1), mask=r < C)
+                if branch == 2:
+                    tl.store(partial + 3 * C + r, tl.sum(d, 1), mask=r < C)
+        if not FOLD:
+            steps = steps_ptr + (sample * 3 + branch) * C
+            total *= tl.load(steps + o, mask=o < C, other=0.0)[:, None]
+            if BLOCK_R:
+                rest *= tl.load(steps + r, mask=r < C, other=0.0)[:, None]
+    total += tl.load(bias_ptr + sample * C + o, mask=o < C, other=0.0)[:, None]
+    mixed = total.to(y_ptr.dtype.element_ty)
+    if BLOCK_R:
+        rest += tl.load(bias_ptr + sample * C + r, mask=r < C, other=0.0)[:, None]
+        mixed_rest = rest.to(y_ptr.dtype.element_ty)
+    y_row = (n * C)[:, None]
     if PROJ:
-        proj = tl.load(proj_ptr + o[None, :] * C + o[:, None], mask=(o < C)[None, :] & (o < C)[:, None], other=0.0)
-        total = tl.dot(total.to(proj.dtype), proj, input_precision="ieee")
-        total += tl.load(proj_bias_ptr + o, mask=o < C, other=0.0).to(tl.float32)[None, :]
-    at = (n * C)[:, None] + o[None, :]
-    tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=(n < T)[:, None] & (o < C)[None, :])
+        BLOCK_Y: tl.constexpr = min(BLOCK_O, 64)
+        for start in range(0, C, BLOCK_Y):
+            p = start + tl.arange(0, BLOCK_Y)
+            weight = tl.load(proj_ptr + p[:, None] * C + o[None, :], mask=(p < C)[:, None] & (o < C)[None, :], other=0.0)
+            y = tl.dot(weight, mixed, input_precision="ieee")
+            if BLOCK_R:
+                weight = tl.load(proj_ptr + p[:, None] * C + r[None, :], mask=(p < C)[:, None] & (r < C)[None, :], other=0.0)
+                y = tl.dot(weight, mixed_rest, y, input_precision="ieee")
+            y += tl.load(proj_bias_ptr + p, mask=p < C, other=0.0).to(tl.float32)[:, None]
+            y = tl.trans(y.to(y_ptr.dtype.element_ty))
+            tl.store(y_ptr + y_row + p[None, :], y, mask=(n < T)[:, None] & (p < C)[None, :])
+    else:
+        tl.store(y_ptr + y_row + o[None, :], tl.trans(mixed), mask=(n < T)[:, None] & (o < C)[None, :])
+        if BLOCK_R:
+            tl.store(y_ptr + y_row + r[None, :], tl.trans(mixed_rest), mask=(n < T)[:, None] & (r < C)[None, :])
 
 
 @jit
@@ -169,102 +221,94 @@ def _token_mix_dw_kernel(
     dy_ptr,  # [B, T, C], C = G * S: the gradient of y where FOLD, else of the fused branches
     x_ptr,  # [B, T, C]
     offset_ptr,  # [B, T, 2 * G], rows OFFSET_STRIDE apart
-    weight_ptr,  # [3, C, C], not read where FOLD
     alpha_ptr,  # [B, 3, C] float32, not read where FOLD
-    product_ptr,  # [3, P, C, C] float32, P programs: where FOLD one for each chunk of a sample, else for SAMPLES samples, weighted by alpha
-    dalpha_ptr,  # [B, I_TILES, 3, C] float32, not written where FOLD
-    dsum_ptr,  # [B, CHUNKS, C] float32: the sum of dy over tokens
+    product_ptr,  # [3, P, C, C] float32, P programs: each a chunk of SAMPLES samples, weighted by alpha unless FOLD
     B,
     T,
     H,
     W,
-    SAMPLES,
+    SAMPLES,  # 1 where FOLD
     TOKENS,  # of a chunk, a multiple of BLOCK_N
     G: tl.constexpr,
     S: tl.constexpr,
     OFFSET_STRIDE: tl.constexpr,
     FOLD: tl.constexpr,
-    CHUNKS: tl.constexpr,  # per sample; 1 where not FOLD
+    CHUNKS: tl.constexpr,  # per sample
     BLOCK_N: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_O: tl.constexpr,
+    BLOCK_R: tl.constexpr,  # the outputs after BLOCK_O, which no power of two covers; or 0
 ):
-    """dy.T @ gathered for the three branches, of one block of outputs and inputs."""
+    """dy.T @ gathered, of one branch and one block of inputs, for all outputs if they fit, so that nothing is gathered twice."""
     C: tl.constexpr = G * S
-    BLOCK_I: tl.constexpr = BLOCK_G * BLOCK_S
+    BLOCK_P: tl.constexpr = BLOCK_O + BLOCK_R
     I_TILES: tl.constexpr = (G + BLOCK_G - 1) // BLOCK_G
-    program = tl.program_id(0)
-    i_tile = tl.program_id(1) % I_TILES
-    o = tl.program_id(1) // I_TILES * BLOCK_O + tl.arange(0, BLOCK_O)
-    g = i_tile * BLOCK_G + tl.arange(0, BLOCK_G)
+    BLOCKS: tl.constexpr = 3 * I_TILES * ((C + BLOCK_P - 1) // BLOCK_P)
+    block = tl.program_id(0) % BLOCKS  # those of the same tokens are neighbours
+    branch = block % 3
+    first_group = block // 3 % I_TILES * BLOCK_G
+    first_output = block // (3 * I_TILES) * BLOCK_P
+    program = tl.program_id(0) // BLOCKS
+    g = first_group + tl.arange(0, BLOCK_G)
     s = tl.arange(0, BLOCK_S)
     in_share = (s < S)[None, None, :]
-    i, in_i = _channels(i_tile * BLOCK_G, G, S, BLOCK_G, BLOCK_S)
-    channel = (g * S)[None, :, None] + s[None, None, :]
-    at_matrix = o[:, None] * C + i[None, :]
-    in_matrix = (o < C)[:, None] & in_i[None, :]
-    product = product_ptr + program.to(tl.int64) * (C * C) + at_matrix
-    branch_stride = tl.cast(tl.num_programs(0), tl.int64) * (C * C)
-    total_w = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
-    total_h = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
-    total_c = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
+    i, in_i = _channels(first_group, G, S, BLOCK_G, BLOCK_S)
+    o = first_output + tl.arange(0, BLOCK_O)
+    total = tl.zeros((BLOCK_O, BLOCK_G * BLOCK_S), tl.float32)
+    alpha = tl.full((BLOCK_O,), 1.0, tl.float32)
+    if BLOCK_R:
+        r = first_output + BLOCK_O + tl.arange(0, BLOCK_R)
+        rest = tl.zeros((BLOCK_R, BLOCK_G * BLOCK_S), tl.float32)
+        alpha_rest = tl.full((BLOCK_R,), 1.0, tl.float32)
     chunk = program % CHUNKS
+    lane = tl.arange(0, BLOCK_N)
+    rows, columns = BLOCK_N // W, BLOCK_N % W
+    first_row, first_column = (chunk * TOKENS + lane) // W, (chunk * TOKENS + lane) % W
     first_sample = program // CHUNKS * SAMPLES
     for sample in range(first_sample, tl.minimum(first_sample + SAMPLES, B)):
-        acc_w = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
-        acc_h = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
-        acc_c = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
-        dsum = tl.zeros((BLOCK_O,), tl.float32)
-        row = tl.cast(sample, tl.int64) * T
-        dy_sample, x_sample, offset_sample = dy_ptr + row * C, x_ptr + row * C, offset_ptr + row * OFFSET_STRIDE
+        first_token = tl.cast(sample, tl.int64) * T
+        if not FOLD:  # the sum so far, in units of this sample's alpha; one below any rounding is as good as one that is smaller
+            alphas = alpha_ptr + (tl.cast(sample, tl.int64) * 3 + branch) * C
+            new = tl.load(alphas + o, mask=o < C, other=1.0)
+            new = tl.where(new < 1e-18, 1e-18, new)
+            total *= (alpha / new)[:, None]
+            alpha = new
+            if BLOCK_R:
+                new_rest = tl.load(alphas + r, mask=r < C, other=1.0)
+                new_rest = tl.where(new_rest < 1e-18, 1e-18, new_rest)
+                rest *= (alpha_rest / new_rest)[:, None]
+                alpha_rest = new_rest
+        row, column = first_row, first_column
         for start in range(chunk * TOKENS, tl.minimum((chunk + 1) * TOKENS, T), BLOCK_N):
-            n = start + tl.arange(0, BLOCK_N)
-            at = (n * C)[:, None] + o[None, :]
-            dy = tl.load(dy_sample + at, mask=(n < T)[:, None] & (o < C)[None, :], other=0.0)
-            dsum += tl.sum(dy.to(tl.float32), 0)
-            dy = tl.trans(dy)
-            inside = (n < T)[:, None] & (g < G)[None, :]
-            for branch in tl.static_range(3):
-                if branch < 2:
-                    position, length, step = _on_axis(n, H, W, branch)
-                    at = n[:, None] * OFFSET_STRIDE + (branch * G + g)[None, :]
-                    offset = tl.load(offset_sample + at, mask=inside, other=float("inf")).to(tl.float32)
-                    first, in_first, in_second, t = _taps(offset, position[:, None], length)
-                    source = ((n[:, None] + (first - position[:, None]) * step) * C)[:, :, None] + channel
-                    a = tl.load(x_sample + source, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
-                    b = tl.load(x_sample + source + step * C, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
-                    operand = tl.reshape(a + t[:, :, None] * (b - a), (BLOCK_N, BLOCK_I)).to(dy.dtype)
-                else:
-                    operand = tl.load(x_sample + (n * C)[:, None] + i[None, :], mask=(n < T)[:, None] & in_i[None, :], other=0.0)
-                if branch == 0:
-                    acc_w = tl.dot(dy, operand, acc_w, input_precision="ieee")
-                elif branch == 1:
-                    acc_h = tl.dot(dy, operand, acc_h, input_precision="ieee")
-                else:
-                    acc_c = tl.dot(dy, operand, acc_c, input_precision="ieee")
-        if i_tile == 0:
-            tl.store(dsum_ptr + (sample * CHUNKS + chunk) * C + o, dsum, mask=o < C)
-        if FOLD:
-            total_w, total_h, total_c = acc_w, acc_h, acc_c
-        else:
-            for branch in tl.static_range(3):
-                alpha = tl.load(alpha_ptr + (sample * 3 + branch) * C + o, mask=o < C, other=0.0)
-                weight = tl.load(weight_ptr + branch * C * C + at_matrix, mask=in_matrix, other=0.0).to(tl.float32)
-                if branch == 0:
-                    acc = acc_w
-                    total_w += alpha[:, None] * acc
-                elif branch == 1:
-                    acc = acc_h
-                    total_h += alpha[:, None] * acc
-                else:
-                    acc = acc_c
-                    total_c += alpha[:, None] * acc
-                at = ((sample * I_TILES + i_tile) * 3 + branch) * C + o
-                tl.store(dalpha_ptr + at, tl.sum(acc * weight, 1), mask=o < C)
-    tl.store(product, total_w, mask=in_matrix)
-    tl.store(product + branch_stride, total_h, mask=in_matrix)
-    tl.store(product + 2 * branch_stride, total_c, mask=in_matrix)
+            n = start + lane
+            if branch < 2:
+                inside = (n < T)[:, None] & (g < G)[None, :]
+                position, length, step = column, W, C
+                if branch == 1:
+                    position, length, step = row, H, W * C
+                pairs = tl.max_contiguous(n[:, None] * OFFSET_STRIDE + (branch * G + g)[None, :], (1, 1))
+                offset = tl.load(offset_ptr + first_token * OFFSET_STRIDE + pairs, mask=inside, other=float("inf")).to(tl.float32)
+                first, in_first, in_second, t = _taps(offset, position[:, None], length)
+                source = (n * C)[:, None] + (g * S)[None, :] + (first - position[:, None]) * step
+                at = source[:, :, None] + s[None, None, :]
+                a = tl.load(x_ptr + first_token * C + at, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
+                b = tl.load(x_ptr + first_token * C + at + step, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
+                gathered = a + t[:, :, None] * (b - a)
+                operand = tl.reshape(gathered, (BLOCK_N, BLOCK_G * BLOCK_S)).to(x_ptr.dtype.element_ty)
+            else:
+                own = (n * C)[:, None] + i[None, :]
+                operand = tl.load(x_ptr + first_token * C + own, mask=(n < T)[:, None] & in_i[None, :], other=0.0)
+            dy = tl.load(dy_ptr + first_token * C + (n * C)[:, None] + o[None, :], mask=(n < T)[:, None] & (o < C)[None, :], other=0.0)
+            total = tl.dot(tl.trans(dy), operand, total, input_precision="ieee")
+            if BLOCK_R:
+                dy = tl.load(dy_ptr + first_token * C + (n * C)[:, None] + r[None, :], mask=(n < T)[:, None] & (r < C)[None, :], other=0.0)
+                rest = tl.dot(tl.trans(dy), operand, rest, input_precision="ieee")
+            row, column = _walk(row, column, rows, columns, W)
+    product_ptr += (branch * tl.cast(tl.num_programs(0) // BLOCKS, tl.int64) + program) * (C * C)
+    tl.store(product_ptr + o[:, None] * C + i[None, :], total * alpha[:, None], mask=(o < C)[:, None] & in_i[None, :])
+    if BLOCK_R:
+        tl.store(product_ptr + r[:, None] * C + i[None, :], rest * alpha_rest[:, None], mask=(r < C)[:, None] & in_i[None, :])
 
 
 @jit
@@ -275,8 +319,8 @@ def _token_mix_dx_kernel(
     weight_ptr,  # [3, C, C]; where FOLD, [3, B, C, C]
     alpha_ptr,  # [B, 3, C] float32, not read where FOLD
     dmean_ptr,  # [B, 3, C] float32: what every gathered token gets through the means
-    doffset_ptr,  # [B, T, 2 * G]
-    dx_ptr,  # where SCATTER, [B, T, C] float32 zeros; else the gradients of the gathered tokens [3, B, T, C]
+    doffset_ptr,  # [B, T, 2 * G], not written where CENTRE
+    dx_ptr,  # where CENTRE or SCATTER, [B, T, C] float32; else the gradients of the tokens gathered along both axes, [2, B, T, C]
     B,
     T,
     H,
@@ -286,6 +330,7 @@ def _token_mix_dx_kernel(
     S: tl.constexpr,
     OFFSET_STRIDE: tl.constexpr,
     FOLD: tl.constexpr,
+    CENTRE: tl.constexpr,  # the branch of the tokens themselves, which writes dx; else the other two
     SCATTER: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -304,19 +349,19 @@ def _token_mix_dx_kernel(
     doffset_ptr += sample * T * (2 * G)
     dx_ptr += sample * T * C
     n = tile % TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, column = n // W, n % W
     g = i_tile * BLOCK_G + tl.arange(0, BLOCK_G)
     s = tl.arange(0, BLOCK_S)
     in_share = (s < S)[None, None, :]
     i, in_i = _channels(i_tile * BLOCK_G, G, S, BLOCK_G, BLOCK_S)
-    channel = (g * S)[None, :, None] + s[None, None, :]
     inside = (n < T)[:, None] & (g < G)[None, :]
     own = (n * C)[:, None] + i[None, :]
     in_own = (n < T)[:, None] & in_i[None, :]
-    for branch in tl.static_range(3):
+    for branch in tl.static_range(2 if CENTRE else 0, 3 if CENTRE else 2):
         matrix = weight_ptr + branch * C * C
         if FOLD:
             matrix = weight_ptr + (branch * B + sample) * (C * C)
-        acc = tl.zeros((BLOCK_N, BLOCK_G * BLOCK_S), tl.float32)
+        acc = tl.zeros((BLOCK_G * BLOCK_S, BLOCK_N), tl.float32)
         for start in range(0, C, BLOCK_O):
             o = start + tl.arange(0, BLOCK_O)
             dy = tl.load(dy_ptr + (n * C)[:, None] + o[None, :], mask=(n < T)[:, None] & (o < C)[None, :], other=0.0)
@@ -324,27 +369,30 @@ def _token_mix_dx_kernel(
             if not FOLD:
                 alpha = tl.load(alpha_ptr + (sample * 3 + branch) * C + o, mask=o < C, other=0.0)
                 dy = (dy.to(tl.float32) * alpha[None, :]).to(weight.dtype)
-            acc = tl.dot(dy, weight, acc, input_precision="ieee")
-        acc += tl.load(dmean_ptr + (sample * 3 + branch) * C + i, mask=in_i, other=0.0)[None, :]
-        if branch < 2:
-            d = tl.reshape(acc, (BLOCK_N, BLOCK_G, BLOCK_S))
-            position, length, step = _on_axis(n, H, W, branch)
-            at = n[:, None] * OFFSET_STRIDE + (branch * G + g)[None, :]
+            acc = tl.dot(tl.trans(weight), tl.trans(dy), acc, input_precision="ieee")
+        d = tl.trans(acc) + tl.load(dmean_ptr + (sample * 3 + branch) * C + i, mask=in_i, other=0.0)[None, :]
+        if CENTRE:
+            tl.store(dx_ptr + own, d, mask=in_own)
+        else:
+            if not SCATTER:
+                plane = dx_ptr + tl.cast(branch * B, tl.int64) * T * C
+                tl.store(plane + own, d.to(dx_ptr.dtype.element_ty), mask=in_own)
+            d = tl.reshape(d, (BLOCK_N, BLOCK_G, BLOCK_S))
+            if branch == 0:
+                position, length, step = column, W, C
+            else:
+                position, length, step = row, H, W * C
+            at = tl.max_contiguous(n[:, None] * OFFSET_STRIDE + (branch * G + g)[None, :], (1, 1))
             offset = tl.load(offset_ptr + at, mask=inside, other=float("inf")).to(tl.float32)
             first, in_first, in_second, t = _taps(offset, position[:, None], length)
-            source = ((n[:, None] + (first - position[:, None]) * step) * C)[:, :, None] + channel
+            source = (n * C)[:, None] + (g * S)[None, :] + (first - position[:, None]) * step
+            at = source[:, :, None] + s[None, None, :]
             mask_a = in_first[:, :, None] & in_share
             mask_b = in_second[:, :, None] & in_share
-            a = tl.load(x_ptr + source, mask=mask_a, other=0.0).to(tl.float32)
-            b = tl.load(x_ptr + source + step * C, mask=mask_b, other=0.0).to(tl.float32)
-            doffset = tl.sum(d * (b - a), 2)
-            at = n[:, None] * (2 * G) + (branch * G + g)[None, :]
-            tl.store(doffset_ptr + at, doffset.to(doffset_ptr.dtype.element_ty), mask=inside)
+            a = tl.load(x_ptr + at, mask=mask_a, other=0.0).to(tl.float32)
+            b = tl.load(x_ptr + at + step, mask=mask_b, other=0.0).to(tl.float32)
+            doffset = tl.sum(d * (b - a), 2).to(doffset_ptr.dtype.element_ty)
+            tl.store(doffset_ptr + n[:, None] * (2 * G) + (branch * G + g)[None, :], doffset, mask=inside)
             if SCATTER:
-                tl.atomic_add(dx_ptr + source, d * (1.0 - t)[:, :, None], mask=mask_a, sem="relaxed")
-                tl.atomic_add(dx_ptr + source + step * C, d * t[:, :, None], mask=mask_b, sem="relaxed")
-        elif SCATTER:
-            tl.atomic_add(dx_ptr + own, acc, mask=in_own, sem="relaxed")
-        if not SCATTER:
-            plane = dx_ptr + tl.cast(branch * B, tl.int64) * T * C
-            tl.store(plane + own, acc.to(dx_ptr.dtype.element_ty), mask=in_own)
+                tl.atomic_add(dx_ptr + at, d * (1.0 - t)[:, :, None], mask=mask_a, sem="relaxed")
+                tl.atomic_add(dx_ptr + at + step, d * t[:, :, None], mask=mask_b, sem="relaxed")

@@ -6,7 +6,7 @@ import collections
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import triton
@@ -42,6 +42,13 @@ class Resources:
     spills: int  # bytes of stack or local memory on NVIDIA, spilled vector registers on AMD
     shared: int  # bytes
     instructions: collections.Counter
+    code: list[tuple[int, int]] = field(default_factory=list)  # NVIDIA: addresses, each with where it jumps to, or with itself
+
+    def issued(self, trips: int) -> int:
+        """Instructions of one thread, if its innermost loops are run through ``trips`` times, and all branches taken."""
+        loops = [(to, at) for at, to in self.code if to < at]
+        inner = [loop for loop in loops if not any(loop[0] <= a and b < loop[1] for a, b in loops)]
+        return sum(trips if any(a <= at <= b for a, b in inner) else 1 for at, _ in self.code)
 
     def count(self, pattern: str) -> int:
         return sum(n for name, n in self.instructions.items() if re.match(pattern, name))
@@ -84,5 +91,9 @@ def resources(compiled) -> Resources:
 
         use = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("--dump-resource-usage"))}
         # STACK holds 16 bytes of parameters for some targets even without a spill: local loads and stores are the proof.
-        names = collections.Counter(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", dump("-sass"), re.M))
-    return Resources(use["REG"], use["STACK"] + use["LOCAL"], compiled.metadata.shared, names)
+        lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", dump("-sass"), re.M)
+    names = collections.Counter(name for _, name, _ in lines)
+    lines = [line for line in lines if line[1] != "NOP"]
+    jumps = [re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None for _, name, rest in lines]
+    code = [(int(at, 16), int(jump[1] if jump else at, 16)) for (at, _, _), jump in zip(lines, jumps, strict=True)]
+    return Resources(use["REG"], use["STACK"] + use["LOCAL"], compiled.metadata.shared, names, code)

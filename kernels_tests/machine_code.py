@@ -40,6 +40,24 @@ def identity(stage: str, target: int | str, variant: Variant) -> Row:
     return dict(kernel=variant.name, stage=stage, target=where, dtype=variant.dtype, configuration=configuration)
 
 
+def issued(stage: str, variant: Variant, use: Resources) -> str:
+    """Instructions that threads issue for each token and channel: what holds the mixer's kernels, more than bytes, where it is many."""
+    C, S, side = STAGES[stage]
+    has, groups, tokens = variant.config, C // S, side * side
+    if variant.name == "token_mix_mean":
+        trips, tokens, programs = has["TOKENS"] // has["BLOCK_N"], has["TOKENS"], triton.cdiv(groups, has["BLOCK_G"])
+    elif variant.name.startswith("token_mix_fwd"):
+        trips, tokens, programs = triton.cdiv(groups, has["BLOCK_G"]), has["BLOCK_N"], triton.cdiv(C, has["BLOCK_O"] + has["BLOCK_R"])
+    elif variant.name.startswith("token_mix_dx"):
+        trips, tokens, programs = triton.cdiv(C, has["BLOCK_O"]), has["BLOCK_N"], triton.cdiv(groups, has["BLOCK_G"])
+    elif variant.name.startswith("token_mix_dw"):  # of one sample
+        trips = triton.cdiv(tokens, has["BLOCK_N"])
+        programs = 3 * triton.cdiv(groups, has["BLOCK_G"]) * triton.cdiv(C, has["BLOCK_O"] + has["BLOCK_R"])
+    else:
+        return ""
+    return f"{use.issued(trips) * 32 * has['num_warps'] * programs / (tokens * C):.0f}" if use.code else ""
+
+
 def row(stage: str, target: int | str, variant: Variant, use: Resources) -> Row:
     found: dict[str, object] = dict(
         registers=use.registers,
@@ -47,6 +65,7 @@ def row(stage: str, target: int | str, variant: Variant, use: Resources) -> Row:
         shared=use.shared,
         occupancy=f"{use.occupancy(target, variant.config['num_warps']):.0%}",
         instructions=sum(use.instructions.values()),
+        issued=issued(stage, variant, use),
     )
     found |= {name: use.count(pattern) for name, pattern in COLUMNS.items()}
     return identity(stage, target, variant) | {name: str(value) for name, value in found.items()}
@@ -67,7 +86,7 @@ def read() -> dict[tuple[str, ...], Row]:
 def write(rows: Iterable[Row]) -> None:
     rows = sorted(rows, key=key)
     with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(max(rows, key=len)), lineterminator="\n")  # rows of a smaller table may lack columns
         writer.writeheader()
         writer.writerows(rows)
 

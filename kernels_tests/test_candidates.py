@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from cases import INTERPRETER, OPERATORS, Shape, assert_as_exact, gradients, make
+from cases import INTERPRETER, OPERATORS, Shape, assert_as_exact, gradients, make, plain_errors
 
 from atm_triton import launch
 
@@ -24,16 +24,17 @@ def test_candidates_are_valid_distinct_and_few(module, kernel, C, S, dtype):
     found = list(MODULES[module].candidates(kernel, x, groups))
     assert 1 <= len(found) <= 10
     assert all(found[i] != found[j] for i in range(len(found)) for j in range(i))
-    function = getattr(MODULES[module], f"_{kernel}_kernel", None)
+    function = getattr(import_module(MODULES[module].candidates.__module__), f"_{kernel}_kernel", None)
     for config in found:
         assert launch.understood(config, found[0]), config
         assert all(type(value) is int for value in config.values()), config
-        blocks = {name: size for name, size in config.items() if name.startswith("BLOCK_")}
+        # Without a block of the remaining outputs where there are none.
+        blocks = {name: size for name, size in config.items() if name.startswith("BLOCK_") and (name, size) != ("BLOCK_R", 0)}
         assert all(size >= 1 and size & (size - 1) == 0 for size in blocks.values()), config
         if function is None:  # a choice between algorithms
             assert not blocks and not config.keys() & {"num_warps", "num_stages"}
             continue
-        assert config["num_warps"] in (4, 8), config
+        assert config["num_warps"] in (2, 4, 8), config
         assert set(blocks) <= {parameter.name for parameter in function.params if parameter.is_constexpr}, config
         if "tl.dot(" in function.src:
             merged = [size for name, size in blocks.items() if name not in ("BLOCK_G", "BLOCK_S")]
@@ -49,31 +50,31 @@ def test_every_launch_is_of_a_kernel_that_its_operator_names():
     assert {key.partition("/")[0] for key in found} == {kernel for _, kernel in KERNELS}
 
 
-@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", list(OPERATORS))
-def test_every_candidate_is_right(name, deterministic, monkeypatch):
-    operator, shape, dtype = OPERATORS[name], Shape(2, 3, 6, 4, 5), torch.float32
+def test_every_candidate_is_right(name, dtype, monkeypatch):
+    operator, shape = OPERATORS[name], Shape(2, 3, 6, 4, 5)
     chosen: dict[str, dict[str, int]] = {}
     monkeypatch.setattr(launch, "table", lambda device: chosen)
     inputs = make(operator, shape, dtype, "cpu")
-    plain = gradients(operator.definition, inputs)
     exact = gradients(operator.definition, tuple(t.detach().double().requires_grad_() for t in inputs))
-    torch.use_deterministic_algorithms(deterministic)
 
     def check(what: str) -> dict[str, list[launch.Config]]:
         with INTERPRETER.active(), launch.recorded() as found:
             actual = gradients(operator.function, inputs)
-        for a, p, e in zip(actual, plain, exact, strict=True):
-            assert_as_exact(a, p, e, what)
+        for a, plain, e in zip(actual, plain_errors(name, shape, dtype), exact, strict=True):
+            assert_as_exact(a, plain, e, what)
         return found
 
-    tried = 0
-    for key, candidates in check("formula").items():
-        if deterministic and not key.startswith("axial_gather_dx/"):
-            continue  # tried without
-        for config in candidates[1:]:
-            chosen[key] = config
-            assert key in check(f"{key} {config}")
-            tried += 1
-        del chosen[key]
-    assert tried > 1 or deterministic
+    tried: dict[str, list[launch.Config]] = {}
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        for key, candidates in check("formula").items():
+            for config in [] if key in tried else candidates[1:]:
+                chosen[key] = config
+                assert key in check(f"{key} {config}")
+            tried[key] = candidates
+            chosen.pop(key, None)
+    kernels = MODULES[operator.op].KERNELS
+    assert {key.partition("/")[0] for key in tried} >= {*kernels[operator.op], *kernels[f"{operator.op}_backward"]}
+    assert any(len(candidates) > 1 for candidates in tried.values())

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from cases import INTERPRETER, OPERATORS, PLAIN, Path, Shape, gradients, make
+from cases import INTERPRETER, OPERATORS, PLAIN, Path, Shape, assert_as_exact, gradients, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -108,8 +108,21 @@ def test_a_nan_offset_stays_in_its_sample(path, folded, shape, seed):
         clean = token_mix(x, offset, *weights)
         offset[0, 0, 0, 0] = math.nan
         y = token_mix(x, offset, *weights)
-    assert y[0, 0, 0].isnan().all()  # a gathered channel counts in every output
+    assert y[0].isnan().all()  # through the mean it counts in every token
     assert torch.equal(y[1:], clean[1:])
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("dtype", PLAIN.dtypes, ids=str)
+@pytest.mark.parametrize("shape", [Shape(2, 0, 4, 3, 2), Shape(2, 3, 0, 3, 2), Shape(0, 0, 0, 3, 2)], ids=str)
+def test_images_without_tokens(shape, dtype, folded):
+    """Nothing, and gradients of zero: not NaN, which the mean of nothing is."""
+    inputs = make(OPERATORS["token_mix"], shape, dtype, "cpu")
+    with way(PLAIN, folded):
+        y, *grads = gradients(token_mix, inputs)
+    assert y.shape == shape.tokens
+    for t, grad in zip(inputs, grads, strict=True):
+        assert torch.equal(grad, torch.zeros_like(t))
 
 
 @each_way
@@ -128,3 +141,15 @@ def test_nothing_is_read_outside(path, folded, deterministic, shape, seed):
         y = token_mix(*inputs)
         results = y, *torch.autograd.grad(y, inputs, guarded(torch.ones_like(y)))
     assert all(t.isfinite().all() for t in results)
+
+
+def test_the_tolerance_rule_compares_nans():
+    exact = torch.tensor([1.0, math.nan], dtype=torch.float64)
+    assert_as_exact(torch.tensor([1.0, math.nan]), torch.tensor([1.0, math.nan]), exact)
+    for wrong, message in (
+        ([1.0, 2.0], "no NaN where"),
+        ([math.nan, math.nan], "NaN where the reference has none"),
+        ([1.1, math.nan], "error"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            assert_as_exact(torch.tensor(wrong), torch.tensor([1.0, math.nan]), exact)

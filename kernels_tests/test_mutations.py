@@ -13,8 +13,7 @@ from cases import INTERPRETER, OPERATORS, Shape, assert_as_exact, gradients, mak
 
 from atm_triton import launch
 
-token_mix_kernels = import_module("atm_triton.token_mix_kernels")
-SHAPE = Shape(2, 9, 12, 3, 2)
+SHAPE, WIDE = Shape(2, 9, 12, 3, 2), Shape(2, 9, 12, 9, 2)  # the second: outputs that need two blocks
 
 # operator, kernel or helper, what it says, what it says when broken
 MUTATIONS = [
@@ -49,31 +48,41 @@ MUTATIONS = [
     ("offset_fc", "_offset_fc_dx_kernel", "- (sum_d / C)[:, None]", ""),
     ("offset_fc", "_offset_fc_dx_kernel", "- xhat * (sum_dx / C)[:, None]", ""),
     ("offset_fc", "_offset_fc_dw_kernel", "i * BLOCK_N", "0"),
-    ("token_mix", "_on_axis", "n % W, W, 1", "n // W, W, 1"),
-    ("token_mix", "_on_axis", "n // W, H, W", "n // W, H, 1"),
+    ("token_mix", "_token_mix_fwd_kernel", "column, W, C", "row, W, C"),
+    ("token_mix", "_token_mix_fwd_kernel", "row, H, W * C", "row, H, C"),
     ("token_mix", "_channels", "channel < G * S", "channel < G"),
-    ("token_mix", "_token_mix_mean_kernel", "sample * T * C", "0 * T * C"),
+    ("token_mix", "_token_mix_mean_kernel", "* T + tile * TOKENS", "* T"),
     ("token_mix", "_token_mix_mean_kernel", "sum_h += gathered", "sum_h = gathered"),
-    ("token_mix", "_token_mix_mean_kernel", "axis * G + g", "g"),
+    ("token_mix", "_token_mix_mean_kernel", "axis * G + pairs", "pairs"),
     ("token_mix", "_token_mix_mean_kernel", "tl.sum(sum_c, 0)", "tl.sum(sum_c, 0) * 1.01"),
+    ("token_mix", "_token_mix_mean_kernel", "BLOCK_N // W, BLOCK_N % W", "BLOCK_N // W, 0"),
+    ("token_mix", "_walk", "row + rows + wraps.to(tl.int32)", "row + rows"),
+    ("token_mix", "_token_mix_pooled_kernel", "((k // C) * C)[:, None] * C", "0"),
+    ("token_mix", "_token_mix_pooled_kernel", "s + bias[None, :]", "s"),
     ("token_mix", "_token_mix_alpha_kernel", "(c * 3)", "c"),
     ("token_mix", "_token_mix_alpha_kernel", "0.7071067811865476", "0.7"),
-    ("token_mix", "_token_mix_alpha_kernel", "s += bias[None, :]", "s = s"),
     ("token_mix", "_token_mix_alpha_kernel", "fc2_bias_ptr + c * 3 + 2", "fc2_bias_ptr + c * 3 + 1"),
+    ("token_mix unfolded", "_token_mix_alpha_kernel", "w / h, mask", "h / w, mask"),
+    ("token_mix unfolded", "_token_mix_alpha_kernel", "steps_ptr + at + 2 * C, i", "steps_ptr + at + 2 * C, h"),
     ("token_mix", "_token_mix_fwd_kernel", "(branch * B + sample)", "branch * B"),
     ("token_mix", "_token_mix_fwd_kernel", "branch * G + g", "g"),
     ("token_mix", "_token_mix_fwd_kernel", "a + t[:, :, None] * (b - a)", "a"),
     ("token_mix", "_token_mix_fwd_kernel", "bias_ptr + sample * C + o", "bias_ptr + o"),
     ("token_mix unfolded", "_token_mix_fwd_kernel", "(sample * 3 + branch) * C", "(sample * 3) * C"),
-    ("token_mix unfolded", "_token_mix_fwd_kernel", "total += tl.load(proj_bias_ptr", "total = total + 0 * tl.load(proj_bias_ptr"),
-    ("token_mix unfolded", "_token_mix_fwd_kernel", "proj_ptr + o[None, :] * C + o[:, None]", "proj_ptr + o[:, None] * C + o[None, :]"),
-    ("token_mix", "_token_mix_dw_kernel", "dsum += tl.sum(dy.to(tl.float32), 0)", "dsum = tl.sum(dy.to(tl.float32), 0)"),
+    ("token_mix unfolded", "_token_mix_fwd_kernel", "y += tl.load(proj_bias_ptr", "y = y + 0 * tl.load(proj_bias_ptr"),
+    ("token_mix unfolded", "_token_mix_fwd_kernel", "proj_ptr + p[:, None] * C + o[None, :]", "proj_ptr + p[:, None] + o[None, :] * C"),
+    ("token_mix unfolded", "_token_mix_fwd_kernel", "tl.sum(total * d, 1)", "tl.sum(total, 1)"),
+    ("token_mix unfolded", "_token_mix_fwd_kernel", "tl.sum(d, 1)", "tl.sum(d, 1) * 0"),
+    ("token_mix wide", "_token_mix_fwd_kernel", "rest *= tl.load(steps + r", "rest *= tl.load(steps + o"),
+    ("token_mix wide", "_token_mix_fwd_kernel", "tl.sum(rest * d, 1)", "tl.sum(rest, 1)"),
+    ("token_mix wide", "_token_mix_fwd_kernel", "y = tl.dot(weight, mixed_rest, y", "y = tl.dot(weight, mixed_rest, 0 * y"),
+    ("token_mix", "_token_mix_dw_kernel", "row, column = _walk", "_, column = _walk"),
     ("token_mix", "_token_mix_dw_kernel", "chunk * TOKENS, tl", "0, tl"),
-    ("token_mix", "_token_mix_dw_kernel", "(b - a), (BLOCK_N", "b, (BLOCK_N"),
-    ("token_mix unfolded", "_token_mix_dw_kernel", "total_h += alpha[:, None] * acc", "total_h += acc"),
-    ("token_mix unfolded", "_token_mix_dw_kernel", "tl.sum(acc * weight, 1)", "tl.sum(acc, 1)"),
-    ("token_mix unfolded", "_token_mix_dw_kernel", "(sample * 3 + branch) * C + o", "branch * C + o"),
-    ("token_mix", "_token_mix_dx_kernel", "acc += tl.load(dmean_ptr", "acc += 0 * tl.load(dmean_ptr"),
+    ("token_mix", "_token_mix_dw_kernel", "a + t[:, :, None] * (b - a)", "b"),
+    ("token_mix unfolded", "_token_mix_dw_kernel", "total *= (alpha / new)", "total *= (alpha / alpha)"),
+    ("token_mix unfolded", "_token_mix_dw_kernel", "total * alpha[:, None]", "total"),
+    ("token_mix wide", "_token_mix_dw_kernel", "alpha_rest = new_rest", "alpha_rest = 0 * new_rest"),
+    ("token_mix", "_token_mix_dx_kernel", "d = tl.trans(acc) + tl.load(dmean_ptr", "d = tl.trans(acc) + 0 * tl.load(dmean_ptr"),
     ("token_mix", "_token_mix_dx_kernel", "tl.sum(d * (b - a), 2)", "tl.sum(d * b, 2)"),
     ("token_mix", "_token_mix_dx_kernel", "d * (1.0 - t)[:, :, None]", "d"),
     ("token_mix", "_token_mix_dx_kernel", "d * t[:, :, None]", "d * (1.0 - t)[:, :, None]"),
@@ -85,11 +94,15 @@ MUTATIONS = [
 
 @pytest.fixture(autouse=True)
 def ways(request, monkeypatch):
-    """The mixer folded, or not; and its weight gradients in several chunks of a sample."""
-    image = "9x12/C6/G3/float32"
-    folded = {"FOLD": int("unfolded" not in request.node.callspec.params["name"])}
-    products = dict(BLOCK_N=16, BLOCK_G=8, BLOCK_S=2, BLOCK_O=16, CHUNKS=2, SPLITS=2, num_warps=4)
-    chosen = {f"token_mix/{image}": folded, f"token_mix_backward/{image}": folded, f"token_mix_dw/{image}": products}
+    """The mixer folded, or not; its weight gradients in several chunks of a sample, or of several samples together."""
+    name = request.node.callspec.params["name"]
+    wide = "wide" in name
+    image = "9x12/C18/G9/float32" if wide else "9x12/C6/G3/float32"
+    folded = {"FOLD": int("unfolded" not in name and not wide)}
+    tile = dict(BLOCK_N=16, BLOCK_G=8, BLOCK_S=2, BLOCK_O=16, BLOCK_R=16 * wide, num_warps=4)
+    chosen = {f"token_mix/{image}": folded, f"token_mix_backward/{image}": folded}
+    chosen[f"token_mix_mean/{image}"] = dict(BLOCK_N=16, BLOCK_G=8, BLOCK_S=2, TOKENS=32, num_warps=4)
+    chosen |= {f"token_mix_fwd/{image}": tile, f"token_mix_dw/{image}": tile | dict(PROGRAMS=12 if folded["FOLD"] else 3)}
     monkeypatch.setattr(launch, "table", lambda device: chosen)
 
 
@@ -103,8 +116,8 @@ def check(name: str) -> None:
     """The comparison that test_cases.py makes, in float32. Forward first: a kernel broken there never gets to write gradients astray."""
     name, _, way = name.partition(" ")
     deterministic = way == "deterministic"
-    operator = OPERATORS[name]
-    inputs = tuple(guarded(t).requires_grad_() for t in make(operator, SHAPE, torch.float32, "cpu"))
+    operator, shape = OPERATORS[name], WIDE if way == "wide" else SHAPE
+    inputs = tuple(guarded(t).requires_grad_() for t in make(operator, shape, torch.float32, "cpu"))
     with INTERPRETER.active():
         forward = operator.function(*inputs)
     assert_as_exact(forward, operator.definition(*inputs), operator.definition(*(t.double() for t in inputs)))
@@ -125,8 +138,10 @@ def test_the_unbroken_kernels_pass(name):
 
 @pytest.mark.parametrize("name,function,right,broken", MUTATIONS, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_broken_kernel_fails(name, function, right, broken, monkeypatch, tmp_path):
-    module = import_module("atm_triton." + name.partition(" ")[0].removesuffix("_w").removesuffix("_h"))
-    original = getattr(module, function, None) or getattr(token_mix_kernels, function)
+    users = [module for path, module in sys.modules.items() if path.startswith("atm_triton.") and hasattr(module, function)]
+    if function == "_taps" or not name.startswith("token_mix"):  # names that several operators have
+        users = [import_module("atm_triton." + name.partition(" ")[0].removesuffix("_w").removesuffix("_h"))]
+    original = getattr(users[0], function)
     source = original.src if hasattr(original, "src") else original._src
     assert source.count(right) >= 1, f"{function} no longer says {right!r}: the mutation is out of date"
     # Triton reads a kernel's source from its file.
@@ -137,8 +152,7 @@ def test_a_broken_kernel_fails(name, function, right, broken, monkeypatch, tmp_p
     namespace = dict(vars(home))
     exec(compile(file.read_text(), str(file), "exec"), namespace)
     mutated = triton.jit(namespace[function])
-    for user in (module, home):
-        if hasattr(user, function):
-            monkeypatch.setattr(user, function, mutated)
+    for user in users:
+        monkeypatch.setattr(user, function, mutated)
     with pytest.raises(AssertionError, match="relative error|NaN"):
         check(name)

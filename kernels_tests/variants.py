@@ -11,7 +11,7 @@ import torch
 from aot import compile_kernel
 
 axial_gather, branch_fusion, offset_fc, token_mix = (
-    import_module(f"atm_triton.{name}") for name in ("axial_gather", "branch_fusion", "offset_fc", "token_mix")
+    import_module(f"atm_triton.{name}") for name in ("axial_gather", "branch_fusion", "offset_fc", "token_mix_launch")
 )
 
 STAGES = {
@@ -23,7 +23,7 @@ STAGES = {
 }  # channels, channels per offset, tokens along an axis at 224 x 224
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SIZES = ("N", "B", "H", "W", "T", "TILES", "SAMPLES", "TOKENS")
-FLOAT32 = ("mean", "rstd", "product", "dbias", "partial", "means", "alpha", "dmean", "dalpha", "dsum")
+FLOAT32 = ("mean", "rstd", "product", "dbias", "partial", "means", "pooled", "alpha", "steps", "dmean")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def variants(stage: str, dtype: str, candidates: bool = False) -> Iterator[Varia
         for config in module.candidates(kernel, x, groups):
             for way, constants in ways:
                 # A projection in the kernel needs programs that own whole rows.
-                known = {"PROJ": constants["PROJ"] and config["BLOCK_O"] >= C} if "PROJ" in constants else {}
+                known = {"PROJ": constants["PROJ"] and config["BLOCK_O"] + config["BLOCK_R"] >= C} if "PROJ" in constants else {}
                 kernel_function = getattr(module, f"_{kernel}_kernel")
                 yield Variant(f"{kernel} {way}".strip(), kernel_function, dtype, config, constants | known, float32, module)
             if not candidates:
@@ -76,12 +76,18 @@ def variants(stage: str, dtype: str, candidates: bool = False) -> Iterator[Varia
     yield from each(offset_fc, "offset_fc_dw", O, ("", dict(C=C, O=O, CHUNK=offset_fc.CHUNK)))
 
     yield from each(token_mix, "token_mix_mean", G, ("", line))
-    yield from each(token_mix, "token_mix_alpha", G, ("", dict(C=C, F=C // 4)))
-    ways = [("folded", dict(line, FOLD=True, PROJ=False)), ("unfolded", dict(line, FOLD=False, PROJ=False))]
-    if C <= 128:
-        ways.append(("projected", dict(line, FOLD=False, PROJ=True)))
-    yield from each(token_mix, "token_mix_fwd", G, *ways, float32=("bias",))
-    yield from each(token_mix, "token_mix_dw", G, ("folded", dict(line, FOLD=True)), ("unfolded", dict(line, FOLD=False, CHUNKS=1)))
+    yield from each(token_mix, "token_mix_pooled", C, ("", dict(C=C)))
+    yield from each(token_mix, "token_mix_alpha", C, ("", dict(C=C, F=C // 4)))
+    plain, bias = dict(line, FOLD=False, PROJ=False, DALPHA=False), ("bias",)
+    yield from each(
+        token_mix, "token_mix_fwd", G, ("folded", plain | dict(FOLD=True)), ("projected", plain | dict(PROJ=True)), float32=bias
+    )
+    again = token_mix.config_beside_d(x, G), plain | dict(DALPHA=True)
+    yield Variant("token_mix_fwd again", token_mix._token_mix_fwd_kernel, dtype, *again, bias, token_mix)
+    ways = ("folded", dict(line, FOLD=True, CHUNKS=1)), ("unfolded", dict(line, FOLD=False, CHUNKS=1))
+    yield from each(token_mix, "token_mix_dw", G, *ways)
     for way, folded in (("folded", True), ("unfolded", False)):
-        yield from each(token_mix, "token_mix_dx", G, (f"{way} scatter", dict(line, FOLD=folded, SCATTER=True)), float32=("dx",))
-        yield from each(token_mix, "token_mix_dx", G, (way, dict(line, FOLD=folded, SCATTER=False)))
+        of = dict(line, FOLD=folded)
+        yield from each(token_mix, "token_mix_dx", G, (f"{way} centre", dict(of, CENTRE=True, SCATTER=False)), float32=("dx",))
+        yield from each(token_mix, "token_mix_dx", G, (f"{way} scatter", dict(of, CENTRE=False, SCATTER=True)), float32=("dx",))
+        yield from each(token_mix, "token_mix_dx", G, (way, dict(of, CENTRE=False, SCATTER=False)))

@@ -153,16 +153,18 @@ def test_the_kernels_are_in_the_graph(target):
     assert kernels(forward) == {
         "_offset_fc_fwd_kernel": offsets,
         "_token_mix_mean_kernel": blocks,
+        "_token_mix_pooled_kernel": blocks,
         "_token_mix_alpha_kernel": blocks,
         "_token_mix_fwd_kernel": blocks,
     }
     assert kernels(backward) == {
         "_offset_fc_dx_kernel": offsets,
         "_offset_fc_dw_kernel": offsets,
+        "_token_mix_pooled_kernel": blocks,
         "_token_mix_alpha_kernel": blocks,
         "_token_mix_fwd_kernel": blocks,  # again, for the projection's gradient: none of these samples is folded
         "_token_mix_dw_kernel": blocks,
-        "_token_mix_dx_kernel": blocks,
+        "_token_mix_dx_kernel": 2 * blocks,
     }
     # On meta tensors convolutions give NCHW: each of the four between stages is put in order once, and hands that order back to the stage
     # before it. Nothing else moves tokens, and no kernel makes copies around itself.
