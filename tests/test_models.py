@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -9,11 +10,15 @@ import atmnet
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from atmnet.profile import macs
 from timm.layers import DropPath
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 NAMES = ["atmnet_xt", "atmnet_t", "atmnet_s", "atmnet_b", "atmnet_l"]
 PARAMETERS = dict(zip(NAMES, [15.35, 27.15, 38.63, 52.15, 76.24], strict=True))  # M
@@ -114,12 +119,16 @@ def test_tokens_and_their_gradients_stay_channels_last(images):
     """One transposition of tokens would cost as much as a kernel."""
     model = create().train()
     orders = []
+
+    def look(_, before, after):
+        orders.extend(t.is_contiguous() for t in (*before, *after) if isinstance(t, torch.Tensor))
+
     for stage in model.stages:
         for block in stage.blocks:
-            block.register_forward_hook(lambda _, inputs, y: orders.extend(t.is_contiguous() for t in (*inputs, y)))
-            block.register_full_backward_hook(lambda _, dx, dy: orders.extend(t.is_contiguous() for t in (dx[0], dy[0])))
+            block.register_forward_hook(look)
+            block.register_full_backward_hook(look)
     model(images).sum().backward()
-    assert len(orders) == 10 * 5 and all(orders)
+    assert len(orders) == 2 * (10 * 2 + 5 + 5) and all(orders)  # with gradients, of x and y, and of offsets made and offsets given
 
 
 def test_in_chans():
@@ -219,17 +228,43 @@ def test_grad_checkpointing_recomputes_and_changes_nothing(images):
         count = []
         for stage in model.stages:
             for block in stage.blocks:
-                block.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+                for module in (block, *([block.offset] if block.offset is not None else [])):
+                    module.register_forward_pre_hook(lambda *_, count=count: count.append(1))
         torch.manual_seed(1)  # of the paths dropped
         logits = model(images)
         logits.square().sum().backward()
         results.append([logits, *(p.grad for p in model.parameters())])
         calls.append(len(count))
-    assert calls == [10, 20]
+    assert calls == [15, 30]  # 10 blocks, 5 of which make offsets
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
     model.set_grad_checkpointing(False)
     assert not any(stage.grad_checkpointing for stage in model.stages)
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+def test_fsdp2_by_blocks_changes_nothing(images, one_process, checkpointing):
+    model = atmnet.ATMNet(num_classes=5, depths=(1, 3), dims=(16, 32), mlp_ratios=(2, 2), share=(2, 4), period=1)
+    sharded = copy.deepcopy(model)
+    sharded.set_grad_checkpointing(checkpointing)
+    mesh = init_device_mesh("cpu", (1,))
+    for module in [module for module in sharded.modules() if type(module).__name__ == "Block"] + [sharded]:
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    assert all(isinstance(p, DTensor) for p in sharded.parameters())
+    results = []
+    for network in (model, sharded):
+        logits = network(images)
+        logits.square().sum().backward()
+        results.append([logits, *(p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in network.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"features_only": True}], ids=["classifier", "features"])

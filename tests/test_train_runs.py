@@ -27,6 +27,8 @@ TINY = [
     *("--model", "test_convnext", "--img-size", "32", "--batch-size", "16", "--workers", "1", "--lr", "2e-3", "--warmup-epochs", "0"),
     *("--cooldown-epochs", "0", "--report-to", "none", "--sched-on-updates", "--log-interval", "1"),
 ]
+# One of ours instead, that makes offsets in three blocks and takes them over in one.
+ATMNET = ["--model", "atmnet-xt", "--model-kwargs", "depths=(1,3)", "dims=(16,32)", "mlp_ratios=(2,2)", "share=(2,4)", "period=1"]
 STILL = ["--mixup", "0", "--cutmix", "0", "--drop-path", "0"]
 
 
@@ -217,7 +219,7 @@ def test_it_learns_and_eval_says_what_training_said(images: Path, tmp_path: Path
 
 def test_the_number_of_processes_does_not_matter(images: Path, tmp_path: Path) -> None:
     """The same global batch by one process, by two, and by accumulation: the same samples, losses and learning rates."""
-    flags = [*TINY, *STILL, "--data-dir", images, "--epochs", 2, "--lr-base", 0.05]
+    flags = [*TINY, *ATMNET, *STILL, "--data-dir", images, "--epochs", 2, "--lr-base", 0.05]
     del flags[flags.index("--lr") : flags.index("--lr") + 2]
     run(*flags, "--output", tmp_path / "one")
     two = [*flags, "--batch-size", 8, "--checkpoint-steps", 2]
@@ -277,7 +279,7 @@ run_program(main)
 
 
 def test_fsdp2_repeats_one_process_and_goes_on_from_its_checkpoint(images: Path, tmp_path: Path) -> None:
-    flags = [*TINY, *STILL, "--data-dir", images, "--epochs", 2]
+    flags = [*TINY, *ATMNET, *STILL, "--data-dir", images, "--epochs", 2]
     one, sharded = tmp_path / "one", tmp_path / "sharded"
     run(*flags, "--output", one)
     process = start_and_wait(sharded, 5, *flags, "--checkpoint-steps", 2)
@@ -286,7 +288,7 @@ def test_fsdp2_repeats_one_process_and_goes_on_from_its_checkpoint(images: Path,
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "driver.py")]
     line += [*map(str, flags), "--batch-size", "8", "--output", str(sharded), "--resume", "auto"]
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    fsdp |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "ConvNeXtBlock", "FSDP_RESHARD_AFTER_FORWARD": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    fsdp |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Block", "FSDP_RESHARD_AFTER_FORWARD": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
     result = subprocess.run(line, env=environment() | fsdp, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "going on from" in result.stdout

@@ -59,11 +59,17 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        """Tokens ``[B, N, C]`` to tokens, with the stage's latest offsets ``[B, H, W, 2G]``."""
-        y = self.mixer(rearrange(self.norm1(x), "b (h w) c -> b h w c", h=offset.shape[1]), offset)
+    def forward(self, x: Tensor, height: int, offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``[B, N, C]`` to tokens with the stage's offsets ``[B, H, W, 2G]``, and the offsets if the block makes new ones.
+
+        All parameters are used in here, as FSDP gathers a block's, and checkpointing frees its activations, around this call alone.
+        """
+        new = None
+        if self.offset is not None:
+            offset = new = self.offset(rearrange(x, "b (h w) c -> b h w c", h=height))
+        y = self.mixer(rearrange(self.norm1(x), "b (h w) c -> b h w c", h=height), offset)
         x = x + self.drop_path(rearrange(y, "b h w c -> b (h w) c"))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x))), new
 
 
 class Stage(nn.Module):
@@ -91,11 +97,12 @@ class Stage(nn.Module):
             x = self.downsample(x)
         height = x.shape[1]
         x = rearrange(x, "b h w c -> b (h w) c")
+        offset = None
         for block in self.blocks:
             if block.offset is not None:
-                x = self.peg(x, height)
-                offset = block.offset(rearrange(x, "b (h w) c -> b h w c", h=height))
-            x = checkpoint(block, x, offset) if self.grad_checkpointing else block(x, offset)
+                x, offset = self.peg(x, height), None
+            x, new = checkpoint(block, x, height, offset) if self.grad_checkpointing else block(x, height, offset)
+            offset = offset if new is None else new
         return rearrange(x, "b (h w) c -> b h w c", h=height)
 
 
