@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="atmnet-xt, -t, -s, -b, -l, or any timm model made of these operators")
     add("--resolution", type=resolution, nargs="+", required=True, metavar="PIXELS", help="such as 224 384 800x1280 (height x width)")
     add("--dtype", choices=DTYPES, default="bf16", help="16 bits by autocast, as in training (default: %(default)s)")
-    add("--batch", type=positive, default=128, metavar="N", help="images at a time; a table holds for any number (default: %(default)s)")
+    add("--batch", type=positive, default=128, metavar="N", help="images at a time, as many as in use (default: %(default)s)")
     add("--inference", action="store_true", help="leave the gradients out")
     add("--force", action="store_true", help="measure again what has been measured with this Triton")
     add("--export", nargs="?", const="", metavar="FILE", help="also write a table to ship (default: atm_triton/configs/<gpu>.json)")
@@ -84,7 +84,7 @@ def tune_model(args: argparse.Namespace, console: Console) -> int:
                 result = tune(model, images, backward=not args.inference, force=args.force, export=export)
         except torch.OutOfMemoryError as error:
             args.parser.error(f"--batch {args.batch} at {height} x {width} does not fit this GPU: give a smaller one ({error})")
-        except ValueError as error:  # an export that cannot be written
+        except (OSError, ValueError) as error:  # a table that cannot be read or written
             args.parser.error(str(error))
         console.print(str(result), highlight=False)
         found |= bool(result.configs)

@@ -3,7 +3,8 @@
 A table is one JSON file per GPU: its ``"gpu"``, the versions of ``"triton"`` and ``"torch"`` that measured, and ``"configs"``,
 ``{"<kernel>/<H>x<W>/C<C>/G<G>/<dtype>": {"BLOCK_...": int, "num_warps": int, ...}}``. What another Triton has measured is kept under
 ``"older"``, and used. Looking up never benchmarks, and never guards on H or W: under dynamic shapes the first shape seen decides, as the
-formula does for all. How many images a batch has is not in a key: it hardly matters to which configuration is the fastest.
+formula does for all. How many images a batch has is not in a key: what is measured holds for every batch, and is the fastest for the one
+that was tuned with.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +23,10 @@ from . import launch
 from ._triton import triton
 from .calls import Call, find_calls, fresh_runs
 from .launch import Config
-from .limits import fits, limits
+from .limits import spills
 
-GAIN = 1.02  # a configuration takes the formula's place if it is at least so many times as fast
+REPEATS = 3  # of the formula's configuration and the fastest one, in turn
+FEW = 4  # registers that ptxas may keep in memory though it has others: more of them would cost a multiprocessor a program
 
 
 class Row(NamedTuple):
@@ -42,8 +44,8 @@ class Tuned:
 
     configs: dict[str, Config] = field(default_factory=dict)  # of everything that the model meets
     rows: list[Row] = field(default_factory=list)  # of what was measured
-    skipped: int = 0  # kernels and shapes that the user's cache held already
-    dropped: int = 0  # candidates that have no room here, fail, or compute something else
+    skipped: int = 0  # kernels and shapes that a table of this Triton held already
+    dropped: int = 0  # candidates that have no room here, spill, fail, or compute something else
 
     def __str__(self) -> str:
         return f"{len(self.rows)} kernels and shapes tuned, {self.skipped} tuned before; {self.dropped} candidates dropped"
@@ -76,12 +78,33 @@ def microseconds(run: Callable[[], object]) -> float:
     return 1000 * triton.testing.do_bench(run, return_mode="median")
 
 
+@contextlib.contextmanager
+def _poisoned() -> Iterator[None]:
+    """New memory is NaN, so that what a kernel leaves out does not hold an earlier, right result."""
+    before = torch.get_deterministic_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other operators, which would be slower or are not deterministic
+        torch.set_deterministic_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(before)
+
+
 def _alike(results: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> bool:
-    """To a few roundings in ``dtype``, or of long sums in another order. A NaN is never alike."""
+    """Row by row, to a few roundings in ``dtype``, or of long sums in another order. A NaN is never alike."""
     single = 1e-4 if torch.get_float32_matmul_precision() == "highest" else 4 * 2**-10  # else products round to TF32
     allowed = max(4 * torch.finfo(dtype).eps, single)
-    errors = [(a.float() - b.float()).norm() / b.float().norm().clamp_min(1e-30) for a, b in zip(results, expected, strict=True)]
-    return all(error.item() <= allowed for error in errors)
+
+    def rows(t: Tensor) -> Tensor:
+        return t.float().reshape(-1, t.shape[-1] if t.ndim > 1 else 1)
+
+    for a, b in zip(map(rows, results), map(rows, expected), strict=True):
+        size = b.norm(dim=1)
+        # In a row that is smaller than usual, larger numbers cancel.
+        if not ((a - b).norm(dim=1) <= allowed * size.clamp_min(size.square().mean().sqrt())).all():
+            return False
+    return True
 
 
 class _Tuner:
@@ -90,7 +113,6 @@ class _Tuner:
     def __init__(self, calls: list[Call], device: torch.device, backward: bool, known: dict[str, Config]) -> None:
         self.device, self.backward, self.known = device, backward, known
         self.chosen: dict[str, Config] = launch.table(device)  # what every launch sees
-        self.limits = limits(device)
         self.candidates: dict[str, list[Config]] = {}
         self.users: dict[str, dict[tuple[Call, int], None]] = {}  # by key, the calls and which of their runs launches the kernel
         self.met: list[str] = []
@@ -110,47 +132,53 @@ class _Tuner:
     def next(self) -> str | None:
         return next((key for key in self.candidates if key not in self.met), None)
 
-    def settle(self, key: str) -> None:
+    def settle(self, key: str) -> Row | None:
         """Tune ``key``, unless it is known."""
-        self.met.append(key)
-        default = self.candidates[key][0]
+        default, row = self.candidates[key][0], None
         before = self.chosen[key] if launch.understood(self.chosen.get(key), default) else default
         if launch.understood(self.known.get(key), default):
             self.chosen[key] = self.known[key]
             self.skipped += 1
         else:
-            self.rows.append(self.measure(key))
+            row = self.measure(key)
+            self.rows.append(row)
+        self.met.append(key)
         if self.chosen[key] != before:  # which may decide what else is launched
             for call, _ in list(self.users[key]):
                 self.look_up(call)
+        return row
+
+    def settled(self) -> dict[str, Config]:
+        return {key: self.chosen[key] for key in self.met}
 
     def measure(self, key: str) -> Row:
         candidates, dtype = self.candidates[key], getattr(torch, key.rpartition("/")[2])
-        default, *others = candidates
         runs = [fresh_runs(call, self.device, self.backward)[number] for call, number in self.users[key]]
-        self.chosen[key] = default
+        self.chosen[key] = candidates[0]
+        allowed = max(FEW, spills(lambda: self.results(runs)))
         expected = self.results(runs)
-        times = {0: self.time(runs)}
-        for number, config in enumerate(others, 1):
-            if not fits(config, dtype.itemsize, self.limits):
-                self.dropped += 1
-                continue
+        times = {0: [self.time(runs)]}
+        for number, config in enumerate(candidates[1:], 1):
             self.chosen[key] = config
             try:
-                if not _alike(self.results(runs), expected, dtype):
+                if spills(lambda: self.results(runs)) > allowed or not _alike(self.results(runs), expected, dtype):
                     self.dropped += 1
                     continue
-                times[number] = self.time(runs)
+                times[number] = [self.time(runs)]
             except Exception:  # whatever a compiler, a driver or a full memory may raise
                 self.dropped += 1
         fastest = min(times, key=times.__getitem__)
-        if times[fastest] * GAIN > times[0]:
-            fastest = 0
+        if fastest:  # once more in turn, for the clock of a GPU drifts: it stays if no repetition contradicts, however small the gain
+            for number in (0, fastest) * REPEATS:
+                self.chosen[key] = candidates[number]
+                times[number].append(self.time(runs))
+            if max(times[fastest]) >= min(times[0]):
+                fastest = 0
         self.chosen[key] = candidates[fastest]
-        return Row(key, times[0], times[fastest], candidates[fastest])
+        return Row(key, median(times[0]), median(times[fastest]), candidates[fastest])
 
     def results(self, runs: list[tuple[Any, tuple[Any, ...]]]) -> list[Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), _poisoned():
             return [t for op, arguments in runs for t in tree_leaves(op(*arguments))]
 
     def time(self, runs: list[tuple[Any, tuple[Any, ...]]]) -> float:
@@ -167,13 +195,16 @@ def _tensor_of(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
     return tensors[0]
 
 
-def _tuned_before(file: Path) -> dict[str, Config]:
+def _measured_before(file: Path) -> dict[str, Config]:
     """What this version of Triton has measured. A file that is broken is put aside."""
     try:
         content = launch.read_table(file)
     except ValueError as error:
         aside = file.with_name(f"{file.name}.broken")
-        os.replace(file, aside)
+        try:
+            os.replace(file, aside)
+        except OSError:
+            raise error from None
         launch.forget_tables()
         warnings.warn(f"{error}: it is now {aside}", stacklevel=3)
         return {}
@@ -184,7 +215,7 @@ def _check_writable(export: Path) -> None:
     """Before the long work."""
     with contextlib.suppress(OSError):
         export.parent.mkdir(parents=True, exist_ok=True)
-    if export.is_dir() or not os.access(export.parent, os.W_OK):
+    if export.is_dir() or not export.parent.is_dir() or not os.access(export.parent, os.W_OK):
         raise ValueError(f"tune: cannot write export={str(export)!r}: give a file in a folder that can be written")
 
 
@@ -199,51 +230,56 @@ def tune(
     """Find the fastest launch configurations for the shapes and dtypes that ``model(*example_inputs)`` meets, and keep them.
 
     Call it with the batch, the resolution and the autocast that the model is used with, and before a compiled model runs, which then takes
-    the same configurations. They go to the user's cache, ``~/.cache/atm_triton/<gpu>.json``, and hold at once. The model, its gradients
-    and the random numbers to come stay as they are.
+    the same configurations. Each goes to the user's cache, ``~/.cache/atm_triton/<gpu>.json``, when it is found; all hold afterwards. The
+    model, its gradients and the random numbers to come stay as they are.
 
     Args:
         model: On a GPU, as its inputs.
         example_inputs: What the model is called with. Their shapes count, not their values.
         backward: Tune the gradients' kernels too.
-        force: Measure again what this version of Triton has measured before.
+        force: Measure again what this version of Triton has measured before, here or for the shipped table.
         export: A file that gets the configurations too, such as ``atm_triton/configs/<gpu>.json`` to ship them.
         progress: Show a bar, and a table of what was measured.
 
     Raises:
-        ValueError: the model and its inputs are not on one GPU, or ``export`` cannot be written.
+        ValueError: the model and its inputs are not on one GPU, ``export`` cannot be written, or a broken table cannot be put aside.
     """
     anchor = _tensor_of(model, example_inputs)
     device = anchor.device
     console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 140)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    cache = launch.table_files(device)[0]
+    files = launch.table_files(device)
     if export is not None:
         _check_writable(Path(export))
-    known = {} if force else _tuned_before(cache)
+    known: dict[str, Config] = {}
+    for file in reversed(files):
+        known |= _measured_before(file)
     before = dict(launch.table(device))
     tuner: _Tuner | None = None
+    unwritten: OSError | None = None
     columns = TextColumn("tuning {task.description}"), BarColumn(24), MofNCompleteColumn()
     try:
         with torch.cuda.device_of(anchor), Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=None)
-            tuner = _Tuner(find_calls(model, *example_inputs), device, backward, known)
+            tuner = _Tuner(find_calls(model, *example_inputs), device, backward, {} if force else known)
             while key := tuner.next():
-                bar.update(task, description=key, completed=len(tuner.met), total=len(tuner.candidates))
-                tuner.settle(key)
-                if not console.is_terminal and tuner.rows and tuner.rows[-1].key == key:  # a bar is nothing for a log
+                bar.update(task, description=key, completed=len(tuner.met), total=len(tuner.candidates), refresh=True)
+                if (row := tuner.settle(key)) is None:
+                    continue
+                try:
+                    launch.write_table(files[0], gpu, {key: row.config})
+                except OSError as error:
+                    unwritten = error
+                if not console.is_terminal:  # a bar is nothing for a log
                     console.print(f"tuned {key}, {len(tuner.met)} of {len(tuner.candidates)}", highlight=False)
     finally:
         if tuner is not None:  # an interrupted tuning keeps what it has
-            measured = {row.key: row.config for row in tuner.rows}
-            launch.set_table(device, before | measured)
-            try:
-                launch.write_table(cache, gpu, measured)
-            except OSError as error:
-                warnings.warn(f"cannot write {cache} ({error}): the configurations hold in this process only", stacklevel=2)
+            launch.set_table(device, before | tuner.settled())
+        if unwritten:
+            warnings.warn(f"cannot write {files[0]} ({unwritten}): the configurations hold in this process only", stacklevel=2)
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-    result = Tuned({key: tuner.chosen[key] for key in tuner.met}, tuner.rows, tuner.skipped, tuner.dropped)
+    result = Tuned(tuner.settled(), tuner.rows, tuner.skipped, tuner.dropped)
     if result.rows:
         console.print(result.table())
     if export is not None:

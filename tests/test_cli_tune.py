@@ -67,6 +67,19 @@ def test_a_batch_that_does_not_fit(made_up_gpu, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("x.json is not a table")], ids=["OSError", "ValueError"]
+)
+def test_a_table_that_cannot_be_read_or_written(made_up_gpu, monkeypatch, capsys, error):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(command, "tune", fails)
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["tune", "--model", "atmnet-xt", "--resolution", "32", "--batch", "1"])
+    assert capsys.readouterr().err.endswith(f"error: {error}\n")
+
+
+@pytest.mark.parametrize(
     ("flags", "says"),
     [
         ("--model atmnet-xt --resolution 224", r"there is no GPU here that torch .* can use"),
