@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check test-oldest machine-code gpu-check bench clean
+.PHONY: demo test check test-oldest machine-code gpu-check gpu-test gpu-tune gpu-bench bench clean
 
 # With torch's own wheels, which bring Triton. constraints.txt is the tested set.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -38,20 +38,35 @@ test-oldest: .venv-oldest/installed  ## all tests on the oldest supported torch,
 machine-code: $(VENV)/installed  ## what every kernel compiles to for every GPU; ONLY=token_mix_fwd for one kernel's rows
 	PYTHONPATH=.:models $(BIN)/python kernels_tests/machine_code.py --only '$(ONLY)'
 
-# Installs nothing, so that it also runs where there is no network: make gpu-check GPU_PYTHON=python3
-GPU_PYTHON ?= $(BIN)/python
-GPU_RUN = PYTHONPATH=.:models $(GPU_PYTHON)
-gpu-check:  ## on a machine with a GPU: its tests, then tuning, then the benchmark; the README's table from it
-	$(GPU_RUN) -m atm_triton selftest --device cuda
-	$(GPU_RUN) -m pytest -q kernels_tests -m gpu
-	$(GPU_RUN) -m atm_triton tune --model atmnet-t --resolution 224 800x1280 384 512x2048 --dtype bf16 --batch 6
-	$(GPU_RUN) -m atm_triton tune --model atmnet-t --resolution 224 --dtype fp32 --batch 6
-	$(GPU_RUN) bench/run.py --device cuda $(BENCH_FLAGS)
-	$(GPU_RUN) bench/report.py
+# The targets for a machine with a GPU install nothing, so that they also run where there is no network: make gpu-check GPU_PYTHON=python3
+# Each goes on after what fails, and ends with its status. GPU_PYTEST="-n 8" tests in eight processes, where pytest-xdist is installed.
+GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
+GPU_RUN = PYTHONPATH=.:models$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON)
+GPU_TUNE = $(GPU_RUN) -m atm_triton tune --model atmnet-t --export
 
-bench: $(VENV)/installed  ## everything side by side on this CPU, in five to ten minutes; and the README's table from it
-	$(BIN)/python bench/run.py $(BENCH_FLAGS)
-	$(BIN)/python bench/report.py
+gpu-check:  ## on a machine with a GPU: its tests, then tuning, then the benchmark; an hour or two
+	$(MAKE) -k -j 1 gpu-test gpu-tune gpu-bench
+
+gpu-test:  ## the tests of the operators and of the benchmark on this GPU
+	@status=0; set -x; \
+	$(GPU_RUN) -m atm_triton selftest --device cuda || status=1; \
+	$(GPU_RUN) -m pytest -q -m gpu $(GPU_PYTEST) tests/test_bench.py || status=1; \
+	$(GPU_RUN) -m pytest -q -m gpu $(GPU_PYTEST) kernels_tests || status=1; \
+	exit $$status
+
+gpu-tune:  ## tune this GPU for what the benchmark runs, with its batches; also writes atm_triton/configs/<gpu>.json
+	@status=0; set -x; \
+	$(GPU_TUNE) --dtype bf16 --resolution 224 --batch 128 || status=1; \
+	$(GPU_TUNE) --dtype bf16 --resolution 800x1280 512x2048 --batch 6 || status=1; \
+	$(GPU_TUNE) --dtype bf16 --resolution 384 --batch 48 || status=1; \
+	$(GPU_TUNE) --dtype fp32 --resolution 224 --batch 128 || status=1; \
+	exit $$status
+
+gpu-bench:  ## the benchmark on this GPU, what the targets are about first; the README's table from it
+	$(GPU_RUN) bench/run.py --device cuda $(BENCH_FLAGS); status=$$?; $(GPU_RUN) bench/report.py && exit $$status
+
+bench: $(VENV)/installed  ## everything side by side on this CPU, in ten to fifteen minutes; and the README's table from it
+	$(BIN)/python bench/run.py $(BENCH_FLAGS); status=$$?; $(BIN)/python bench/report.py && exit $$status
 
 clean:
 	rm -rf $(VENV) .venv-oldest build dist *.egg-info

@@ -8,14 +8,19 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+SECONDS = 600  # until a process is given up
 
-def benchmarks(model: str) -> str:
+
+def benchmarks(model: str, device: str) -> str:
     """How many benchmarks a fresh process launched, as text; or why that says nothing."""
-    child = subprocess.run([sys.executable, __file__, model], capture_output=True, text=True)
+    try:
+        child = subprocess.run([sys.executable, __file__, model, device], capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"failed: no first step in {SECONDS} s"
     return child.stdout.strip() if child.returncode == 0 else f"failed: {(child.stderr.strip().splitlines() or [''])[-1]}"
 
 
-def main(model: str) -> None:
+def main(model: str, on: str) -> None:
     launched = 0
 
     def counting(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,11 +47,12 @@ def main(model: str) -> None:
 
     from atm_triton import launch
 
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    network = timm.create_model(atmnet.canonical_name(model)).to(device)
-    network(torch.randn(2, 3, 224, 224, device=device)).sum().backward()
-    print(launched if launched or launch.table(device) else "no tuned table")
+    images = torch.randn(2, 3, 224, 224, device=on)
+    if images.is_cuda:
+        torch.cuda.set_device(images.device)
+    timm.create_model(atmnet.canonical_name(model)).to(images.device)(images).sum().backward()
+    print(launched if launched or launch.table(images.device) else "no tuned table")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

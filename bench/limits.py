@@ -28,6 +28,7 @@ from timing import quantiles
 from torch import nn
 
 from atm_triton import ActiveTokenMixer
+from atm_triton.__main__ import device as device_name
 
 
 class Ceilings(NamedTuple):
@@ -113,6 +114,19 @@ def token_mix(t: Tokens) -> Layer:
 # ---- ATMNet
 
 
+def model_name(text: str) -> str:
+    """Of an ATMNet, as timm knows it."""
+    name = atmnet.canonical_name(text)
+    if not timm.is_model(name) or not isinstance(on_meta(name), atmnet.ATMNet):
+        raise argparse.ArgumentTypeError(f"{text} is no ATMNet: give atmnet-xt, -t, -s, -b or -l")
+    return name
+
+
+def on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return timm.create_model(name)
+
+
 def tokens(mixer: ActiveTokenMixer, batch: int, height: int, width: int) -> Tokens:
     return Tokens(batch, height, width, mixer.dim, mixer.dim // mixer.share)
 
@@ -189,26 +203,28 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     n = 8192 if gpu else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    times = quantiles({"copy": lambda: target.copy_(source), "product": lambda: torch.mm(a, b, out=out)}, device, seconds=1)
+    failed: dict[str, str] = {}
+    times = quantiles({"copy": lambda: target.copy_(source), "product": lambda: torch.mm(a, b, out=out)}, device, 1, failed)
+    if failed:
+        raise RuntimeError(f"no ceilings: {failed}")
     return Ceilings(2 * source.numel() / (times["copy"].p50 / 1e3), 2 * n**3 / (times["product"].p50 / 1e3))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="atmnet-t")
+    parser.add_argument("--model", type=model_name, default="atmnet-t")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--img-size", type=int, nargs="+", default=[224], help="one number, or height and width")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--bandwidth", type=float, default=math.inf, help="copy bandwidth, GB/s")
     parser.add_argument("--flops", type=float, default=math.inf, help="rate of a matrix product, TFLOP/s")
-    parser.add_argument("--measure", type=torch.device, metavar="DEVICE", help="measure both on this device")
+    parser.add_argument("--measure", type=device_name, metavar="DEVICE", help="measure both on this device")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
+    if args.measure and args.measure.type == "cuda":
+        torch.cuda.set_device(args.measure)
     ceilings = measure_ceilings(args.measure, dtype) if args.measure else Ceilings(args.bandwidth * 1e9, args.flops * 1e12)
-    with torch.device("meta"):
-        model = timm.create_model(atmnet.canonical_name(args.model))
-    if not isinstance(model, atmnet.ATMNet):
-        parser.error(f"--model {args.model} is no ATMNet")
+    model = on_meta(args.model)
     size = args.img_size[0], args.img_size[-1]
 
     title = f"{args.model}, batch {args.batch}, {size[0]} x {size[1]}, {args.dtype}: forward, and with backward"

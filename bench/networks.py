@@ -11,13 +11,14 @@ import limits
 import timm
 import torch
 from limits import Ceilings
-from operators import Row, worst, wrong
+from operators import Row, wrong
 from published import plain, published
-from timing import peak_memory, quantiles, what_failed
+from timing import WITHOUT_GRAPHS, clean_slate, peak_memory, quantiles, what_failed
 from torch import Tensor, nn
 
 from atm_triton import OffsetFC
 from atm_triton.calls import OFFSET_SPREAD
+from atm_triton.selftest import errors
 
 OURS = ("published", "plain, compiled", "eager", "compiled")
 OTHERS = {"Swin-T, compiled": "swin_tiny_patch4_window7_224", "ConvNeXt-T, compiled": "convnext_tiny"}
@@ -53,12 +54,12 @@ def judge(reference: nn.Module, images: Tensor) -> Callable[[nn.Module], str]:
     with torch.no_grad():
         expected = [reference.eval()(images)]
         exact = [reference.double()(images.double())]
+        plain = errors(expected, exact)
         reference.to(images.dtype)
-    allowed = worst(expected, exact)
 
     def wrong_with(model: nn.Module) -> str:
         with torch.no_grad():
-            return wrong(worst([model.eval()(images)], exact), allowed)
+            return wrong(errors([model.eval()(images)], exact), plain)
 
     return wrong_with
 
@@ -76,7 +77,7 @@ def _training(model: nn.Module, images: Tensor) -> None:
 
 def measure(model: str, case: Case, device: torch.device, mode: str, seconds: float, ceilings: Ceilings) -> list[Row]:
     """A row for each implementation; without times where something is wrong."""
-    torch._dynamo.reset()
+    clean_slate(device)
     compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
     ours = create(model, case, device)
     reference = plain(ours)
@@ -99,7 +100,7 @@ def measure(model: str, case: Case, device: torch.device, mode: str, seconds: fl
         try:
             candidate = made[name]()
             # A compiled training step drops paths at random: the inference checks its forward pass, the operators its gradients.
-            checked = name == "published" or (name == "compiled" and not training)
+            checked = name == "published" if training else name in OURS
             if checked and (note := wrong_with(candidate)):
                 notes[name] = note
                 continue
@@ -107,7 +108,7 @@ def measure(model: str, case: Case, device: torch.device, mode: str, seconds: fl
             for _ in range(2):  # the first compiles
                 step()
             resident = sum(t.nbytes for t in [*candidate.parameters(), *candidate.buffers(), images])
-            if mode in ("default", "max-autotune-no-cudagraphs"):  # a CUDA graph keeps its memory from the first run on
+            if mode in WITHOUT_GRAPHS:
                 memory[name] = peak_memory(step, device, resident)
             steps[name] = step
         except Exception as error:  # one implementation's trouble must not end the others' measurement
@@ -117,9 +118,9 @@ def measure(model: str, case: Case, device: torch.device, mode: str, seconds: fl
     work = limits.total(layers, case.dtype.itemsize, training)
     limit = 1e3 * limits.limit(layers, case.dtype.itemsize, training, ceilings)
     rows = []
-    for name, t in quantiles(steps, device, seconds).items():
+    for name, t in quantiles(steps, device, seconds, notes).items():
         row = about | dict(implementation=name, p20_ms=t.p20, p50_ms=t.p50, p80_ms=t.p80, images_per_s=1e3 * case.batch / t.p50)
-        row["peak_mb"] = memory.get(name)
+        row["peak_mib"] = memory.get(name)
         if name not in OTHERS:
             row |= dict(
                 gb_per_s=work.bytes / t.p50 / 1e6, tflop_per_s=work.flops / t.p50 / 1e9, limit_ms=limit, share_of_limit=limit / t.p50

@@ -11,12 +11,13 @@ import limits
 import published
 import torch
 from limits import Ceilings, Layer, Tokens
-from timing import captured, quantiles, what_failed
+from timing import WITHOUT_GRAPHS, captured, clean_slate, peak_memory, quantiles, what_failed
 from torch import Tensor
 
 import atm_triton
 from atm_triton import reference
 from atm_triton.calls import OFFSET_SPREAD
+from atm_triton.selftest import DRAWS, errors, exact_and_plain, results, worst
 
 Function = Callable[..., Tensor]
 Row = dict[str, Any]
@@ -35,9 +36,12 @@ class Operator:
     def inputs(self, shape: Tokens, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(0)
         tensors = [torch.randn(size, generator=generator, device=device) for size in self.shapes(shape)]
-        # Offsets point to tokens nearby; weights keep products about 1.
-        scales = [OFFSET_SPREAD if i == self.offset else t.shape[1] ** -0.5 if t.ndim == 2 else 1 for i, t in enumerate(tensors)]
-        return tuple((t * scale).to(dtype).requires_grad_() for t, scale in zip(tensors, scales, strict=True))
+        tensors = [t * t.shape[1] ** -0.5 if t.ndim == 2 else t for t in tensors]  # weights keep products about 1
+        if self.offset is not None:
+            # To tokens nearby, in odd sixteenths: the published formulation adds them to positions in float32, and would be sent
+            # where the gradient jumps by a rounding.
+            tensors[self.offset] = ((8 * OFFSET_SPREAD * tensors[self.offset]).floor() + 0.5) / 8
+        return tuple(t.to(dtype).requires_grad_() for t in tensors)
 
 
 def _tokens(t: Tokens) -> tuple[int, ...]:
@@ -92,30 +96,19 @@ OPERATORS = [
 # ---- whether it is right
 
 
-def _results(function: Function, inputs: tuple[Tensor, ...], dy: Tensor) -> list[Tensor]:
-    y = function(*inputs)
-    return [y.detach(), *torch.autograd.grad(y, inputs, dy.to(y.dtype))]
-
-
-def worst(actual: list[Tensor], exact: list[Tensor]) -> float:
-    errors = [(a.double() - e).norm() / e.norm().clamp_min(1e-30) for a, e in zip(actual, exact, strict=True)]
-    return torch.stack(errors).max().item()  # a NaN if there is one, which Python's max may pass over
-
-
-def wrong(error: float, plain: float) -> str:
-    """The tests' rule: twice the error of plain PyTorch in the same dtype, all against float64. Empty if it is kept."""
-    allowed = 2 * plain + 2 * torch.finfo(torch.float32).eps
+def wrong(found: Tensor, plain: Tensor) -> str:
+    """By the tests' rule, which the error of every tensor has to keep; empty if they do."""
+    error, allowed = worst(found, plain)
     return "" if error <= allowed else f"wrong: relative error {error:.1e}, allowed {allowed:.1e}"  # also for a NaN
 
 
 def check(operator: Operator, candidates: dict[str, Function], inputs: tuple[Tensor, ...], dy: Tensor) -> dict[str, str]:
     """What is wrong with the result or a gradient of each candidate, on the very inputs that are timed."""
-    exact = _results(operator.definition, tuple(t.detach().double().requires_grad_() for t in inputs), dy)
-    plain = worst(_results(operator.definition, inputs, dy), exact)
+    exact, plain = exact_and_plain(operator.definition, inputs, [dy, *(torch.randn_like(dy) for _ in range(DRAWS - 1))])
     found = {}
     for name, function in candidates.items():
         try:
-            found[name] = wrong(worst(_results(function, inputs, dy), exact), plain)
+            found[name] = wrong(errors(results(function, inputs, dy), exact), plain)
         except Exception as error:  # whatever a compiler or a driver may raise
             found[name] = what_failed(error)
     return {name: message for name, message in found.items() if message}
@@ -128,17 +121,18 @@ def measure(
     operator: Operator, shape: Tokens, dtype: torch.dtype, device: torch.device, mode: str, seconds: float, ceilings: Ceilings
 ) -> list[Row]:
     """A row for each direction and implementation; without times where something is wrong."""
-    torch._dynamo.reset()
+    clean_slate(device)
     compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
-    candidates = operator.others | {"plain, compiled": compiled(operator.definition), "eager": operator.function}
-    if operator.others:
-        candidates["compiled"] = compiled(operator.function)
+    candidates = operator.others | {"plain, compiled": compiled(operator.definition)}
+    candidates |= {"eager": operator.function, "compiled": compiled(operator.function)}
     inputs = operator.inputs(shape, dtype, device)
+    torch.manual_seed(0)
     dy = torch.randn_like(operator.definition(*inputs).detach())
     about = dict(section="operator", name=operator.name, shape=str(shape), dtype=str(dtype).removeprefix("torch."), batch=shape.B)
-    ours = {name: candidates[name] for name in ("eager", "compiled") if name in candidates}
-    if broken := check(operator, ours, inputs, dy):
+    broken = check(operator, candidates, inputs, dy)
+    if broken.keys() & {"eager", "compiled"}:  # beside what is wrong of ours, nothing is timed
         return [about | dict(what="forward", implementation=name, note=note) for name, note in broken.items()]
+    resident = sum(t.nbytes for t in (*inputs, dy))
     rows = []
     for what, backward in (("forward", False), ("forward+backward", True)):
 
@@ -148,23 +142,27 @@ def measure(
             with torch.no_grad():
                 return function(*inputs)
 
-        steps, notes, failed = {}, {}, {}
-        for name, function in candidates.items():
+        steps, graphs, memory, failed = {}, {}, {}, dict(broken)
+        for name in [name for name in candidates if name not in broken]:
+            step = functools.partial(run, candidates[name])
             try:
-                steps[name], graph = captured(functools.partial(run, function), device)
-                steps[name]()
-                notes[name] = "CUDA graph" if graph else ""
+                for _ in range(2):  # the first compiles
+                    step()
+                if mode in WITHOUT_GRAPHS:
+                    memory[name] = peak_memory(step, device, resident)
+                graphs[name] = captured(step, device)
+                steps[name] = step
             except Exception as error:  # one implementation's trouble must not end the others' measurement
                 failed[name] = what_failed(error)
-                steps.pop(name, None)
+        graphed = all(graphs[name] for name in steps)  # all or none, as only a graph leaves the CPU's part out
         work = limits.total([operator.layer(shape)], dtype.itemsize, backward)
         limit = limits.limit([operator.layer(shape)], dtype.itemsize, backward, ceilings)
-        times = quantiles(steps, device, seconds)
+        times = quantiles({name: graphs[name] if graphed else steps[name] for name in steps}, device, seconds, failed)
         for name, t in times.items():
             rows.append(
                 about
-                | dict(what=what, implementation=name, p20_ms=t.p20, p50_ms=t.p50, p80_ms=t.p80, note=notes[name])
-                | dict(gb_per_s=work.bytes / t.p50 / 1e6, tflop_per_s=work.flops / t.p50 / 1e9)
+                | dict(what=what, implementation=name, p20_ms=t.p20, p50_ms=t.p50, p80_ms=t.p80, peak_mib=memory.get(name))
+                | dict(note="CUDA graph" if graphed else "", gb_per_s=work.bytes / t.p50 / 1e6, tflop_per_s=work.flops / t.p50 / 1e9)
                 | dict(limit_ms=1e3 * limit, share_of_limit=1e3 * limit / t.p50)
             )
         rows += [about | dict(what=what, implementation=name, note=note) for name, note in failed.items()]

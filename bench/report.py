@@ -9,25 +9,27 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from targets import Row, judge
+from targets import SQUARE, Row, judge
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 TEXT = ("job", "section", "name", "what", "shape", "dtype", "batch", "implementation", "note")
-NUMBERS = ("p20_ms", "p50_ms", "p80_ms", "images_per_s", "gb_per_s", "tflop_per_s", "limit_ms", "share_of_limit", "peak_mb", "speedup")
-ABOUT = ("device", "torch", "triton", "configs", "commit")
+NUMBERS = ("p20_ms", "p50_ms", "p80_ms", "images_per_s", "gb_per_s", "tflop_per_s", "limit_ms", "share_of_limit", "peak_mib", "speedup")
+ABOUT = ("device", "torch", "triton", "configs", "commit", "model", "mode")  # mode: of torch.compile
 LABELS = {"eager": "ours, eager", "compiled": "ours, compiled"}
 
 
 def read(file: Path) -> list[Row]:
+    """Older files lack some columns."""
     with file.open(newline="") as stream:
         rows: list[Row] = list(csv.DictReader(stream))
-    return [row | {name: float(row[name]) if row[name] else None for name in NUMBERS} for row in rows]
+    texts = [{name: row.get(name) or "" for name in (*TEXT, *ABOUT)} for row in rows]
+    return [text | {name: float(row[name]) if row.get(name) else None for name in NUMBERS} for text, row in zip(texts, rows, strict=True)]
 
 
 def write(file: Path, rows: Iterable[Row]) -> None:
@@ -42,29 +44,45 @@ def write(file: Path, rows: Iterable[Row]) -> None:
     temporary.replace(file)
 
 
-def newest(folder: Path) -> list[Path]:
-    """The newest results file of each device."""
-    files: dict[str, Path] = {}
-    for file in sorted(folder.glob("*.csv")):
-        if match := re.fullmatch(r"(.+)-\d{4}-\d\d-\d\d", file.stem):
-            files[match[1]] = file
-    return list(files.values())
+def newest(folder: Path) -> dict[str, Path]:
+    """The newest results file of each device: <device>-<date>.csv, or the last of that day's, as <device>-<date>-2.csv."""
+    files: dict[str, tuple[str, int, Path]] = {}
+    for file in folder.glob("*.csv"):
+        if match := re.fullmatch(r"(.+)-(\d{4}-\d\d-\d\d)(?:-(\d+))?", file.stem):
+            dated = match[2], int(match[3] or 1), file
+            files[match[1]] = max(files.get(match[1], dated), dated)
+    return {device: files[device][2] for device in sorted(files)}
 
 
 # ---- Markdown
 
 
-def _table(rows: list[Row], keys: tuple[str, ...], cell: str, extra: str = "") -> Iterator[str]:
-    """A line for each value of ``keys``, a column for each implementation; ``cell`` and ``extra`` are named below."""
+def _table(rows: list[Row], keys: tuple[str, ...], cell: Callable[[Row], str]) -> Iterator[str]:
+    """A line for each value of ``keys``, a column for each implementation."""
     columns = list(dict.fromkeys(row["implementation"] for row in rows))
-    yield f"| {' | '.join(keys)} | {' | '.join(LABELS.get(c, c) for c in columns)} |" + (f" {extra} |" if extra else "")
-    yield "|" + "---|" * (len(keys) + len(columns) + bool(extra))
+    yield f"| {' | '.join(keys)} | {' | '.join(LABELS.get(c, c) for c in columns)} |"
+    yield "|" + "---|" * (len(keys) + len(columns))
     for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
         line = {row["implementation"]: row for row in rows if tuple(row[key] for key in keys) == values}
-        cells = [CELLS[cell](line[column]) if column in line else "" for column in columns]
-        shares = [row["share_of_limit"] for row in line.values() if row["implementation"] in LABELS and row["share_of_limit"]]
-        last = [f"{max(shares):.0%}" if shares else ""] if extra else []
-        yield f"| {' | '.join([*values, *cells, *last])} |"
+        cells = [cell(line[column]) if column in line else "" for column in columns]
+        yield f"| {' | '.join([*values, *cells])} |"
+
+
+def _details(rows: list[Row]) -> Iterator[str]:
+    """All that was measured of ours, of the faster where eager and compiled were timed."""
+    keys, best = ("name", "what", "shape", "dtype", "batch"), {}
+    for row in rows:
+        if row["implementation"] in LABELS and row["p50_ms"]:
+            values = tuple(row[key] for key in keys)
+            best[values] = min(best.get(values, row), row, key=lambda row: row["p50_ms"])
+    units = ("p20 ms", "p50 ms", "p80 ms", "images/s", "GB/s", "TFLOP/s", "of the limit", "peak MiB")
+    yield f"| {' | '.join([*keys, 'ours', 'timed as', *units])} |"
+    yield "|" + "---|" * (len(keys) + 2 + len(units))
+    for values, row in best.items():
+        numbers = [row[name] for name in ("p20_ms", "p50_ms", "p80_ms", "images_per_s", "gb_per_s", "tflop_per_s")]
+        cells = [f"{number:.4g}" if number else "" for number in numbers] + [f"{row['share_of_limit']:.0%}"]
+        peak = f"{row['peak_mib']:.0f}" if row["peak_mib"] else ""
+        yield f"| {' | '.join([*values, row['implementation'], row['note'], *cells, peak])} |"
 
 
 def _ms(value: float) -> str:
@@ -82,7 +100,7 @@ def _throughput(row: Row) -> str:
 
 
 def _memory(row: Row) -> str:
-    return f"{row['peak_mb'] / 1024:.2f}" if row["peak_mb"] else row["note"].partition(":")[0]
+    return f"{row['peak_mib'] / 1024:.3g}" if row["peak_mib"] else row["note"].partition(":")[0]
 
 
 def pixels(row: Row) -> int:
@@ -99,15 +117,13 @@ def _cost(row: Row) -> str:
     return f"{per_token(row):.4g}" if row["p50_ms"] else ""
 
 
-CELLS = {"time": _time, "throughput": _throughput, "memory": _memory, "cost": _cost}
-
-
 def _about(rows: list[Row]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     first = rows[0]
     versions = f"torch {first['torch']}, Triton {first['triton'] or 'not installed'}"
     configs = "" if first["configs"].startswith("none") else f", launch configurations: {first['configs']}"
-    return f"{first['device']}, {versions}{configs}, commit {commits}"
+    mode = f", mode {first['mode']}" if first["mode"] else ""
+    return f"{first['device']}, {versions}{configs}{mode}, commit {commits}"
 
 
 def _resolution(rows: list[Row]) -> list[Row]:
@@ -124,6 +140,7 @@ def markdown(rows: list[Row], title: str) -> str:
     operators = [row for row in rows if row["section"] == "operator"]
     networks = [row for row in rows if row["section"] == "network"]
     lines = [f"# {title}", "", _about(rows), "", "Medians; in brackets, how many times as fast as the published formulation.", ""]
+    lines += ["A training step is forward and backward in the dtype named, without autocast and without an optimizer's step.", ""]
     lines += ["| ceiling | |", "|---|---|"]
     for row in rows:
         if row["section"] == "ceiling":
@@ -131,15 +148,19 @@ def markdown(rows: list[Row], title: str) -> str:
             lines.append(f"| {row['what']}, {row['dtype']} | {rate} |")
     for what in dict.fromkeys(row["what"] for row in operators):
         lines += ["", f"## Operators, {what}", ""]
-        lines += _table([row for row in operators if row["what"] == what], ("name", "shape", "dtype"), "time", "ours, of the limit")
+        group = [row for row in operators if row["what"] == what]
+        lines += _table(group, ("name", "shape", "dtype"), _time)
+        if any(row["peak_mib"] for row in group):
+            lines += ["", "Peak memory, GiB:", "", *_table(group, ("name", "shape", "dtype"), _memory)]
     for what in dict.fromkeys(row["what"] for row in networks):
         group = [row for row in networks if row["what"] == what]
         lines += ["", f"## {group[0]['name']}, {what}", ""]
-        lines += _table(group, ("shape", "dtype", "batch"), "throughput", "ours, of the limit")
-        if any(row["peak_mb"] for row in group):
-            lines += ["", "Peak memory, GiB:", "", *_table(group, ("shape", "dtype", "batch"), "memory")]
+        lines += _table(group, ("shape", "dtype", "batch"), _throughput)
+        if any(row["peak_mib"] for row in group):
+            lines += ["", "Peak memory, GiB:", "", *_table(group, ("shape", "dtype", "batch"), _memory)]
         if several := [row for row in _resolution(rows) if row["what"] == what]:
-            lines += ["", "Cost against resolution, ns per token of stage 1:", "", *_table(several, ("shape", "dtype", "batch"), "cost")]
+            lines += ["", "Cost against resolution, ns per token of stage 1:", "", *_table(several, ("shape", "dtype", "batch"), _cost)]
+    lines += ["", "## Ours in detail", "", *_details([*operators, *networks])]
     if failed := [row for row in rows if row["section"] == "failed"]:
         lines += ["", "## Failed", "", *(f"- {row['name']}: {row['note']}" for row in failed)]
     lines += ["", "## Targets", "", "| target | measured | met |", "|---|---|---|"]
@@ -209,17 +230,14 @@ def render(file: Path) -> list[Path]:
 # ---- the README
 
 
-def block(files: list[Path]) -> str:
-    """What stands between the README's markers."""
+def block(files: Iterable[Path]) -> str:
+    """What stands between the README's markers: networks at 224 x 224."""
     parts = []
     for file in files:
-        if not (rows := [row for row in read(file) if row["section"] == "network"]):
-            continue
-        rows = [row for row in rows if all(row[name] == rows[0][name] for name in ("name", "shape", "batch"))]
-        height, width = rows[0]["shape"].split("x")
-        keys = ("what", "dtype")
-        name = rows[0]["name"].replace("atmnet_t", "ATMNet-T")
-        parts += [f"{name}, {height} × {width}, batch {rows[0]['batch']}, on {_about(rows)}:", "", *_table(rows, keys, "time"), ""]
+        if rows := [row for row in read(file) if row["section"] == "network" and row["shape"] == SQUARE]:
+            name = rows[0]["name"].replace("atmnet_t", "ATMNet-T")
+            title = f"{name}, {SQUARE.replace('x', ' × ')}, batch {rows[0]['batch']}, on {_about(rows)}:"
+            parts += [title, "", *_table(rows, ("what", "dtype"), _time), ""]
     return "\n".join(parts[:-1]) or "Not measured yet."
 
 
@@ -236,7 +254,7 @@ def main() -> None:
     if args.file:
         print(*render(args.file), sep="\n")
     else:
-        README.write_text(with_block(README.read_text(), block(newest(RESULTS))))
+        README.write_text(with_block(README.read_text(), block(newest(RESULTS).values())))
 
 
 if __name__ == "__main__":

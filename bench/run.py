@@ -4,7 +4,8 @@ python bench/run.py                    on the CPU: ATMNet-T at 224 x 224, batch 
 python bench/run.py --device cuda      operators and networks, four sizes, bfloat16 and float32, the most important first
 
 Nothing is timed that is not right: every operator and network is first compared with its definition in float64, by the tests' rule.
-What is measured so far is always in <device>-<date>.csv; tables (.md) and plots (.png) follow. The exit status is 1 if something is wrong.
+What is measured so far is always in <device>-<date>.csv (the day's second: -2.csv); tables (.md) and plots (.png) follow. The exit status
+is 1 if something is wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import itertools
 import os
 import platform
 import subprocess
@@ -21,26 +23,26 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import atmnet
 import first_step
 import limits
 import networks
 import operators
 import report
-import timm
 import torch
 from networks import Case
 from operators import Row
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from timing import what_failed
+from timing import clean_slate, what_failed
 
 import atm_triton
 from atm_triton import launch
+from atm_triton.__main__ import device
 
 KEY = ("section", "name", "what", "shape", "dtype", "batch", "implementation")
-ALL, BEST = (*networks.OURS, *networks.OTHERS), ("published", "compiled", *networks.OTHERS)
-MODEL, MODE = "atmnet-t", "default"
+ALL = (*networks.OURS, *networks.OTHERS)
+MODEL, MODE = "atmnet_t", "default"
+MODES = (MODE, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 class Job(NamedTuple):
@@ -69,66 +71,71 @@ def device_name(device: torch.device) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--compile-mode", default=MODE, help="of everything that is compiled")
+    parser.add_argument("--device", type=device, default=torch.device("cpu"))
+    parser.add_argument("--model", type=limits.model_name, default=MODEL)
+    parser.add_argument("--compile-mode", choices=MODES, default=MODE, help="of everything that is compiled")
     seconds = "for each implementation (default: 0.5 on a GPU; on a CPU 4 of a network, 1 of an operator)"
     parser.add_argument("--seconds", type=float, help=seconds)
     parser.add_argument("--quick", action="store_true", help="everything once, too small to say anything about speed")
     parser.add_argument("--only", metavar="TEXT", default="", help="what has TEXT in its title, such as token_mix or bfloat16")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many")
-    parser.add_argument("--resume", action="store_true", help="keep what today's file has, and measure what it lacks or what failed")
+    parser.add_argument("--resume", action="store_true", help="keep the device's newest file, and measure what it lacks or what failed")
+    parser.add_argument("--commit", metavar="TEXT", help="what is measured, where there is no git to tell")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default, for all of it: bench/results)")
     return parser
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
-    """Everything that is measured, the most important first."""
-    with torch.device("meta"):
-        model = timm.create_model(atmnet.canonical_name(args.model))
+    """Everything that is measured; what the targets are about comes first."""
+    model = limits.on_meta(args.model)
     gpu, bf16, fp32 = args.device.type == "cuda", torch.bfloat16, torch.float32
     of_operator, of_network = (args.seconds,) * 2 if args.seconds is not None else (0.5, 0.5) if gpu else (1, 4)
-    batch = 2 if args.quick else 128 if gpu else 4
-    square = (32, 32) if args.quick else (224, 224)
     # Batches of about as many tokens each.
-    sizes = (
-        {(64, 64): 2}
-        if args.quick
-        else {(800, 1280): 6, (384, 384): 48, (512, 2048): 6}
-        if gpu
-        else {(384, 384): 1, (512, 2048): 1, (800, 1280): 1}
-    )
+    square = {(32, 32): 2} if args.quick else {(224, 224): 128 if gpu else 4}
+    others = {(64, 64): 2}
+    if not args.quick:
+        others = {(800, 1280): 6, (384, 384): 48, (512, 2048): 6} if gpu else {(384, 384): 1, (512, 2048): 1, (800, 1280): 1}
 
-    def operator_jobs(dtype: torch.dtype, mixer: bool, every: int = 1) -> list[Job]:
-        """At every stage, or every second one."""
+    def operator_jobs(dtype: torch.dtype, sizes: dict[tuple[int, int], int], mixer: bool, stages: slice) -> list[Job]:
         jobs = []
-        shapes = limits.stages(model, batch, square)[:: 3 if args.quick else every]
-        for operator in operators.OPERATORS:
-            for shape in shapes if mixer == (operator.name == "token_mix") else []:
+        chosen = [operator for operator in operators.OPERATORS if mixer == (operator.name == "token_mix")]
+        for operator, (size, batch) in itertools.product(chosen, sizes.items()):
+            for shape in limits.stages(model, batch, size)[stages]:
                 arguments = operator, shape, dtype, args.device, args.compile_mode, of_operator
                 title = f"{operator.name}, {shape}, {str(dtype).removeprefix('torch.')}"
                 jobs.append(Job(title, dtype, functools.partial(operators.measure, *arguments)))
         return jobs
 
-    def network_job(case: Case) -> Job:
-        arguments = atmnet.canonical_name(args.model), case, args.device, args.compile_mode, of_network
-        return Job(f"network, {case}", case.dtype, functools.partial(networks.measure, *arguments))
+    def network_jobs(dtype: torch.dtype, sizes: dict[tuple[int, int], int], what: str, implementations: tuple[str, ...] = ALL) -> list[Job]:
+        jobs = []
+        for size, batch in sizes.items():
+            case = Case(what, size, batch, dtype, implementations)
+            arguments = args.model, case, args.device, args.compile_mode, of_network
+            jobs.append(Job(f"network, {case}", dtype, functools.partial(networks.measure, *arguments)))
+        return jobs
 
-    def network_jobs(dtype: torch.dtype, what: str, implementations: tuple[str, ...]) -> list[Job]:
-        return [network_job(Case(what, size, number, dtype, implementations)) for size, number in sizes.items()]
+    def first_step_job() -> Job:
+        def run(_: limits.Ceilings) -> list[Row]:
+            clean_slate(args.device)  # the process needs room
+            note = first_step.benchmarks(args.model, str(args.device))
+            return [dict(section="first step", name=args.model, what="first step", implementation="", note=note)]
 
-    both = [(what, square, batch) for what in ("inference", "training step")]
+        return Job("first step", bf16, run)
+
+    every, second, first = slice(1 if args.quick else None), slice(None, 1 if args.quick else None, 2), slice(1)
     if not gpu:
-        jobs = [network_job(Case(*both[0], fp32, ALL)), network_job(Case(*both[1], fp32, networks.OURS))]
-        jobs += network_jobs(fp32, "inference", ("eager",))
-        return jobs + operator_jobs(fp32, mixer=True) + operator_jobs(fp32, mixer=False, every=2)
-    jobs = operator_jobs(bf16, mixer=True)
-    jobs += [network_job(Case(*shape, bf16, ALL)) for shape in both]
-    jobs += network_jobs(bf16, "inference", BEST) + operator_jobs(bf16, mixer=False)
-    jobs += [network_job(Case(*shape, fp32, ALL)) for shape in both]
-    jobs += operator_jobs(fp32, mixer=True) + network_jobs(bf16, "training step", BEST)
-    jobs += network_jobs(fp32, "inference", ("published", "compiled")) + network_jobs(fp32, "training step", ("published", "compiled"))
-    return jobs + operator_jobs(fp32, mixer=False)
+        jobs = network_jobs(fp32, square, "inference") + network_jobs(fp32, square, "training step", networks.OURS)
+        jobs += network_jobs(fp32, others, "inference", ("eager",))
+        jobs += operator_jobs(fp32, square, True, every) + operator_jobs(fp32, others, True, first)
+        return jobs + operator_jobs(fp32, square, False, second)
+    jobs = []
+    for dtype in (bf16, fp32):
+        jobs += operator_jobs(dtype, square, True, every)
+        jobs += network_jobs(dtype, square, "inference") + network_jobs(dtype, square, "training step")
+        jobs += [first_step_job()] if dtype == bf16 else []
+        jobs += network_jobs(dtype, others, "inference") + network_jobs(dtype, others, "training step")
+        jobs += operator_jobs(dtype, others, True, every) + operator_jobs(dtype, square, False, every)
+    return jobs
 
 
 def with_speedups(rows: list[Row]) -> list[Row]:
@@ -157,29 +164,46 @@ def ceilings_in(rows: Iterable[Row], dtype: torch.dtype) -> limits.Ceilings | No
 
 
 def went_wrong(row: Row) -> bool:
-    return str(row.get("note", "")).startswith(("wrong", "failed"))
+    return row["section"] == "failed" or str(row.get("note", "")).startswith(("wrong", "failed"))
 
 
-def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace, file: Path) -> None:
-    if args.output is None and (args.quick or args.only or args.model != MODEL or args.compile_mode != MODE) and not args.resume:
+def results_file(folder: Path, device: str, resume: bool) -> Path:
+    """The device's newest to go on with, else a new one."""
+    if resume and (newest := report.newest(folder).get(device)):
+        return newest
+    stem = f"{device}-{datetime.date.today()}"
+    names = (f"{stem}-{number}.csv" if number > 1 else f"{stem}.csv" for number in itertools.count(1))
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace, file: Path, kept: list[Row]) -> None:
+    part = args.quick or (args.only and not kept)
+    if args.output is None and (part or args.model != MODEL or args.compile_mode != MODE):
         parser.error(f"{report.RESULTS} is for whole runs of {MODEL} in mode {MODE}: give --output FOLDER for anything else")
-    if args.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device {args.device}: torch {torch.__version__} sees no GPU here")
-    if file.is_file() and not args.resume:
-        parser.error(f"{file} is there already: --resume adds what it lacks, --output FOLDER writes elsewhere")
+    if any((row["model"], row["mode"]) != (args.model, args.compile_mode) for row in kept):
+        parser.error(f"{file} is not of {args.model} in mode {args.compile_mode}: --resume cannot add to it")
+    if not any(args.only in job.title for job in plan(args)):
+        parser.error(f"--only {args.only}: nothing that is measured here has this in its title")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
-    slug = launch.gpu_slug(args.device) if torch.cuda.is_available() else None
-    file = (args.output or report.RESULTS) / f"{slug or args.device.type}-{datetime.date.today()}.csv"
-    check_arguments(parser, args, file)
-    console, begun = Console(soft_wrap=True), time.monotonic()
-    info = atm_triton.backend_info(args.device)
-    about = dict(device=device_name(args.device), torch=info.torch, triton=info.triton, commit=commit())
-    about["configs"] = info.configs.replace(os.path.expanduser("~"), "~")
+    if args.device.type not in ("cpu", "cuda"):
+        parser.error(f"--device {args.device}: nothing here runs on it")
+    try:
+        info = atm_triton.backend_info(args.device)
+    except ValueError as error:  # a GPU that is not there
+        parser.error(f"--device {args.device}: {error}")
+    file = results_file(args.output or report.RESULTS, launch.gpu_slug(args.device) or "cpu", args.resume)
     kept = report.read(file) if file.is_file() else []
+    check_arguments(parser, args, file, kept)
+    if args.device.type == "cuda":
+        torch.cuda.set_device(args.device)
+    torch.backends.cudnn.allow_tf32 = False  # as products: all float32 here is float32
+    console, begun = Console(soft_wrap=True), time.monotonic()
+    about = dict(device=device_name(args.device), torch=info.torch, triton=info.triton, commit=args.commit or commit())
+    about |= dict(configs=info.configs.replace(os.path.expanduser("~"), "~"), model=args.model, mode=args.compile_mode)
     again = {row["job"] for row in kept if row["job"] and went_wrong(row)}
     rows = {tuple(row[name] for name in KEY): row for row in kept if row["job"] not in again}
     done = {row["job"] for row in rows.values()}
@@ -210,8 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
                 if not console.is_terminal:  # a bar is nothing for a log
                     console.print(f"{time.monotonic() - begun:5.0f} s  {job.title}", highlight=False)
             bar.advance(task)
-    if args.device.type == "cuda":
-        keep([dict(section="first step", note=first_step.benchmarks(args.model))])
+    if not file.is_file():
+        parser.error(f"--minutes {args.minutes:g} is too short to begin anything")
     written = report.render(file)
     measured = report.read(file)
     console.print(written[0].read_text(), highlight=False, markup=False)

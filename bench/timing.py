@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +14,8 @@ import torch
 
 Step = Callable[[], object]
 CACHE = 256 * 2**20  # bytes: larger than any cache
-WARM_UP = 3
+WARM_UP, TURNS = 3, 5
+WITHOUT_GRAPHS = ("default", "max-autotune-no-cudagraphs")  # modes of torch.compile; a CUDA graph keeps its memory from the first run on
 
 
 class Times(NamedTuple):
@@ -22,25 +26,39 @@ class Times(NamedTuple):
     p80: float
 
 
-def quantiles(steps: dict[str, Step], device: torch.device, seconds: float) -> dict[str, Times]:
-    """The candidates take turns, so that a machine that slows down slows them all; before each, the caches are filled with something else.
+def clean_slate(device: torch.device) -> None:
+    """Forget what was compiled for the last measurement, and what it held."""
+    torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
-    ``seconds``: for each of them; at least five turns.
+
+def quantiles(steps: dict[str, Step], device: torch.device, seconds: float, failed: dict[str, str]) -> dict[str, Times]:
+    """The candidates take turns, so that a machine that slows down slows them all, each time in another order, so that none always follows
+    the same; before each, the caches are filled with something else, by reading: what is written would have to leave them meanwhile.
+
+    Args:
+        seconds: For each of them; at least five turns.
+        failed: Gets what fails meanwhile, which ends no other.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    other = torch.empty(CACHE, dtype=torch.uint8, device=device)
-    for step in steps.values():
-        for _ in range(WARM_UP):
-            step()
+    other = torch.ones(CACHE // 4, device=device)
     clock = _gpu_clock if device.type == "cuda" else _cpu_clock
-    end = time.perf_counter() + seconds * len(steps)
-    turns = 0
-    while steps and (turns < 5 or time.perf_counter() < end):
+    order, turns, end = random.Random(0), 0, math.inf
+    while times and (turns < WARM_UP + TURNS or time.perf_counter() < end):
+        if turns == WARM_UP:
+            end = time.perf_counter() + seconds * len(times)
+        for name in order.sample(list(times), len(times)):
+            try:
+                other.sum()
+                times[name].append(clock(steps[name]))
+            except Exception as error:
+                failed[name] = what_failed(error)
+                del times[name]
         turns += 1
-        for name, step in steps.items():
-            other.zero_()
-            times[name].append(clock(step))
-    return {name: Times(*(statistics.quantiles(t, n=10, method="inclusive")[i] for i in (1, 4, 7))) for name, t in times.items()}
+    deciles = {name: statistics.quantiles(t[WARM_UP:], n=10, method="inclusive") for name, t in times.items()}
+    return {name: Times(*(cuts[i] for i in (1, 4, 7))) for name, cuts in deciles.items()}
 
 
 def _cpu_clock(step: Step) -> float:
@@ -59,10 +77,10 @@ def _gpu_clock(step: Step) -> float:
     return start.elapsed_time(end)
 
 
-def captured(step: Step, device: torch.device) -> tuple[Step, bool]:
+def captured(step: Step, device: torch.device) -> Step | None:
     """On a GPU, ``step`` as a CUDA graph, if it can be one: the kernels' time without the CPU's, which exceeds that of a small operator."""
     if device.type != "cuda":
-        return step, False
+        return None
     try:
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -78,8 +96,8 @@ def captured(step: Step, device: torch.device) -> tuple[Step, bool]:
         raise
     except RuntimeError:  # not every operation can be captured
         torch.cuda.synchronize(device)
-        return step, False
-    return graph.replay, True
+        return None
+    return graph.replay
 
 
 def peak_memory(step: Step, device: torch.device, resident: int) -> float | None:

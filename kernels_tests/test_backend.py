@@ -65,6 +65,14 @@ def test_selftest_can_fail(function, capsys, monkeypatch):
     assert "WRONG" in printed and "all operators are right" not in printed
 
 
+def test_every_tensor_is_held_to_its_own_error():
+    exact, plain = [torch.ones(4, dtype=torch.float64)] * 2, torch.tensor([0.001, 0.02])
+    error, allowed = selftest.worst(selftest.errors([1.01 * exact[0], 1.03 * exact[1]], exact), plain)
+    assert error == pytest.approx(0.01) and allowed == pytest.approx(0.002, rel=1e-3)
+    error, allowed = selftest.worst(selftest.errors([1.001 * exact[0], 1.03 * exact[1]], exact), plain)
+    assert error == pytest.approx(0.03) and allowed == pytest.approx(0.04, rel=1e-3)
+
+
 WITHOUT_TRITON = """
     import sys, warnings
     warnings.simplefilter("error")

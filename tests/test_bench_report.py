@@ -1,0 +1,76 @@
+"""What the benchmark's results say: the targets, the tables, and the README's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import networks
+import report
+import run
+import targets
+
+ROOT = Path(__file__).parents[1]
+
+
+def gpu_rows(ours: float, memory: float = 1) -> list[targets.Row]:
+    """As a GPU's results file would have them: everything takes 1 ms, and ours ``ours``."""
+    blank = dict.fromkeys((*report.TEXT, *report.ABOUT), "") | dict.fromkeys(report.NUMBERS)
+    rows, names = [], {"published": 1.0, "plain, compiled": 1.0, "eager": 1.0, "compiled": ours}
+    for shape in ("128x56x56x64/G32", "128x28x28x128/G32", "128x14x14x320/G80", "128x7x7x512/G64"):
+        for what in ("forward", "forward+backward"):
+            of = dict(section="operator", name="token_mix", what=what, shape=shape, dtype="bfloat16", batch="128")
+            rows += [blank | of | dict(implementation=name, p50_ms=ms, share_of_limit=0.05 / ms) for name, ms in names.items()]
+    for shape, batch in (("800x1280", 6), ("224x224", 128), ("384x384", 48), ("512x2048", 6)):
+        for what in ("inference", "training step"):
+            of = dict(section="network", what=what, shape=shape, dtype="bfloat16", batch=str(batch), name="atmnet_t", peak_mib=2)
+            for name, ms in (names | dict.fromkeys(networks.OTHERS, 1.0)).items():
+                rows.append(blank | of | dict(implementation=name, p50_ms=ms, images_per_s=1e3 * batch / ms, share_of_limit=0.05 / ms))
+                rows[-1]["peak_mib"] = memory if name in report.LABELS else 2
+    return [*rows, blank | dict(section="first step", note="0")]
+
+
+def test_gpu_targets():
+    judged = targets.judge(gpu_rows(ours=0.05))
+    assert len(judged) == 18 and [met for *_, met in judged] == ["yes"] * 18
+    met = [met for *_, met in targets.judge(gpu_rows(ours=0.5, memory=2))]
+    assert met == ["**no**"] * 8 + ["yes"] * 10
+    assert "not measured" in [met for *_, met in targets.judge(gpu_rows(ours=0.5)[1:])]
+    assert "published" in report.markdown(gpu_rows(ours=0.05), "gpu")
+
+
+def test_one_slow_stage_or_size_misses_its_target():
+    rows = gpu_rows(ours=0.05)
+    for row in rows:
+        slow = row["what"] in ("forward", "inference") and row["shape"] in ("128x7x7x512/G64", "512x2048")
+        if slow and row["implementation"] == "compiled":
+            row["p50_ms"], row["images_per_s"] = 0.5, 1
+    missed = [target for target, _, met in targets.judge(rows) if met == "**no**"]
+    assert missed == [
+        "token_mix forward, bf16, batch 128, each stage against published: at least 10×",
+        "token_mix forward, bf16, batch 128, each stage against plain, compiled: at least 3×",
+        "inference, bfloat16, compiled, tokens/s at 512x2048 against 224x224: at least 0.9×",
+    ]
+
+
+def test_readme_block(tmp_path):
+    """Of 224 x 224, in whichever order that was measured."""
+    report.write(tmp_path / "gpu-2026-01-01.csv", gpu_rows(ours=0.05))
+    block = report.block(report.newest(tmp_path).values())
+    assert block.startswith("ATMNet-T, 224 × 224, batch 128, on ") and "800" not in block
+    assert "| what | dtype | published | plain, compiled | ours, eager | ours, compiled | Swin-T, compiled |" in block
+    assert "| training step | bfloat16 | 1 ms |" in block
+    readme = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    assert report.with_block(readme, block) == readme.replace("old", block)
+
+
+def test_newest(tmp_path):
+    for name in ("cpu-2026-01-31", "cpu-2026-02-01", "cpu-2026-02-01-2", "cpu-2026-02-01-10", "gpu-9-2026-01-01", "machine-code"):
+        (tmp_path / f"{name}.csv").touch()
+    assert report.newest(tmp_path) == {"cpu": tmp_path / "cpu-2026-02-01-10.csv", "gpu-9": tmp_path / "gpu-9-2026-01-01.csv"}
+    assert run.results_file(tmp_path, "cpu", resume=True).name == "cpu-2026-02-01-10.csv"
+    assert not run.results_file(tmp_path, "cpu", resume=False).exists()
+
+
+def test_readme_has_the_newest_figures():
+    readme = (ROOT / "README.md").read_text()
+    assert report.with_block(readme, report.block(report.newest(report.RESULTS).values())) == readme, "run: python bench/report.py"
