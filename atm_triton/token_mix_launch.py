@@ -56,10 +56,10 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     elif kernel == "token_mix_fwd":
         # All outputs by one program, so that nothing is gathered twice, as long as their sums fit its registers.
         if half:
-            all_outputs = _outputs(C, 512)
-            warps = 4 if sum(all_outputs.values()) <= 128 else 8
-            for tokens, channels, stages in ((64, 32, 1), (64, 64, 1), (64, 32, 2)):
-                yield tile(tokens, channels) | all_outputs | dict(num_warps=warps, num_stages=stages)
+            outputs = _outputs(C, 384)
+            few = sum(outputs.values()) <= 128
+            for channels, stages in ((32, 1), (64, 1), (32, 2)) if few else ((64, 1), (32, 1), (32, 2)):
+                yield tile(64, channels) | outputs | dict(num_warps=4 if few else 8, num_stages=stages)
             yield tile(64, 64) | _outputs(C, 256) | dict(num_warps=8, num_stages=1)
         else:
             yield tile(32, 32) | _outputs(C, 64) | dict(num_warps=4, num_stages=1)
@@ -67,8 +67,8 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     elif kernel == "token_mix_dw":
         # PROGRAMS: two or more on each of a big GPU's multiprocessors.
         if half:
-            for tokens, programs in ((32, 528), (32, 264), (64, 528)):
-                yield tile(tokens, 64) | _outputs(C, 320) | dict(PROGRAMS=programs, num_warps=8, num_stages=1)
+            for tokens, channels, programs in ((32, 64, 528), (32, 64, 264), (64, 32, 528)):
+                yield tile(tokens, channels) | _outputs(C, 384) | dict(PROGRAMS=programs, num_warps=8, num_stages=1)
             yield tile(32, 64) | _outputs(C, 128) | dict(PROGRAMS=528, num_warps=8, num_stages=1)
         else:
             for programs in (528, 264):
@@ -93,7 +93,8 @@ def _config(kernel: str, x: Tensor, groups: int) -> dict[str, int]:
 
 def config_beside_d(x: Tensor, groups: int) -> dict[str, int]:
     """Of the forward kernel where it also sums up the gradient of alpha, for which d takes as many registers as the outputs."""
-    return next(candidates("token_mix_fwd", x, groups)) | _outputs(int(x.shape[3]), 256)
+    config = next(candidates("token_mix_fwd", x, groups))
+    return config | dict(BLOCK_G=max(1, 32 // config["BLOCK_S"]), num_warps=8) | _outputs(int(x.shape[3]), 160)
 
 
 def folds(operator: str, x: Tensor, groups: int) -> bool:

@@ -105,6 +105,14 @@ def test_the_mixer_saves_x_and_the_offsets_and_little_else(C, share, side):
     assert saved == x.nbytes + offset.nbytes + means <= 1.1 * (x.nbytes + offset.nbytes)
 
 
+def test_under_autocast_the_mixer_saves_its_parameters_and_no_copies_of_them():
+    mixer = ActiveTokenMixer(64, 2, own_offset=False)
+    x, offset = torch.randn(2, 6, 10, 64, requires_grad=True), torch.randn(2, 6, 10, 64, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        saved = saved_bytes(mixer, x, offset)
+    assert saved == x.nbytes // 2 + offset.nbytes + 2 * 3 * 64 * 4
+
+
 def test_meta_agrees_with_cpu_on_shapes_dtypes_and_strides():
     for name, operator in OPERATORS.items():
         shape = Shape(2, 5, 7, 6, 3)

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from cases import INTERPRETER, OPERATORS, PLAIN, Path, Shape, assert_as_exact, gradients, make
+from cases import INTERPRETER, OPERATORS, PLAIN, Path, Shape, assert_as_exact, gradients, make, on_gpu, plain_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -153,3 +153,24 @@ def test_the_tolerance_rule_compares_nans():
     ):
         with pytest.raises(AssertionError, match=message):
             assert_as_exact(torch.tensor(wrong), torch.tensor([1.0, math.nan]), exact)
+
+
+# The channels of every stage, of ATMNet-L's last one, and more outputs than one program's.
+STAGES = [Shape(2, 3, 7, *of) for of in ((32, 2), (32, 4), (80, 4), (64, 8), (96, 8))]
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
+@pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", STAGES, ids=str)
+@pytest.mark.parametrize("path", [INTERPRETER, on_gpu], ids=str)
+def test_the_stages_cut_small(path, shape, dtype, folded, deterministic):
+    if path is INTERPRETER and (dtype is not torch.bfloat16 or deterministic != folded):
+        pytest.skip("on a GPU: the interpreter takes many seconds for each")
+    operator = OPERATORS["token_mix"]
+    inputs = make(operator, shape, dtype, path.device)
+    with way(path, folded, deterministic):
+        actual = gradients(operator.function, inputs)
+    exact = gradients(operator.definition, tuple(t.detach().cpu().double().requires_grad_() for t in inputs))
+    for a, plain, e in zip(actual, plain_errors("token_mix", shape, dtype), exact, strict=True):
+        assert_as_exact(a, plain, e)
