@@ -28,6 +28,11 @@ def _outputs(C: int, most: int) -> dict[str, int]:
     return dict(BLOCK_O=block, BLOCK_R=max(16, triton.next_power_of_2(part - block)) if part > block else 0)
 
 
+def _roomy(device: torch.device) -> bool:
+    """Whether matrix units read both operands from shared memory, which leaves the registers to the sums: Hopper's, and big Blackwells'."""
+    return device.type != "cuda" or (torch.version.hip is None and torch.cuda.get_device_capability(device)[0] in (9, 10))
+
+
 @launch.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """Launch configurations of ``kernel`` worth trying for tokens x with ``groups`` offset channels per axis; the first always works."""
@@ -51,32 +56,36 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
             yield tile(tokens, 64, TOKENS=together, num_warps=warps)
     elif kernel in ("token_mix_pooled", "token_mix_alpha"):
         hidden = {} if kernel == "token_mix_pooled" else dict(BLOCK_F=max(16, triton.next_power_of_2(max(1, C // 4))))
-        for channels in (32, 16):
+        for channels in (32, 16) if half else (16,):
             yield dict(BLOCK_B=16, BLOCK_C=channels, num_warps=4) | hidden
     elif kernel == "token_mix_fwd":
         # All outputs by one program, so that nothing is gathered twice, as long as their sums fit its registers.
-        if half:
-            outputs = _outputs(C, 384)
-            few = sum(outputs.values()) <= 128
+        outputs = _outputs(C, 384)
+        few = sum(outputs.values()) <= 128
+        if half and _roomy(x.device):
             for channels, stages in ((32, 1), (64, 1), (32, 2)) if few else ((64, 1), (32, 1), (32, 2)):
                 yield tile(64, channels) | outputs | dict(num_warps=4 if few else 8, num_stages=stages)
             yield tile(64, 64) | _outputs(C, 256) | dict(num_warps=8, num_stages=1)
+        elif half:
+            yield tile(64 if few else 32, 32) | outputs | dict(num_warps=8, num_stages=1)
+            yield tile(64, 32) | _outputs(C, 160) | dict(num_warps=8, num_stages=1)
+            yield tile(32, 32) | _outputs(C, 64) | dict(num_warps=4, num_stages=1)
         else:
             yield tile(32, 32) | _outputs(C, 64) | dict(num_warps=4, num_stages=1)
             yield tile(32, 32) | _outputs(C, 128) | dict(num_warps=8, num_stages=1)
     elif kernel == "token_mix_dw":
         # PROGRAMS: two or more on each of a big GPU's multiprocessors.
         if half:
-            for tokens, channels, programs in ((32, 64, 528), (32, 64, 264), (64, 32, 528)):
-                yield tile(tokens, channels) | _outputs(C, 384) | dict(PROGRAMS=programs, num_warps=8, num_stages=1)
+            for programs in (528, 264):
+                yield tile(32, 64) | _outputs(C, 384) | dict(PROGRAMS=programs, num_warps=8, num_stages=1)
             yield tile(32, 64) | _outputs(C, 128) | dict(PROGRAMS=528, num_warps=8, num_stages=1)
         else:
             for programs in (528, 264):
                 yield tile(16, 32) | _outputs(C, 64) | dict(PROGRAMS=programs, num_warps=8, num_stages=1)
     elif kernel == "token_mix_dx":
         if half:
-            tiles = [(64, 64, 8), (32, 64, 4), (64, 32, 4), (64, 64, 4)]
-            for tokens, channels, warps in tiles if block_s > 2 else tiles[:3]:  # the last spills
+            tiles = [(64, 64, 8), (32, 64, 4), (64, 32, 4), (64, 64, 4)]  # the last has many sums for its registers
+            for tokens, channels, warps in tiles if block_s > 2 and _roomy(x.device) else tiles[:3]:
                 yield tile(tokens, channels, BLOCK_O=_block_of(C), num_warps=warps, num_stages=1)
         else:
             yield tile(32, 32, BLOCK_O=min(_block_of(C), 32), num_warps=4, num_stages=1)
@@ -94,7 +103,7 @@ def _config(kernel: str, x: Tensor, groups: int) -> dict[str, int]:
 def config_beside_d(x: Tensor, groups: int) -> dict[str, int]:
     """Of the forward kernel where it also sums up the gradient of alpha, for which d takes as many registers as the outputs."""
     config = next(candidates("token_mix_fwd", x, groups))
-    return config | dict(BLOCK_G=max(1, 32 // config["BLOCK_S"]), num_warps=8) | _outputs(int(x.shape[3]), 160)
+    return config | dict(BLOCK_G=max(1, 32 // config["BLOCK_S"]), num_warps=8) | _outputs(int(x.shape[3]), 160 if _roomy(x.device) else 128)
 
 
 def folds(operator: str, x: Tensor, groups: int) -> bool:

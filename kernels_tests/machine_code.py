@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -91,9 +92,10 @@ def write(rows: Iterable[Row]) -> None:
         writer.writerows(rows)
 
 
+@functools.cache
 def everything() -> list[tuple[str, int | str, Variant]]:
-    found = [(stage, variant) for stage in STAGES for variant in variants(stage, "bf16", candidates=True)]
-    return [(stage, target, variant) for target in TARGETS for stage, variant in found]
+    wanted = [(stage, target) for target in TARGETS for stage in STAGES]
+    return [(stage, target, variant) for stage, target in wanted for variant in variants(stage, "bf16", target, candidates=True)]
 
 
 def compile_number(number: int) -> Row:

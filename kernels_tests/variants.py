@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
+from unittest import mock
 
 import torch
 from aot import compile_kernel
@@ -47,8 +48,13 @@ class Variant:
         return compile_kernel(self.kernel, self.arguments(), constants, target, options)
 
 
-def variants(stage: str, dtype: str, candidates: bool = False) -> Iterator[Variant]:
-    """With the formula's configuration of each kernel alone, or with every candidate's."""
+def variants(stage: str, dtype: str, target: int | str = 90, candidates: bool = False) -> list[Variant]:
+    """As launched on ``target``: with the formula's configuration of each kernel alone, or with every candidate's."""
+    with mock.patch.object(token_mix, "_roomy", lambda device: target in (90, 100)):
+        return list(_variants(stage, dtype, candidates))
+
+
+def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
     C, S, side = STAGES[stage]
     G, O = C // S, 2 * C // S  # noqa: E741
     x = torch.empty(128, side, side, C, device="meta", dtype=DTYPES[dtype])
