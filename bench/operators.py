@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,12 +104,17 @@ def wrong(found: Tensor, plain: Tensor) -> str:
 
 
 def check(operator: Operator, candidates: dict[str, Function], inputs: tuple[Tensor, ...], dy: Tensor) -> dict[str, str]:
-    """What is wrong with the result or a gradient of each candidate, on the very inputs that are timed."""
+    """What is wrong with the result or a gradient of each candidate, on the very inputs that are timed.
+
+    Compiled for a CPU, a bias's gradient is summed token by token, whoever wrote it; its roundings then grow as the root of their number.
+    """
+    one_by_one = torch.finfo(torch.float32).eps / 2 * math.prod(dy.shape[:3]) ** 0.5
     exact, plain = exact_and_plain(operator.definition, inputs, [dy, *(torch.randn_like(dy) for _ in range(DRAWS - 1))])
     found = {}
     for name, function in candidates.items():
         try:
-            found[name] = wrong(errors(results(function, inputs, dy), exact), plain)
+            compiled = name.endswith("compiled") and dy.device.type == "cpu"
+            found[name] = wrong(errors(results(function, inputs, dy), exact), plain.clamp_min(one_by_one) if compiled else plain)
         except Exception as error:  # whatever a compiler or a driver may raise
             found[name] = what_failed(error)
     return {name: message for name, message in found.items() if message}
