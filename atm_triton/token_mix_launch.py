@@ -57,7 +57,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     elif kernel in ("token_mix_pooled", "token_mix_alpha"):
         hidden = {} if kernel == "token_mix_pooled" else dict(BLOCK_F=max(16, triton.next_power_of_2(max(1, C // 4))))
         for channels in (32, 16) if half else (16,):
-            yield dict(BLOCK_B=16, BLOCK_C=channels, num_warps=4) | hidden
+            yield dict(BLOCK_B=16, BLOCK_C=channels, num_warps=4 if half else 8) | hidden
     elif kernel == "token_mix_fwd":
         # All outputs by one program, so that nothing is gathered twice, as long as their sums fit its registers.
         outputs = _outputs(C, 384)

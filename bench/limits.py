@@ -117,7 +117,7 @@ def token_mix(t: Tokens) -> Layer:
 def model_name(text: str) -> str:
     """Of an ATMNet, as timm knows it."""
     name = atmnet.canonical_name(text)
-    if not timm.is_model(name) or not isinstance(on_meta(name), atmnet.ATMNet):
+    if not timm.is_model(name) or not isinstance(timm.create_model(name), atmnet.ATMNet):  # not on_meta: some models read values
         raise argparse.ArgumentTypeError(f"{text} is no ATMNet: give atmnet-xt, -t, -s, -b or -l")
     return name
 

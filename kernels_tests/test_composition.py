@@ -59,7 +59,7 @@ def test_activation_checkpointing_keeps_the_input_alone_and_changes_nothing(how,
     torch.use_deterministic_algorithms(True)
     with path.active():
         assert_equal(step(mixer, watched), step(mixer, mixer))
-    assert [t.shape for t in kept if not isinstance(t, nn.Parameter)] == [SHAPE]
+    assert [t.shape for t in kept if t.numel() and not isinstance(t, nn.Parameter)] == [SHAPE]  # torch 2.11 also keeps an empty one
 
 
 @pytest.fixture
@@ -104,15 +104,24 @@ def test_fsdp2(how, dtype, path, one_process):
         for module in (sharded[0], sharded):
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
             fully_shard(module, mesh=dist.init_device_mesh(path.device, (1,)), mp_policy=policy)
-        y, *gradients = step(sharded, partial(checkpoint, sharded, use_reentrant=False) if how == "checkpointed" else sharded)
+        function = sharded
+        if how == "checkpointed":  # torch 2.11 casts x in the forward alone, not again in the backward
+
+            def function(x: Tensor) -> Tensor:
+                return checkpoint(sharded, x.to(dtype), use_reentrant=False)
+
+        y, *gradients = step(sharded, function)
         assert all(isinstance(p, DTensor) and p.dtype == torch.float32 for p in sharded.parameters())
     assert_equal([y, *gradients], [expected[0], *(t.float() for t in expected[1:])])
 
 
 def not_recorded(graphs: list[tuple[str, torch.fx.GraphModule]]) -> list[str]:
     """What keeps graphs off CUDA graphs: the first node of each that torch cannot record, and tensors that are not on the device."""
-    first = [node.name for _, graph in graphs if (node := get_first_incompatible_cudagraph_node(graph))]
     nodes = [node for _, graph in graphs for node in graph.graph.nodes]
+    for node in nodes:
+        if isinstance(node.meta.get("val"), dict):  # which torch 2.11 cannot read
+            node.meta["val"] = tree_leaves(node.meta["val"])
+    first = [node.name for _, graph in graphs if (node := get_first_incompatible_cudagraph_node(graph))]
     return first + [n.name for n in nodes if any(isinstance(t, Tensor) and not t.is_meta for t in tree_leaves(n.meta.get("val")))]
 
 

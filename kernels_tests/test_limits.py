@@ -62,7 +62,7 @@ def multiplies(**config):
     fc._offset_fc_fwd_kernel[(1, 1)](x, v, v, x, v, x, single, single, 128, 128, 128, 1e-5, **tiles)
 
 
-LARGE = dict(BLOCK_N=128, BLOCK_O=128, num_stages=6)
+LARGE = dict(BLOCK_N=128, BLOCK_O=256, num_stages=3)
 
 
 def test_a_tile_too_large_for_the_registers_spills(gpu):
