@@ -16,7 +16,13 @@ GATHERING = ("token_mix_mean", "token_mix_fwd", "token_mix_dw", "token_mix_dx")
 WITHOUT_PRODUCTS = ("axial_gather", "branch_fusion", "token_mix_mean")
 
 
-FEW = 16  # bytes a thread that ptxas may keep on the stack, often with registers to spare: fewer values than a gathered load brings
+# Bytes that compilers older than the one whose code was looked at keep on the stack in a few kernels.
+OLDER = 24 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0
+
+
+def spills(size: int, registers: int, few: int = 16) -> bool:
+    """But for a few values that ptxas keeps on the stack though it has registers: more of them would cost a multiprocessor a program."""
+    return size > max(OLDER, few if registers < 255 else 0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -31,7 +37,7 @@ def test_machine_code(target, stage):
     recorded = machine_code.read()
     for variant in variants(stage, "bf16", target):
         name, use = variant.name, resources(variant.compile(target))
-        assert use.spills <= FEW, f"{name} spills: {use}"
+        assert not spills(use.spills, use.registers), f"{name} spills: {use}"
         assert use.occupancy(target, variant.config["num_warps"]) > 0, f"{name} has no room: {use}"
         if recorded:
             now = machine_code.row(stage, target, variant, use)
@@ -65,7 +71,7 @@ def test_every_candidate_is_recorded_and_spills_nothing():
         pytest.skip(f"no table of the machine code of Triton {triton.__version__}")
     expected = {machine_code.key(machine_code.identity(*what)) for what in machine_code.everything()}
     assert recorded.keys() == expected, "run `make machine-code`"
-    assert not [row for row in recorded.values() if int(row["spills"]) > FEW]
+    assert not [row for row in recorded.values() if spills(int(row["spills"]), int(row["registers"]))]
 
 
 @pytest.mark.parametrize("stage", ["stage 1", "stage 3"])
@@ -73,7 +79,7 @@ def test_every_candidate_is_recorded_and_spills_nothing():
 def test_no_spills_in_other_dtypes(dtype, stage):
     for variant in variants(stage, dtype):
         use = resources(variant.compile(90))
-        assert use.spills <= FEW or (use.spills <= 24 and use.registers < 128), f"{variant.name} spills in {dtype}: {use}"
+        assert not spills(use.spills, use.registers, few=0), f"{variant.name} spills in {dtype}: {use}"
 
 
 TOKENS = {"x", "dy", "y", "offset", "doffset", "dx", "mean", "rstd", "w", "h", "c", "dw", "dh", "dc", "partial", "product"}
