@@ -54,13 +54,12 @@ gpu-test:  ## the tests of the operators and of the benchmark on this GPU
 	$(GPU_RUN) -m pytest -q -m gpu $(GPU_PYTEST) kernels_tests || status=1; \
 	exit $$status
 
-gpu-tune:  ## tune this GPU for what the benchmark runs, with its batches; also writes atm_triton/configs/<gpu>.json
-	@status=0; set -x; \
-	$(GPU_TUNE) --dtype bf16 --resolution 224 --batch 128 || status=1; \
-	$(GPU_TUNE) --dtype bf16 --resolution 800x1280 512x2048 --batch 6 || status=1; \
-	$(GPU_TUNE) --dtype bf16 --resolution 384 --batch 48 || status=1; \
-	$(GPU_TUNE) --dtype fp32 --resolution 224 --batch 128 || status=1; \
-	exit $$status
+gpu-tune:  ## tune this GPU for the networks of the benchmark, with its batches; also writes atm_triton/configs/<gpu>.json
+	@status=0; set -x; for dtype in bf16 fp32; do \
+	$(GPU_TUNE) --dtype $$dtype --resolution 224 --batch 128 || status=1; \
+	$(GPU_TUNE) --dtype $$dtype --resolution 800x1280 512x2048 --batch 6 || status=1; \
+	$(GPU_TUNE) --dtype $$dtype --resolution 384 --batch 48 || status=1; \
+	done; exit $$status
 
 gpu-bench:  ## the benchmark on this GPU, what the targets are about first; the README's table from it
 	$(GPU_RUN) bench/run.py --device cuda $(BENCH_FLAGS); status=$$?; $(GPU_RUN) bench/report.py && exit $$status

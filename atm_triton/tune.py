@@ -23,7 +23,7 @@ from . import launch
 from ._triton import triton
 from .calls import Call, find_calls, fresh_runs
 from .launch import Config
-from .limits import spills
+from .spills import spills
 
 REPEATS = 3  # of the formula's configuration and the fastest one, in turn
 FEW = 4  # registers that ptxas may keep in memory though it has others: more of them would cost a multiprocessor a program
@@ -160,13 +160,10 @@ class _Tuner:
         times = {0: [self.time(runs)]}
         for number, config in enumerate(candidates[1:], 1):
             self.chosen[key] = config
-            try:
-                if spills(lambda: self.results(runs)) > allowed or not _alike(self.results(runs), expected, dtype):
-                    self.dropped += 1
-                    continue
-                times[number] = [self.time(runs)]
-            except Exception:  # whatever a compiler, a driver or a full memory may raise
-                self.dropped += 1
+            with contextlib.suppress(Exception):  # whatever a compiler, a driver or a full memory may raise
+                if spills(lambda: self.results(runs)) <= allowed and _alike(self.results(runs), expected, dtype):
+                    times[number] = [self.time(runs)]
+        self.dropped += len(candidates) - len(times)
         fastest = min(times, key=times.__getitem__)
         if fastest:  # once more in turn, for the clock of a GPU drifts: it stays if no repetition contradicts, however small the gain
             for number in (0, fastest) * REPEATS:

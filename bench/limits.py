@@ -28,7 +28,7 @@ from timing import quantiles
 from torch import nn
 
 from atm_triton import ActiveTokenMixer
-from atm_triton.__main__ import device as device_name
+from atm_triton.__main__ import device as parse_device
 
 
 class Ceilings(NamedTuple):
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--bandwidth", type=float, default=math.inf, help="copy bandwidth, GB/s")
     parser.add_argument("--flops", type=float, default=math.inf, help="rate of a matrix product, TFLOP/s")
-    parser.add_argument("--measure", type=device_name, metavar="DEVICE", help="measure both on this device")
+    parser.add_argument("--measure", type=parse_device, metavar="DEVICE", help="measure both on this device")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
     if args.measure and args.measure.type == "cuda":

@@ -118,10 +118,10 @@ def _cost(row: Row) -> str:
 
 
 def _about(rows: list[Row]) -> str:
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    commits, configs = (", ".join(dict.fromkeys(row[name] for row in rows)) for name in ("commit", "configs"))  # what resuming may change
     first = rows[0]
     versions = f"torch {first['torch']}, Triton {first['triton'] or 'not installed'}"
-    configs = "" if first["configs"].startswith("none") else f", launch configurations: {first['configs']}"
+    configs = "" if configs.startswith("none") else f", launch configurations: {configs}"
     mode = f", mode {first['mode']}" if first["mode"] else ""
     return f"{first['device']}, {versions}{configs}{mode}, commit {commits}"
 

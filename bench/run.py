@@ -37,10 +37,9 @@ from timing import clean_slate, what_failed
 
 import atm_triton
 from atm_triton import launch
-from atm_triton.__main__ import device
+from atm_triton.__main__ import device as parse_device
 
 KEY = ("section", "name", "what", "shape", "dtype", "batch", "implementation")
-ALL = (*networks.OURS, *networks.OTHERS)
 MODEL, MODE = "atmnet_t", "default"
 MODES = (MODE, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -71,7 +70,7 @@ def device_name(device: torch.device) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", type=device, default=torch.device("cpu"))
+    parser.add_argument("--device", type=parse_device, default=torch.device("cpu"))
     parser.add_argument("--model", type=limits.model_name, default=MODEL)
     parser.add_argument("--compile-mode", choices=MODES, default=MODE, help="of everything that is compiled")
     seconds = "for each implementation (default: 0.5 on a GPU; on a CPU 4 of a network, 1 of an operator)"
@@ -96,9 +95,11 @@ def plan(args: argparse.Namespace) -> list[Job]:
     if not args.quick:
         others = {(800, 1280): 6, (384, 384): 48, (512, 2048): 6} if gpu else {(384, 384): 1, (512, 2048): 1, (800, 1280): 1}
 
-    def operator_jobs(dtype: torch.dtype, sizes: dict[tuple[int, int], int], mixer: bool, stages: slice) -> list[Job]:
+    mixer = [operator for operator in operators.OPERATORS if operator.name == "token_mix"]
+    its_parts = [operator for operator in operators.OPERATORS if operator not in mixer]
+
+    def operator_jobs(chosen: list[operators.Operator], dtype: torch.dtype, sizes: dict[tuple[int, int], int], stages: slice) -> list[Job]:
         jobs = []
-        chosen = [operator for operator in operators.OPERATORS if mixer == (operator.name == "token_mix")]
         for operator, (size, batch) in itertools.product(chosen, sizes.items()):
             for shape in limits.stages(model, batch, size)[stages]:
                 arguments = operator, shape, dtype, args.device, args.compile_mode, of_operator
@@ -106,10 +107,10 @@ def plan(args: argparse.Namespace) -> list[Job]:
                 jobs.append(Job(title, dtype, functools.partial(operators.measure, *arguments)))
         return jobs
 
-    def network_jobs(dtype: torch.dtype, sizes: dict[tuple[int, int], int], what: str, implementations: tuple[str, ...] = ALL) -> list[Job]:
+    def network_jobs(dtype: torch.dtype, sizes: dict[tuple[int, int], int], what: str, *implementations: str) -> list[Job]:
         jobs = []
         for size, batch in sizes.items():
-            case = Case(what, size, batch, dtype, implementations)
+            case = Case(what, size, batch, dtype, implementations or networks.ALL)
             arguments = args.model, case, args.device, args.compile_mode, of_network
             jobs.append(Job(f"network, {case}", dtype, functools.partial(networks.measure, *arguments)))
         return jobs
@@ -124,17 +125,17 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
     every, second, first = slice(1 if args.quick else None), slice(None, 1 if args.quick else None, 2), slice(1)
     if not gpu:
-        jobs = network_jobs(fp32, square, "inference") + network_jobs(fp32, square, "training step", networks.OURS)
-        jobs += network_jobs(fp32, others, "inference", ("eager",))
-        jobs += operator_jobs(fp32, square, True, every) + operator_jobs(fp32, others, True, first)
-        return jobs + operator_jobs(fp32, square, False, second)
+        jobs = network_jobs(fp32, square, "inference") + network_jobs(fp32, square, "training step", *networks.OURS)
+        jobs += network_jobs(fp32, others, "inference", "eager")
+        jobs += operator_jobs(mixer, fp32, square, every) + operator_jobs(mixer, fp32, others, first)
+        return jobs + operator_jobs(its_parts, fp32, square, second)
     jobs = []
     for dtype in (bf16, fp32):
-        jobs += operator_jobs(dtype, square, True, every)
+        jobs += operator_jobs(mixer, dtype, square, every)
         jobs += network_jobs(dtype, square, "inference") + network_jobs(dtype, square, "training step")
         jobs += [first_step_job()] if dtype == bf16 else []
         jobs += network_jobs(dtype, others, "inference") + network_jobs(dtype, others, "training step")
-        jobs += operator_jobs(dtype, others, True, every) + operator_jobs(dtype, square, False, every)
+        jobs += operator_jobs(mixer, dtype, others, every) + operator_jobs(its_parts, dtype, square, every)
     return jobs
 
 
@@ -176,14 +177,13 @@ def results_file(folder: Path, device: str, resume: bool) -> Path:
     return next(folder / name for name in names if not (folder / name).exists())
 
 
-def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace, file: Path, kept: list[Row]) -> None:
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace, about: Row, file: Path, kept: list[Row]) -> None:
     part = args.quick or (args.only and not kept)
     if args.output is None and (part or args.model != MODEL or args.compile_mode != MODE):
         parser.error(f"{report.RESULTS} is for whole runs of {MODEL} in mode {MODE}: give --output FOLDER for anything else")
-    if any((row["model"], row["mode"]) != (args.model, args.compile_mode) for row in kept):
-        parser.error(f"{file} is not of {args.model} in mode {args.compile_mode}: --resume cannot add to it")
-    if not any(args.only in job.title for job in plan(args)):
-        parser.error(f"--only {args.only}: nothing that is measured here has this in its title")
+    for name in ("device", "torch", "triton", "model", "mode"):
+        if other := [row[name] for row in kept if row[name] != (about[name] or "")]:
+            parser.error(f"{file} is of {name} {other[0]}, not {about[name]}: leave --resume out to begin another file")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -197,13 +197,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--device {args.device}: {error}")
     file = results_file(args.output or report.RESULTS, launch.gpu_slug(args.device) or "cpu", args.resume)
     kept = report.read(file) if file.is_file() else []
-    check_arguments(parser, args, file, kept)
+    about = dict(device=device_name(args.device), torch=info.torch, triton=info.triton, commit=args.commit or commit())
+    about |= dict(configs=info.configs.replace(os.path.expanduser("~"), "~"), model=args.model, mode=args.compile_mode)
+    check_arguments(parser, args, about, file, kept)
+    jobs = [job for job in plan(args) if args.only in job.title]
+    if not jobs:
+        parser.error(f"--only {args.only}: nothing that is measured here has this in its title")
     if args.device.type == "cuda":
         torch.cuda.set_device(args.device)
     torch.backends.cudnn.allow_tf32 = False  # as products: all float32 here is float32
     console, begun = Console(soft_wrap=True), time.monotonic()
-    about = dict(device=device_name(args.device), torch=info.torch, triton=info.triton, commit=args.commit or commit())
-    about |= dict(configs=info.configs.replace(os.path.expanduser("~"), "~"), model=args.model, mode=args.compile_mode)
     again = {row["job"] for row in kept if row["job"] and went_wrong(row)}
     rows = {tuple(row[name] for name in KEY): row for row in kept if row["job"] not in again}
     done = {row["job"] for row in rows.values()}
@@ -223,7 +226,6 @@ def main(arguments: list[str] | None = None) -> int:
         except Exception as error:
             return [dict(section="failed", name=job.title, note=what_failed(error))]
 
-    jobs = [job for job in plan(args) if args.only in job.title]
     columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=len(jobs))

@@ -1,6 +1,6 @@
 """What every launch configuration becomes on every target, as a table whose changes show in a diff.
 
-python kernels_tests/machine_code.py                         all of it: about 40 minutes on two cores
+python kernels_tests/machine_code.py                         all of it: half an hour on two cores
 python kernels_tests/machine_code.py --only token_mix_fwd    the rows of kernels with this in their name; the others stay
 
 Writes bench/results/machine-code-triton-<version>.csv. test_aot.py compares every kernel's first configuration with it.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from unittest import mock
 
 import pytest
 import torch
-from cases import INTERPRETER, OPERATORS, PLAIN, Path, Shape, assert_as_exact, gradients, make, on_gpu, plain_errors
+from cases import GPU, INTERPRETER, OPERATORS, PLAIN, Path, Shape, assert_as_exact, gradients, make, on_gpu, plain_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -159,14 +160,13 @@ def test_the_tolerance_rule_compares_nans():
 STAGES = [Shape(2, 3, 7, *of) for of in ((32, 2), (32, 4), (80, 4), (64, 8), (96, 8))]
 
 
-@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
-@pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+WAYS = [(INTERPRETER, torch.bfloat16, way, way) for way in (False, True)]  # each takes the interpreter many seconds
+WAYS += [pytest.param(GPU, *of, marks=on_gpu.marks) for of in itertools.product(GPU.dtypes, (False, True), (False, True))]
+
+
+@pytest.mark.parametrize("path,dtype,folded,deterministic", WAYS, ids=str)
 @pytest.mark.parametrize("shape", STAGES, ids=str)
-@pytest.mark.parametrize("path", [INTERPRETER, on_gpu], ids=str)
 def test_the_stages_cut_small(path, shape, dtype, folded, deterministic):
-    if path is INTERPRETER and (dtype is not torch.bfloat16 or deterministic != folded):
-        pytest.skip("on a GPU: the interpreter takes many seconds for each")
     operator = OPERATORS["token_mix"]
     inputs = make(operator, shape, dtype, path.device)
     with way(path, folded, deterministic):

@@ -145,7 +145,7 @@ def assert_figures(rows: list[targets.Row]) -> None:
         assert row["limit_ms"] == same(1e3 * limit) and row["share_of_limit"] == same(1e3 * limit / row["p50_ms"])
 
 
-def test_runs_through(tmp_path, monkeypatch, no_compiler):
+def test_runs_through(tmp_path, monkeypatch, capsys, no_compiler):
     torch.set_num_threads(2)
     line = ["--model", "tiny_bench_test", "--quick", "--seconds", "0", "--output", str(tmp_path)]
     assert run.main([*line, "--only", "token_mix", "--commit", "the first"]) == 0
@@ -184,7 +184,12 @@ def test_runs_through(tmp_path, monkeypatch, no_compiler):
     assert len(report.read(file)) == len(rows)
     with pytest.raises(SystemExit, match="2"):
         run.main([*line, "--resume", "--compile-mode", "max-autotune"])
+    monkeypatch.setattr(run, "device_name", lambda _: "another machine")
+    with pytest.raises(SystemExit, match="2"):
+        run.main([*line, "--resume"])
     assert_figures(rows)
+    says = capsys.readouterr().err
+    assert f"{file} is of mode default, not max-autotune" in says and "not another machine: leave --resume out" in says
 
 
 @pytest.mark.parametrize(
@@ -336,7 +341,7 @@ def test_gpu_plan():
     assert all(title.startswith(beginning) for title, beginning in zip(titles, first, strict=False))
     assert all("bfloat16" in title or title == "first step" for title in titles[:8])
     cases = [job.run.args[1] for job in jobs if job.title.startswith("network")]
-    assert len(cases) == 2 * 4 * 2 and all(case.implementations == run.ALL for case in cases)
+    assert len(cases) == 2 * 4 * 2 and all(case.implementations == networks.ALL for case in cases)
     for size in ("56x56", "96x96", "128x512", "200x320"):  # stage 1
         assert sum(title.startswith("token_mix") and f"x{size}x64/" in title for title in titles) == 2
 

@@ -255,7 +255,7 @@ def test_fsdp2_by_blocks_changes_nothing(images, one_process, checkpointing):
     sharded = copy.deepcopy(model)
     sharded.set_grad_checkpointing(checkpointing)
     mesh = init_device_mesh("cpu", (1,))
-    for module in [module for module in sharded.modules() if type(module).__name__ == "Block"] + [sharded]:
+    for module in [block for stage in sharded.stages for block in stage.blocks] + [sharded]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     assert all(isinstance(p, DTensor) for p in sharded.parameters())
     results = []

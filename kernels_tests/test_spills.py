@@ -13,7 +13,7 @@ import triton
 from aot import resources, target
 from interpreter import interpreted
 
-from atm_triton.limits import spills
+from atm_triton.spills import spills
 
 gather, fc = (import_module(f"atm_triton.{name}") for name in ("axial_gather", "offset_fc"))
 NUMBERS = itertools.count(7)  # of devices: Triton remembers what each is
