@@ -209,9 +209,8 @@ def plots(rows: list[Row], stem: Path) -> list[Path]:
         for label in dict.fromkeys((row["what"], row["dtype"], row["implementation"]) for row in several):
             line = [row for row in several if (row["what"], row["dtype"], row["implementation"]) == label]
             axis.plot([pixels(row) / 16 for row in line], [per_token(row) for row in line], "o-", label=", ".join(label))
-        axis.set(
-            xscale="log", xlabel="tokens of stage 1 in an image", ylabel="ns per token", ylim=(0, None), title="cost against resolution"
-        )
+        axis.set(xscale="log", xlabel="tokens of stage 1 in an image", ylabel="ns per token", title="cost against resolution")
+        axis.set_ylim(0, 1.1 * max(map(per_token, several)))
         axis.legend(fontsize="small")
         written.append(stem.with_name(f"{stem.name}-resolution.png"))
         figure.savefig(written[-1])
