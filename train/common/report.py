@@ -36,11 +36,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
 
 
-def draw_curves(path: Path, epochs: Sequence[Row], steps: Sequence[Row], updates_per_epoch: int, metrics: Sequence[str]) -> None:
-    """Loss and metrics by epoch, the learning rate by update."""
+def draw_curves(
+    path: Path, epochs: Sequence[Row], steps: Sequence[Row], updates_per_epoch: int, metrics: Sequence[str], by_updates: bool = False
+) -> None:
+    """Loss and metrics by epoch, or by update; the learning rate by update."""
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     loss, metric, rate = figure.subplots(1, 3)
-    x = [row["epoch"] + 1 for row in epochs]
+    per = updates_per_epoch if by_updates else 1  # one step along the axis in epochs
+    x = [(row["epoch"] + 1) * per for row in epochs]
     # A point is all there is to see of a single epoch.
     style = {"marker": "o", "markersize": 3} if len(x) < 40 else {}
 
@@ -54,10 +57,10 @@ def draw_curves(path: Path, epochs: Sequence[Row], steps: Sequence[Row], updates
     for name in metrics:
         plot(metric, f"val_{name}", name)
         plot(metric, f"val_ema_{name}", f"{name}, EMA", linestyle="--")
-    rate.plot([row["update"] / updates_per_epoch for row in steps], [row["lr"] for row in steps])
+    rate.plot([row["update"] * per / updates_per_epoch for row in steps], [row["lr"] for row in steps])
     for axes, title in ((loss, "loss"), (metric, "validation (%)"), (rate, "learning rate")):
         axes.set_title(title)
-        axes.set_xlabel("epoch")
+        axes.set_xlabel("update" if by_updates else "epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes is not rate and axes.lines:

@@ -26,11 +26,20 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
     `repeats` is repeated augmentation (as timm's RepeatAugSampler): each image comes `repeats` times in a row, differently augmented,
     dealt to different processes where there are several; an epoch is as long as without it, so it sees a part of the images.
 
-    The incomplete update at the end of the epoch is dropped. `set_epoch(epoch, start)` begins at batch `start`, loading nothing before.
+    The incomplete update at the end of the epoch is dropped. With `updates_per_epoch`, an epoch is that many updates of an endless row of
+    shuffles instead, in which the next epoch goes on. `set_epoch(epoch, start)` begins at batch `start`, loading nothing before.
     """
 
     def __init__(
-        self, length: int, batch_size: int, batches_per_update: int, num_processes: int, process_index: int, seed: int, repeats: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        batches_per_update: int,
+        num_processes: int,
+        process_index: int,
+        seed: int,
+        repeats: int = 1,
+        updates_per_epoch: int | None = None,
     ) -> None:
         self.length = length
         self.batch_size = batch_size
@@ -38,7 +47,9 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         self.process_index = process_index
         self.seed = seed
         self.repeats = max(1, repeats)
-        self.batches = length // (batch_size * num_processes * batches_per_update) * batches_per_update
+        self.endless = updates_per_epoch is not None
+        updates = length // (batch_size * num_processes * batches_per_update) if updates_per_epoch is None else updates_per_epoch
+        self.batches = updates * batches_per_update
         self.epoch = 0
         self.start = 0
 
@@ -48,7 +59,16 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
 
     def order(self) -> torch.Tensor:
         """Dataset indices by global position."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, self.epoch))
+        if not self.endless:
+            return self._shuffle(self.epoch)
+        samples = self.batches * self.batch_size * self.num_processes
+        first = self.epoch * samples
+        shuffles = range(first // self.length, (first + samples - 1) // self.length + 1)
+        row = torch.cat([self._shuffle(number) for number in shuffles])
+        return row[first - shuffles[0] * self.length :][:samples]
+
+    def _shuffle(self, number: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, number))
         order = torch.randperm(self.length, generator=generator)
         return order.repeat_interleave(self.repeats)[: self.length] if self.repeats > 1 else order
 

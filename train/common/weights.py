@@ -92,6 +92,24 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
     model.load_state_dict(weights.state)
 
 
+def load_backbone(net: nn.Module, weights: Weights) -> None:
+    """Into a timm model made with `features_only`, the weights of the whole classifier: its head and last norm are left over, and what the
+    maps have of their own (a norm each) stays new."""
+    wrapped = getattr(net, "model", None)
+    model = wrapped if isinstance(wrapped, nn.Module) else net
+    if weights.published:
+        load_weights(model, weights)
+        return
+    wanted = model.state_dict()
+    state = {}
+    for name, value in weights.state.items():
+        flat = name if name in wanted else name.replace(".", "_", 1)  # timm flattens some networks: layers.0.x becomes layers_0.x
+        if flat in wanted or not name.startswith(("head", "norm", "fc.", "classifier.")):
+            state[flat] = value
+    check_fits(model, state, weights.source)
+    model.load_state_dict(state)
+
+
 def check_fits(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Says which weights do not fit, by name and shape, before anything is loaded."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}

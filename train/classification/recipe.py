@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import UsageError
+from common.flags import HelpFormatter, check_numbers
 from common.runtime import add_runtime_flags
 
 # Stochastic depth by variant.
@@ -15,15 +16,6 @@ FINETUNE: dict[str, object] = {"img_size": 384, "epochs": 30, "lr": 5e-6, "min_l
 
 # What an evaluation takes from the checkpoint unless it is given, and where neither says.
 EVAL: dict[str, object] = {"img_size": 224, "crop_pct": 224 / 256, "interpolation": "bicubic", "model_kwargs": []}
-
-
-class HelpFormatter(argparse.HelpFormatter):
-    """Adds the default where there is one to tell."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        untold = action.default in (None, False, [], argparse.SUPPRESS, "") or "default" in text
-        return text if untold else f"{text} (default: %(default)s)".lstrip()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -133,14 +125,8 @@ def check(args: argparse.Namespace) -> None:
     }
     not_negative = ("warmup_epochs", "cooldown_epochs", "max_broken", "aug_repeats", "mixup", "cutmix", "color_jitter")
     at_least |= dict.fromkeys([*not_negative, "weight_decay", "lr"], 0)
-    for name, least in at_least.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: it must be at least {least}")
-    for name in ("reprob", "smoothing", "hflip", "mixup_prob", "mixup_switch_prob", "drop_path", "model_ema_decay", "crop_pct"):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: it must be between 0 and 1")
+    shares = ("reprob", "smoothing", "hflip", "mixup_prob", "mixup_switch_prob", "drop_path", "model_ema_decay", "crop_pct")
+    check_numbers(args, at_least, shares)
     if args.finetune and not args.init_from:
         raise UsageError("--finetune starts from trained weights: give --init-from CKPT")
     if args.eval and (args.resume or args.init_from):
@@ -156,13 +142,6 @@ INCIDENTAL = {
     *("output", "resume", "workers", "checkpoint_steps", "log_interval", "report_to", "eval", "ema", "data_dir", "max_broken", "init_from"),
     *("batch_size", "val_batch_size", "grad_accum_steps", "dataset_download", "compile", "tune", "seed", "aug_repeats", "model"),
 }
-
-
-def recipe_of(args: argparse.Namespace) -> dict[str, object]:
-    """What must be the same for a resumed run to repeat an uninterrupted one."""
-    return {
-        name: list(value) if isinstance(value, (list, tuple)) else value for name, value in vars(args).items() if name not in INCIDENTAL
-    }
 
 
 def learning_rate(args: argparse.Namespace, global_batch: int) -> float:

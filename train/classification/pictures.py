@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.checkpoints import write_atomically
+from common.files import write_atomically
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn

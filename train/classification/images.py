@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from common.errors import RunError, UsageError
+from common.broken import UNREADABLE, Unreadable
+from common.errors import UsageError
 from common.sampling import SampleKey
 from common.seeding import SAMPLE, seed_sample
 from common.weights import shorten
@@ -25,8 +25,7 @@ NO_DATA = (
     "or --dataset NAME. No data at hand? `make demo` trains on images that come with it"
 )
 
-Unreadable = tuple[str, str]  # the name of an image, and why
-Batch = tuple[Tensor, Tensor, list[Unreadable]]  # images, targets (-1: unreadable), what could not be read on the way
+Batch = tuple[tuple[Tensor, Tensor], list[Unreadable]]  # images and targets (-1: unreadable), what could not be read on the way
 
 
 def split_folder(root: Path, split: str) -> Path:
@@ -127,9 +126,6 @@ def image_name(source: Any, index: int) -> str:
         return f"image number {index}"
 
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files of the various formats
-
-
 class TrainImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
     """Augments each sample with random numbers of its own; in place of an unreadable image comes the next readable one."""
 
@@ -172,37 +168,9 @@ class ValImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
 
 def collate(samples: list[tuple[Tensor, int, list[Unreadable]]]) -> Batch:
     images, targets = default_collate([sample[:2] for sample in samples])
-    return images, targets, [name for sample in samples for name in sample[2]]
+    return (images, targets), [name for sample in samples for name in sample[2]]
 
 
 def collate_streamed(samples: list[tuple[Tensor, int]]) -> Batch:
     images, targets = default_collate(samples)
-    return images, targets, []
-
-
-class BrokenImages:
-    """Names each unreadable image once, and gives up, on every process alike, when there are too many or nothing but such."""
-
-    def __init__(self, allowed: int, images: int) -> None:
-        self.allowed, self.images = allowed, images
-        self.found: dict[str, str] = {}  # why, by name
-        self.news = False
-
-    def note(self, unreadable: list[Unreadable]) -> None:
-        for name, why in unreadable:
-            if name not in self.found:
-                self.found[name], self.news = why, True
-                print(f"skipped: cannot read {name} ({' '.join(why.split())})", flush=True)
-
-    def settle(self) -> None:
-        """Brings together what each process has met. Every process must call it."""
-        self.found, self.news = dict(gather_object(list(self.found.items()))), False
-        if len(self.found) <= min(self.allowed, self.images - 1):
-            return
-        names = shorten(list(self.found))
-        if len(self.found) > self.allowed:
-            raise RunError(
-                f"{len(self.found)} images cannot be read, more than --max-broken {self.allowed} allows: {names}. "
-                "Repair or remove them, or give a larger --max-broken (a training goes on with --resume)"
-            )
-        raise RunError(f"none of the {self.images} images can be read: {names}")
+    return (images, targets), []

@@ -1,35 +1,27 @@
 """Batches for training and evaluation, on the device."""
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from common.broken import BrokenImages
+from common.engine import evaluating
 from common.errors import RunError, UsageError
-from common.progress import lines
-from common.sampling import GlobalBatchSampler
+from common.loading import MapLoader, TrainLoader, check_fills, images_per_update, loader_options
+from common.progress import shown
 from common.seeding import WORKERS, derive_seed
-from common.stop import worker_init
-from images import Batch, BrokenImages, Images, TrainImages, ValImages, collate, collate_streamed
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 from timm.data import create_transform
 from timm.data.auto_augment import AutoAugment, RandAugment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-
-def loader_options(args: argparse.Namespace, accelerator: Accelerator, keep_workers: bool) -> dict[str, Any]:
-    return {
-        "num_workers": args.workers,
-        "pin_memory": accelerator.device.type == "cuda",
-        "persistent_workers": keep_workers and args.workers > 0,
-        "worker_init_fn": worker_init(),
-    }
+from .images import Batch, Images, TrainImages, ValImages, collate, collate_streamed
 
 
 def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
@@ -71,64 +63,47 @@ def training_transform(args: argparse.Namespace, mean: Any, std: Any) -> Any:
     return transform
 
 
-class TrainLoader:
-    """The micro-batches of any epoch from any place on."""
+def train_loader(
+    images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages
+) -> TrainLoader:
+    transform = training_transform(args, mean, std)
+    if images.streamed:
+        return StreamLoader(images, transform, args, accelerator, broken)
+    dataset = TrainImages(images.source, transform, args.seed, args.max_broken)
+    return MapLoader(dataset, collate, args, accelerator, broken, repeats=args.aug_repeats)
 
-    def __init__(
-        self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages
-    ) -> None:
-        self.images, self.args, self.accelerator, self.broken = images, args, accelerator, broken
-        self.sampler: GlobalBatchSampler | None = None
-        transform = training_transform(args, mean, std)
-        options = loader_options(args, accelerator, keep_workers=True)
-        if images.streamed:
-            images.source.transform = transform
-            images.source.set_loader_cfg(num_workers=args.workers)
-            generator = torch.Generator()
-            self.loader = DataLoader(
-                images.source, args.batch_size, drop_last=True, collate_fn=collate_streamed, generator=generator, **options
-            )
-            self.updates_per_epoch = len(self.loader) // args.grad_accum_steps
-        else:
-            dataset = TrainImages(images.source, transform, args.seed, args.max_broken)
-            self.sampler = GlobalBatchSampler(
-                len(dataset),
-                args.batch_size,
-                args.grad_accum_steps,
-                accelerator.num_processes,
-                accelerator.process_index,
-                args.seed,
-                args.aug_repeats,
-            )
-            self.loader = DataLoader(dataset, batch_sampler=self.sampler, collate_fn=collate, **options)
-            self.updates_per_epoch = len(self.sampler) // args.grad_accum_steps
-        self.images_per_update = args.batch_size * accelerator.num_processes * args.grad_accum_steps
-        if self.updates_per_epoch == 0:
-            raise UsageError(
-                f"{len(images.source)} training images do not fill one update of {self.images_per_update} "
-                f"(--batch-size {args.batch_size} x {accelerator.num_processes} processes x --grad-accum-steps {args.grad_accum_steps}): "
-                "give a smaller --batch-size"
-            )
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.sampler is not None:
-            self.sampler.set_epoch(epoch, start)
-        else:
-            self.images.source.set_epoch(epoch)
-            self.loader.generator.manual_seed(derive_seed(self.args.seed, WORKERS, epoch))
-            if start:
-                self.accelerator.print(
-                    "a streamed data set cannot be entered in the middle: its epoch begins again for the updates that are left"
-                )
-        while True:
-            for images, targets, unreadable in self.loader:
+class StreamLoader:
+    """The same of a data set that is read as a stream: an epoch cannot be entered in the middle."""
+
+    def __init__(self, images: Images, transform: Any, args: argparse.Namespace, accelerator: Accelerator, broken: BrokenImages) -> None:
+        self.source, self.seed, self.accelerator, self.broken = images.source, args.seed, accelerator, broken
+        self.source.transform = transform
+        self.source.set_loader_cfg(num_workers=args.workers)
+        self.generator = torch.Generator()
+        self.loader = DataLoader(
+            self.source,
+            args.batch_size,
+            drop_last=True,
+            collate_fn=collate_streamed,
+            generator=self.generator,
+            **loader_options(args, accelerator, keep_workers=True),
+        )
+        self.updates_per_epoch = len(self.loader) // args.grad_accum_steps
+        self.images_per_update = images_per_update(args, accelerator)
+        check_fills(args, accelerator, len(images.source), self.updates_per_epoch)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        self.source.set_epoch(epoch)
+        self.generator.manual_seed(derive_seed(self.seed, WORKERS, epoch))
+        if start:
+            self.accelerator.print(
+                "a streamed data set cannot be entered in the middle: its epoch begins again for the updates that are left"
+            )
+        while True:  # a stream may end a little early on one process; the others must not wait for it
+            for batch, unreadable in self.loader:
                 self.broken.note(unreadable)
-                # Where nothing could be read the target is -1; the run is about to end, and the other processes wait for this update.
-                yield self._move(images), self._move(targets.clamp(min=0))
-            # A stream may end a little early on one process; the others must not wait for it. A sampler never gets here.
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.accelerator.device, non_blocking=True)
+                yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
 
 class InStep:
@@ -148,7 +123,7 @@ class InStep:
             more = torch.tensor(float(batch is not None), device=self.accelerator.device)
             if not self.accelerator.reduce(more, "sum").item():
                 return
-            yield batch if batch is not None else (self.blank, torch.tensor([-1]), [])
+            yield batch if batch is not None else ((self.blank, torch.tensor([-1])), [])
 
 
 class Evaluator:
@@ -179,25 +154,13 @@ class Evaluator:
             # Prepared by Accelerate: it deals out the images, and gather_for_metrics drops the ones it repeats to fill the last batch.
             self.loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size, collate_fn=collate, **options))
 
-    def _shown(self, batches: Any) -> Iterable[Any]:
-        """A bar that goes when it is full, on a terminal; a line now and then elsewhere."""
-        console = Console()
-        if not self.accelerator.is_main_process:
-            return batches
-        if console.is_terminal:
-            return track(batches, "evaluation", console=console, transient=True)
-        return lines(batches, "evaluation")
-
     @torch.no_grad()
     def __call__(self, models: dict[str, nn.Module], pulse: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
         """`pulse` is called now and then, by all processes alike; it may raise."""
-        training = {name: model.training for name, model in models.items()}
-        for model in models.values():
-            model.eval()
         device = self.accelerator.device
         sums = {name: torch.zeros(4, dtype=torch.float64, device=device) for name in models}
-        try:
-            for number, (images, targets, unreadable) in enumerate(self._shown(self.loader)):
+        with evaluating(models):
+            for number, ((images, targets), unreadable) in enumerate(shown(self.loader, "evaluation", self.accelerator.is_main_process)):
                 self.broken.note(unreadable)
                 if number % 20 == 19:
                     pulse()
@@ -208,9 +171,6 @@ class Evaluator:
                         logits = model(images).float()
                     rows = score(logits, targets)
                     sums[name] += (rows if self.streamed else self.accelerator.gather_for_metrics(rows)).double().sum(0)
-        finally:
-            for name, model in models.items():
-                model.train(training[name])
         self.broken.settle()
         results = {}
         for name, total in sums.items():

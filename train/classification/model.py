@@ -1,31 +1,17 @@
 """The model of train/imagenet.py: built by name, started from weights, and what its outputs mean."""
 
 import argparse
-import ast
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 from common.errors import UsageError
+from common.flags import check_model_name, model_kwargs
 from common.weights import Weights, load_weights, shorten
-from images import class_folders, class_indices, split_folder
-from recipe import DROP_PATH
 from torch import nn
 
-
-def model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` as timm's own programs read it: a Python value, else text."""
-    kwargs: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--model-kwargs {pair}: write it as KEY=VALUE")
-        try:
-            kwargs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            kwargs[key] = value
-    return kwargs
+from .images import class_folders, class_indices, split_folder
+from .recipe import DROP_PATH
 
 
 def build_model(args: argparse.Namespace, name: str, num_classes: int) -> nn.Module:
@@ -33,9 +19,7 @@ def build_model(args: argparse.Namespace, name: str, num_classes: int) -> nn.Mod
     drop_path = args.drop_path if args.drop_path is not None else DROP_PATH.get(name)
     if drop_path is not None:
         kwargs["drop_path_rate"] = drop_path
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise UsageError(f"--model {name}: timm knows no such model" + (f"; it knows {', '.join(near)}" if near else ""))
+    check_model_name(name)
     try:
         return timm.create_model(name, **kwargs)
     except TypeError as error:

@@ -1,0 +1,1 @@
+"""What train/imagenet.py alone needs."""

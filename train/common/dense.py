@@ -1,0 +1,81 @@
+"""What the programs for segmentation and detection have in common: a timm backbone, where its weights come from, and its optimizer."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from atmnet import canonical_name
+from timm.optim import create_optimizer_v2
+from timm.optim import param_groups_weight_decay as split_by_weight_decay
+from torch import nn
+
+from .errors import UsageError
+from .flags import check_model_name, model_kwargs
+from .weights import load_backbone, load_weights, read_weights
+
+
+def add_model_flags(add: Callable[..., Any]) -> None:
+    add("--model", default="atmnet-t", help="the backbone: atmnet-xt, -t, -s, -b, -l, or any timm model with maps at strides 4 to 32")
+    add("--model-kwargs", nargs="*", default=[], metavar="KEY=VALUE", help="passed on to timm.create_model")
+    add(
+        "--backbone-weights",
+        metavar="CKPT",
+        help="start the backbone from a classifier: an output folder of train/imagenet.py, a .safetensors, a last.pt, a published .pth",
+    )
+    add("--pretrained", action="store_true", help="start the backbone from timm's own weights, which it downloads")
+    add("--init-from", metavar="CKPT", help="start the whole model from these weights")
+    add("--drop-path", type=float, help="stochastic depth (default: the paper's for the variant)")
+    add("--grad-checkpointing", action="store_true", help="compute the backbone's activations again in the backward pass: less memory")
+
+
+def check_model_flags(args: argparse.Namespace) -> None:
+    args.model = canonical_name(args.model)
+    check_model_name(args.model)
+    given = [flag for flag in ("backbone_weights", "pretrained", "init_from") if getattr(args, flag)]
+    if len(given) > 1:
+        raise UsageError(f"weights can come from one place, not from {' and '.join('--' + name.replace('_', '-') for name in given)}")
+
+
+def backbone_kwargs(args: argparse.Namespace, drop_path: Mapping[str, float]) -> dict[str, Any]:
+    """For `atmnet.Backbone`; `drop_path` by variant."""
+    kwargs = model_kwargs(args.model_kwargs)
+    rate = args.drop_path if args.drop_path is not None else drop_path.get(args.model)
+    if rate is not None:
+        kwargs["drop_path_rate"] = rate
+    if args.pretrained:
+        kwargs["pretrained"] = True
+    return kwargs
+
+
+def start_weights(args: argparse.Namespace, accelerator: Accelerator, model: nn.Module, backbone: nn.Module) -> None:
+    """Where `--init-from` or `--backbone-weights` says; `backbone` is the timm network inside the model."""
+    if args.init_from:
+        weights = read_weights(args.init_from)
+        load_weights(model, weights)
+    elif args.backbone_weights:
+        weights = read_weights(args.backbone_weights)
+        held = weights.meta.get("model", args.model)
+        if held != args.model:
+            raise UsageError(f"{weights.source} holds {held}, not --model {args.model}")
+        load_backbone(backbone, weights)
+    else:
+        return
+    accelerator.print(f"starting from {weights.source}")
+
+
+def make_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW, without weight decay on biases, norms, and what a network within the model exempts (ATMNet: its PEGs)."""
+    exempt = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()  # type: ignore[operator]
+    }
+    return create_optimizer_v2(
+        model,
+        "adamw",
+        lr=args.lr,
+        param_group_fn=lambda model: split_by_weight_decay(model, args.weight_decay, no_weight_decay_list=exempt),
+    )

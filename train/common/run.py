@@ -1,0 +1,144 @@
+"""A training from its model to its summary: what every program does alike."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from .broken import BrokenImages
+from .checkpoints import Checkpointer, check_room, find_resume
+from .engine import BatchLoss, Engine, Evaluate, Plan, Stopped, end_quietly
+from .errors import RunError, UsageError
+from .loading import TrainLoader
+from .report import device_name, draw_curves, versions, write_json
+from .runtime import start_trackers
+from .tuning import tune_kernels
+
+
+def claim_output(args: argparse.Namespace) -> Path | None:
+    """The checkpoint to go on from, if any; refuses a folder that holds another run."""
+    output = Path(args.output)
+    resume = find_resume(args.resume, output) if args.resume else None
+    last = output / "last.pt"
+    if last.exists() and (resume is None or not last.samefile(resume)):
+        raise UsageError(f"{output} holds a run already: go on with --resume auto, or give another --output")
+    return resume
+
+
+@dataclass
+class Task:
+    """What a program trains, and how."""
+
+    name: str
+    model: nn.Module
+    optimizer: Any
+    scheduler: Scheduler
+    plan: Plan
+    loader: TrainLoader
+    batch_loss: BatchLoss
+    evaluate: Evaluate
+    broken: BrokenImages
+    meta: dict[str, Any]  # goes into every checkpoint
+    data: str  # what is trained on, for the line before the first update
+    curves: Sequence[str]  # the metrics to draw, in percent
+    example: tuple[int, ...]  # the shape of a batch of images
+    core: str = ""  # the submodule that takes such a batch, is compiled and tuned; the model itself where empty
+    ema_decay: float = 0.0
+    ema_warmup: bool = False
+
+
+def fit(args: argparse.Namespace, accelerator: Accelerator, task: Task, resume: Path | None) -> None:
+    """Trains, evaluates, saves, and leaves summary.json and curves.png, until the end or until asked to stop."""
+    check_room(task.plan.output, task.model, task.ema_decay > 0)
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    model, optimizer = task.model.to(accelerator.device), task.optimizer
+    if args.tune:
+        tune_kernels(accelerator, model.get_submodule(task.core), task.example)
+    ema = ModelEmaV3(model, task.ema_decay, use_warmup=task.ema_warmup) if task.ema_decay > 0 else None
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if accelerator.is_fsdp2 and ema is not None:
+        ema.module = fsdp2_prepare_model(accelerator, ema.module)  # cut up like the model it averages
+    if args.compile:
+        for module in (model, ema.module if ema is not None else None):
+            if module is not None:
+                compile_core(accelerator, module, task.core)
+    checkpointer = Checkpointer(accelerator, model, ema.module if ema is not None else None, optimizer, task.plan.output, task.meta)
+    engine = Engine(accelerator, task.plan, model, optimizer, task.scheduler, ema, checkpointer, task.broken)
+    if resume is not None:
+        for note in engine.resume(resume):
+            accelerator.print(note)
+    start_trackers(accelerator, "tensorboard", args, engine.progress.updates)
+    length = f"{task.plan.epochs} epochs of {task.plan.updates_per_epoch} updates"
+    if task.plan.by_updates:
+        length = f"{task.plan.epochs * task.plan.updates_per_epoch} updates, evaluated every {task.plan.updates_per_epoch}"
+    accelerator.print(
+        f"{task.name}, {parameters / 1e6:.2f} M parameters · {accelerator.num_processes} x {device_name(accelerator.device)}, "
+        f"{accelerator.mixed_precision} precision · {task.data} · global batch {task.loader.images_per_update}, "
+        f"lr {max(group['lr'] for group in task.optimizer.param_groups):.3g} · {length} · {task.plan.output}"
+    )
+    facts: dict[str, Any] = {"parameters": parameters, "finished": False}
+    try:
+        engine.fit(task.loader.batches, task.batch_loss, task.evaluate)
+        facts["finished"] = True
+    except Stopped:
+        pass
+    except RunError as error:
+        if accelerator.is_main_process:
+            with suppress(RunError, OSError):  # such as the full disk that this is about
+                finish(args, accelerator, engine, facts | {"error": str(error), "unreadable": task.broken.found}, task.curves)
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        raise
+    if accelerator.is_main_process:
+        finish(args, accelerator, engine, facts | {"unreadable": task.broken.found}, task.curves)
+        if not facts["finished"]:
+            asked = f" ({engine.stop.signal.name})" if engine.stop.signal else ""
+            print(
+                f"stopped{asked} after update {engine.progress.updates}; go on with the same command and --resume {task.plan.output}",
+                flush=True,
+            )
+    end_quietly(accelerator)
+
+
+def compile_core(accelerator: Accelerator, model: nn.Module, core: str) -> None:
+    """In place, so that names stay clean."""
+    (cast(nn.Module, accelerator.unwrap_model(model)).get_submodule(core) if core else model).compile()
+
+
+def finish(args: argparse.Namespace, accelerator: Accelerator, engine: Engine, facts: dict[str, Any], curves: Sequence[str]) -> None:
+    """summary.json and curves.png, of a run that is finished or stopped."""
+    plan, progress, rows = engine.plan, engine.progress, engine.epochs.rows
+    peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
+    when = {name: (epoch + 1) * plan.updates_per_epoch if plan.by_updates else epoch + 1 for name, epoch in progress.best_epoch.items()}
+    write_json(
+        plan.output / "summary.json",
+        facts
+        | {
+            "epochs": progress.epoch,
+            "updates": progress.updates,
+            "best": {name: {"value": value, "epoch": progress.best_epoch[name]} for name, value in progress.best.items()},
+            "last": rows[-1] if rows else None,
+            "training_seconds": progress.seconds,
+            "images_per_second": progress.images / max(progress.seconds, 1e-9),
+            "peak_memory_mib": peak,
+            "processes": accelerator.num_processes,
+            "device": device_name(accelerator.device),
+            "mixed_precision": accelerator.mixed_precision,
+            "versions": versions(),
+            "args": vars(args),
+        },
+    )
+    if rows:
+        draw_curves(plan.output / "curves.png", rows, engine.steps.rows, plan.updates_per_epoch, curves, plan.by_updates)
+        unit = "update" if plan.by_updates else "epoch"
+        best = " · ".join(f"best {name} {value:.3f} ({unit} {when[name]})" for name, value in progress.best.items())
+        print(f"{best} · {plan.output}/summary.json, curves.png", flush=True)
