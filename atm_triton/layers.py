@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .axial_gather import axial_gather
+from .branch_fusion import branch_fusion
 from .offset_fc import offset_fc
 from .token_mix import token_mix
 
@@ -49,11 +51,12 @@ class BranchLogits(nn.Module):
 
 
 class ActiveTokenMixer(nn.Module):
-    """Active Token Mixer (paper, section 3.2): ``[B, H, W, C] -> [B, H, W, C]``.
+    """Active Token Mixer (paper, section 3.2): ``[B, H, W, dim] -> [B, H, W, out_dim]``.
 
     Args:
-        dim: Channels C.
+        dim: Channels of the tokens.
         share: Neighbouring channels that share one offset; it divides ``dim``.
+        out_dim: Channels of the result; ``dim`` if not given.
         own_offset: Whether the mixer has an offset layer of its own. Without one, every call must bring ``offset``.
         proj_drop: Dropout after the projection.
 
@@ -61,17 +64,18 @@ class ActiveTokenMixer(nn.Module):
     the mixer predicts its own from x.
     """
 
-    def __init__(self, dim: int, share: int = 1, *, own_offset: bool = True, proj_drop: float = 0.0) -> None:
+    def __init__(self, dim: int, share: int = 1, *, out_dim: int | None = None, own_offset: bool = True, proj_drop: float = 0.0) -> None:
         super().__init__()
         if share < 1 or dim % share:
             raise ValueError(f"share must divide dim, got dim={dim}, share={share}")
-        self.dim, self.share = dim, share
+        out_dim = dim if out_dim is None else out_dim
+        self.dim, self.share, self.out_dim = dim, share, out_dim
         self.offset = OffsetFC(dim, share) if own_offset else None
-        self.fc_w = nn.Linear(dim, dim)
-        self.fc_h = nn.Linear(dim, dim)
-        self.fc_c = nn.Linear(dim, dim, bias=False)
-        self.logits = BranchLogits(dim)
-        self.proj = nn.Linear(dim, dim)
+        self.fc_w = nn.Linear(dim, out_dim)
+        self.fc_h = nn.Linear(dim, out_dim)
+        self.fc_c = nn.Linear(dim, out_dim, bias=False)
+        self.logits = BranchLogits(out_dim)
+        self.proj = nn.Linear(out_dim, out_dim)
         self.proj_drop = nn.Dropout(proj_drop) if proj_drop else nn.Identity()
         for fc in (self.fc_w, self.fc_h, self.fc_c, self.proj):
             nn.init.trunc_normal_(fc.weight, std=0.02)
@@ -91,10 +95,22 @@ class ActiveTokenMixer(nn.Module):
                 f"offset must be [B, H, W, 2 * dim // share] = [..., {2 * groups}] for dim={self.dim}, share={self.share}, "
                 f"got {list(offset.shape)}"
             )
+        return self.proj_drop(self._fused(x, offset) if self.out_dim == self.dim else self._composed(x, offset))
+
+    def _fused(self, x: Tensor, offset: Tensor) -> Tensor:
         branches = self.fc_w.weight, self.fc_w.bias, self.fc_h.weight, self.fc_h.bias, self.fc_c.weight
         fc1, fc2 = self.logits.fc1, self.logits.fc2
-        y = token_mix(x, offset, *branches, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.proj.weight, self.proj.bias)
-        return self.proj_drop(y)
+        return token_mix(x, offset, *branches, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.proj.weight, self.proj.bias)
+
+    def _composed(self, x: Tensor, offset: Tensor) -> Tensor:
+        """The same of its parts: token_mix is for as many channels out as in."""
+        along_w, along_h = offset.chunk(2, -1)
+        w = self.fc_w(axial_gather(x, along_w, "w"))
+        h = self.fc_h(axial_gather(x, along_h, "h"))
+        c = self.fc_c(x)
+        s = w.mean((1, 2)) + h.mean((1, 2)) + c.mean((1, 2))
+        return self.proj(branch_fusion(w, h, c, self.logits(s)))
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, share={self.share}"
+        out = "" if self.out_dim == self.dim else f", out_dim={self.out_dim}"
+        return f"{self.dim}, share={self.share}{out}"

@@ -17,33 +17,74 @@ from atm_triton import ActiveTokenMixer
 
 def published(mixer: ActiveTokenMixer, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """The paper's equations, written out."""
-    B, H, W, C = x.shape
-    groups = C // mixer.share
+    groups = x.shape[3] // mixer.share
     w = mixer.fc_w(dense_gather(x, offset[..., :groups], "w"))
     h = mixer.fc_h(dense_gather(x, offset[..., groups:], "h"))
     c = mixer.fc_c(x)
-    s = (w + h + c).reshape(B, H * W, C).mean(1)
-    alpha = mixer.logits.fc2(F.gelu(mixer.logits.fc1(s))).reshape(B, C, 3).softmax(2)
+    s = (w + h + c).mean((1, 2))
+    alpha = mixer.logits.fc2(F.gelu(mixer.logits.fc1(s))).reshape(*s.shape, 3).softmax(2)
     return mixer.proj(w * alpha[:, None, None, :, 0] + h * alpha[:, None, None, :, 1] + c * alpha[:, None, None, :, 2])
 
 
 @pytest.fixture
-def mixer() -> ActiveTokenMixer:
+def mixer(request) -> ActiveTokenMixer:
     torch.manual_seed(0)
-    mixer = ActiveTokenMixer(12, share=3)
+    mixer = ActiveTokenMixer(12, share=3, out_dim=getattr(request, "param", None))
     for p in mixer.parameters():  # away from the initial values, which would hide a mistake behind small numbers
         torch.nn.init.normal_(p, std=0.5)
     return mixer
 
 
+same_and_other_widths = pytest.mark.parametrize("mixer", [None, 20, 3], indirect=True, ids=lambda out_dim: f"out_dim={out_dim}")
+
+
+@same_and_other_widths
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_the_papers_equations(mixer, path):
     x, offset = torch.randn(2, 5, 7, 12), torch.randn(2, 5, 7, 8) * 3
-    expected = published(mixer.double(), x.double(), offset.double()).float()
-    mixer = mixer.float().to(path.device)
+    exact = [t.double().requires_grad_() for t in (x, offset)]
+    expected = published(mixer.double(), *exact)
+    dy = torch.randn_like(expected)
+    inputs_and_parameters = [*exact, *(p for name, p in mixer.named_parameters() if not name.startswith("offset."))]
+    expected = [expected, *torch.autograd.grad(expected, inputs_and_parameters, dy)]
+
+    mixer.float().to(path.device)
+    inputs = [t.to(path.device).requires_grad_() for t in (x, offset)]
     with path.active():
-        actual = mixer(x.to(path.device), offset.to(path.device)).cpu()
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+        actual = mixer(*inputs)
+        actual.backward(dy.to(actual))
+    gradients = [p.grad for p in mixer.parameters() if p.grad is not None]
+    for a, b in zip([actual, *(t.grad for t in inputs), *gradients], expected, strict=True):
+        torch.testing.assert_close(a.cpu(), b.float(), rtol=1e-4, atol=1e-4)
+
+
+@same_and_other_widths
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_autocast(mixer, path):
+    x, offset = torch.randn(2, 5, 7, 12), torch.randn(2, 5, 7, 8) * 3
+    expected = published(mixer.double(), x.double(), offset.double())
+    mixer.float().to(path.device)
+    with path.active(), torch.autocast(path.device, torch.bfloat16):
+        actual = mixer(x.to(path.device), offset.to(path.device))
+    assert actual.dtype == torch.bfloat16 and actual.shape == expected.shape
+    assert (actual.cpu().double() - expected).norm() < 0.02 * expected.norm()
+
+
+def test_an_empty_batch_of_another_width():
+    mixer = ActiveTokenMixer(8, out_dim=12)
+    mixer(torch.randn(0, 5, 4, 8)).sum().backward()
+    assert mixer(torch.randn(0, 5, 4, 8)).shape == (0, 5, 4, 12)
+    assert all(p.grad is not None and not p.grad.any() for p in mixer.parameters())
+
+
+def test_out_dim_is_told_and_kept():
+    mixer = ActiveTokenMixer(8, out_dim=12)
+    shapes = {name: list(p.shape) for name, p in mixer.named_parameters()}
+    assert shapes["offset.weight"] == [16, 8] and shapes["fc_w.weight"] == [12, 8] and shapes["proj.weight"] == [12, 12]
+    assert shapes["logits.fc1.weight"] == [3, 12] and shapes["logits.fc2.weight"] == [36, 3]
+    assert "8, share=1, out_dim=12" in repr(mixer)
+    with pytest.raises(ValueError, match=r"\[B, H, W, 8\] \(channels last\), got \[1, 4, 4, 12\]"):
+        mixer(torch.randn(1, 4, 4, 12))
 
 
 def test_without_offsets_it_makes_its_own(mixer):
@@ -66,7 +107,7 @@ def test_kernels_and_plain_path_train_alike(mixer):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("mixer,mode", [(None, "train"), (None, "eval"), (20, "eval")], indirect=["mixer"])
 def test_compile(mixer, mode):
     getattr(mixer, mode)()
     compiled = torch.compile(mixer, fullgraph=True)
@@ -87,8 +128,9 @@ def test_copies_pickles_and_state(mixer):
     assert "12, share=3" in repr(mixer)
 
 
-def test_export_takes_the_plain_path():
-    mixer = ActiveTokenMixer(8, share=2).eval()
+@pytest.mark.parametrize("out_dim", [8, 12])
+def test_export_takes_the_plain_path(out_dim):
+    mixer = ActiveTokenMixer(8, share=2, out_dim=out_dim).eval()
     x = torch.randn(2, 6, 5, 8)
     exported = torch.export.export(
         mixer, (x,), dynamic_shapes=({0: torch.export.Dim("b"), 1: torch.export.Dim("h"), 2: torch.export.Dim("w")},)
