@@ -1,0 +1,77 @@
+"""Any timm backbone as dense prediction takes it: four NCHW maps at strides 4, 8, 16 and 32."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+from einops import rearrange
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+from torch import Tensor, nn
+
+from .variants import canonical_name
+
+STRIDES = [4, 8, 16, 32]
+
+# Window attention at whatever size comes, its last stage shifted too, as dense prediction has it.
+SWIN = dict(strict_img_size=False, always_partition=True)
+
+
+class Backbone(nn.Module):
+    """The timm model ``name`` with ``features_only``: images ``[B, 3, H, W]`` to four maps, each exactly half as large as the one before.
+    Images may have any size; they are zero-padded on the right and below to multiples of 32.
+
+    BatchNorm stays as timm has it, trained and with running statistics; a detector of small batches freezes it from outside.
+
+    Args:
+        name: Such as ``"atmnet_t"``, ``"resnet50"``, ``"swin_tiny_patch4_window7_224"``.
+        **kwargs: Passed on to ``timm.create_model``: ``drop_path_rate``, ``pretrained``, ...
+
+    Attributes:
+        net: The timm model.
+        channels: Of the four maps.
+
+    Raises:
+        ValueError: timm knows no such model, or it has no maps at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__()
+        self.net = _create(canonical_name(name), kwargs)
+        self.channels: list[int] = self.net.feature_info.channels()
+        self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        height, width = x.shape[-2:]
+        maps = self.net(F.pad(x, (0, (width + 31) // 32 * 32 - width, 0, (height + 31) // 32 * 32 - height)))
+        return [rearrange(y, "b h w c -> b c h w") for y in maps] if self.channels_last else list(maps)
+
+
+def _create(name: str, kwargs: dict[str, Any]) -> Any:
+    if ":" not in name and not timm.is_model(name):  # a colon names a place that timm looks the model up in
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
+        raise ValueError(f"timm knows no model {name!r}" + (f"; it knows {', '.join(near)}" if near else ""))
+    if name.startswith("swin"):
+        kwargs = SWIN | kwargs
+    try:
+        net: Any = timm.create_model(name, features_only=True, out_indices=4, **kwargs)  # the last four: ResNets have one at stride 2 too
+    except AssertionError as error:
+        raise ValueError(f"{name} does not have four feature maps, which dense prediction needs at strides {STRIDES}: {error}") from error
+    if net.feature_info.reduction() != STRIDES:
+        raise ValueError(f"{name} has its last feature maps at strides {net.feature_info.reduction()}; dense prediction needs {STRIDES}")
+    for block in net.modules():
+        if isinstance(block, (SwinTransformerBlock, SwinTransformerV2Block)):
+            block._attn = partial(_in_whole_windows, block._attn, block.window_size)  # type: ignore[method-assign]
+    return net
+
+
+def _in_whole_windows(attention: Callable[[Tensor], Tensor], window: tuple[int, int], x: Tensor) -> Tensor:
+    """timm pads to whole windows after the cyclic shift, but masks as if it had before, and a map's last rows attend to its first."""
+    height, width = x.shape[1:3]
+    x = F.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
+    return attention(x)[:, :height, :width]
