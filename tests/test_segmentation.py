@@ -1,0 +1,191 @@
+"""Segmentation networks: sizes, gradients, compilation, and the paper's tables 2, 3 and 7."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from atmnet.profile import macs
+from atmnet.segmentation import PyramidPooling, Segmenter, SemanticFPNHead, UperNetHead, create_segmenter, means
+from torch import Tensor, nn
+
+TINY: dict[str, Any] = dict(depths=(1, 1, 1, 1), dims=(16, 32, 48, 64), mlp_ratios=(2, 2, 2, 2))
+NETWORKS = [("semantic-fpn", "fpn"), ("semantic-fpn", "atmfpn"), ("upernet", None)]
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def tiny(head: str, neck: str | None = None, **kwargs: Any) -> Segmenter:
+    return create_segmenter("atmnet_xt", head, neck, num_classes=5, **TINY | kwargs)
+
+
+@pytest.mark.parametrize(("head", "neck"), NETWORKS)
+def test_logits_have_the_size_of_the_images(head: str, neck: str | None):
+    model = tiny(head, neck).eval()
+    with torch.no_grad():
+        for size in ((64, 96), (33, 61), (7, 130)):
+            assert model(torch.randn(2, 3, *size)).shape == (2, 5, *size)
+
+
+def test_a_large_image_of_odd_size():
+    with torch.no_grad():
+        assert tiny("semantic-fpn", "atmfpn").eval()(torch.randn(1, 3, 333, 517)).shape == (1, 5, 333, 517)
+
+
+@pytest.mark.parametrize(("head", "neck"), NETWORKS)
+def test_what_stands_beyond_the_image_does_not_matter(head: str, neck: str | None):
+    """The padding is zeros on the right and below, and is cut off after the logits are enlarged."""
+    model = tiny(head, neck).eval()
+    image = torch.randn(1, 3, 50, 70)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), model(F.pad(image, (0, 26, 0, 14)))[..., :50, :70])
+
+
+@pytest.mark.parametrize(("head", "neck"), NETWORKS)
+def test_gradients_reach_every_parameter(head: str, neck: str | None):
+    model = tiny(head, neck).train()
+    logits, auxiliary = model(torch.randn(2, 3, 64, 64))
+    assert (auxiliary is None) == (head == "semantic-fpn")
+    loss = logits.square().mul(torch.rand_like(logits)).sum()
+    if auxiliary is not None:
+        assert auxiliary.shape == logits.shape
+        loss = loss + auxiliary.square().mul(torch.rand_like(auxiliary)).sum()
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def compiled(module: nn.Module) -> tuple[Callable[..., Any], list[object]]:
+    """The module compiled whole, and a list that gets longer with every compilation."""
+    compilations: list[object] = []
+
+    def compile(graph, inputs):
+        compilations.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    torch._dynamo.reset()
+    return torch.compile(module, fullgraph=True, backend=compile), compilations
+
+
+@pytest.mark.parametrize(("head", "train"), [(SemanticFPNHead, False), (UperNetHead, True)])
+def test_twelve_sizes_of_maps_take_two_compilations(head: type[nn.Module], train: bool):
+    run, compilations = compiled(head([16] * 4, 5, dim=32).train(train))
+    draw = random.Random(0)
+    for _ in range(12):
+        height, width = draw.randint(2, 6), draw.randint(2, 6)
+        logits = run([torch.randn(2, 16, height * 2**i, width * 2**i) for i in (3, 2, 1, 0)])
+        assert logits.shape == (2, 5, 8 * height, 8 * width)
+        if train:
+            logits.square().sum().backward()
+    assert len(compilations) <= 2
+
+
+class Pyramid(nn.Module):
+    """In place of a backbone, whose compilation is tested elsewhere and takes long."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        height, width = x.shape[-2:]
+        return [F.avg_pool2d(F.pad(x, (0, (width + 31) // 32 * 32 - width, 0, (height + 31) // 32 * 32 - height)), 4)] * 4
+
+
+class First(nn.Module):
+    """In place of a head."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return maps[0]
+
+
+def test_sizes_of_images_take_two_compilations():
+    """With and without padding."""
+    model = Segmenter(Pyramid(), None, First()).eval()
+    run, compilations = compiled(model)
+    for height, width in ((50, 70), (33, 161), (64, 70), (45, 96), (128, 64), (96, 96)):
+        images = torch.randn(2, 3, height, width)
+        torch.testing.assert_close(run(images), model(images))
+    assert len(compilations) <= 2
+
+
+@pytest.mark.parametrize(("head", "neck"), NETWORKS)
+def test_bfloat16(head: str, neck: str | None):
+    model = tiny(head, neck).eval()
+    images = torch.randn(2, 3, 40, 72)
+    with torch.no_grad():
+        exact = model(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = model(images)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_means_are_adaptive_average_pooling():
+    for size in ((7, 5), (12, 6), (2, 3), (1, 1), (17, 64)):
+        x = torch.randn(2, 4, *size, dtype=torch.float64)
+        for grid in PyramidPooling.GRIDS:
+            torch.testing.assert_close(means(x, grid), F.adaptive_avg_pool2d(x, grid))
+
+
+def test_semantic_fpn_sums_its_branches_at_stride_4():
+    head = SemanticFPNHead([8, 8, 8, 8], num_classes=3, dim=32).eval()
+    maps = [torch.randn(1, 8, 2 * 2**i, 3 * 2**i) for i in (3, 2, 1, 0)]
+
+    def enlarged(x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode="bilinear")
+
+    with torch.no_grad():
+        total = 0
+        for doublings, (branch, x) in enumerate(zip(head.branches, maps, strict=True)):
+            steps = [module for module in branch if not isinstance(module, nn.Upsample)]
+            assert len(steps) == max(1, doublings)
+            for step in steps:
+                x = step(x) if doublings == 0 else enlarged(step(x))
+            total = total + x
+        torch.testing.assert_close(head(maps), head.classifier[1](total))
+
+
+@pytest.mark.parametrize(("backbone", "head", "neck"), [("resnet18", "semantic-fpn", "atmfpn"), ("resnet18", "upernet", None)])
+def test_another_backbone(backbone: str, head: str, neck: str | None):
+    model = create_segmenter(backbone, head, neck, num_classes=5).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 40, 50)).shape == (1, 5, 40, 50)
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match=r"upernet has a feature pyramid of its own and takes no neck, got neck='atmfpn'"):
+        tiny("upernet", "atmfpn")
+    with pytest.raises(ValueError, match=r"head must be one of semantic-fpn, upernet, got 'fcn'"):
+        tiny("fcn")
+    with pytest.raises(ValueError, match=r"neck must be one of fpn, atmfpn, got 'pan'"):
+        tiny("semantic-fpn", "pan")
+
+
+PAPER = {  # tables 2 and 3: parameters (M), multiply-adds (G)
+    ("atmnet_xt", "semantic-fpn", 512, 512): (19.1, 33.1),
+    ("atmnet_l", "semantic-fpn", 512, 512): (79.8, 86.6),
+    ("atmnet_xt", "upernet", 512, 2048): (45, 889),
+    ("atmnet_l", "upernet", 512, 2048): (108, 1106),
+}
+
+
+def cost(backbone: str, head: str, neck: str | None, size: tuple[int, int]) -> tuple[float, float]:
+    with torch.device("meta"):
+        model = create_segmenter(backbone, head, neck).eval()
+    return sum(p.numel() for p in model.parameters()) / 1e6, macs(model, size) / 1e9
+
+
+@pytest.mark.parametrize(("backbone", "head", "height", "width"), PAPER)
+def test_parameters_and_multiply_adds_are_the_papers(backbone: str, head: str, height: int, width: int):
+    assert cost(backbone, head, None, (height, width)) == pytest.approx(PAPER[backbone, head, height, width], rel=0.015)
+
+
+def test_atmfpn_changes_the_multiply_adds_as_in_the_paper():
+    """Table 7: by -1.0 G on ATMNet-T, by 0.0 on Swin-T."""
+    for backbone, change in (("atmnet_t", -1.0), ("swin_tiny_patch4_window7_224", 0.0)):
+        fpn, atmfpn = (cost(backbone, "semantic-fpn", neck, (512, 512))[1] for neck in ("fpn", "atmfpn"))
+        assert atmfpn - fpn == pytest.approx(change, abs=0.1)
