@@ -1,7 +1,25 @@
-"""ATMNet: the backbones of the Active Token Mixer paper, registered with timm as ``atmnet_{xt,t,s,b,l}``."""
+"""ATMNet: the backbones of the Active Token Mixer paper, registered with timm as ``atmnet_{xt,t,s,b,l}``, and the networks for dense
+prediction built on them or on any other timm backbone."""
 
+from .backbone import Backbone
 from .checkpoints import load, load_official, save
+from .detection import create_detector
 from .model import ATMNet
+from .necks import ATMFPN, FPN
+from .segmentation import create_segmenter
 from .variants import VARIANTS, ATMNetFeatures, canonical_name
 
-__all__ = ["VARIANTS", "ATMNet", "ATMNetFeatures", "canonical_name", "load", "load_official", "save"]
+__all__ = [
+    "ATMFPN",
+    "FPN",
+    "VARIANTS",
+    "ATMNet",
+    "ATMNetFeatures",
+    "Backbone",
+    "canonical_name",
+    "create_detector",
+    "create_segmenter",
+    "load",
+    "load_official",
+    "save",
+]

@@ -1,4 +1,4 @@
-"""Command line: ``python -m atmnet`` prints the models."""
+"""Command line: ``python -m atmnet`` prints the models, ``python -m atmnet tables`` the paper's tables with ours beside them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from . import tables
 from .profile import macs
 from .variants import VARIANTS
 
@@ -40,9 +41,23 @@ def models(args: argparse.Namespace) -> None:
     Console().print(table)
 
 
+def print_tables(args: argparse.Namespace) -> None:
+    """The paper's tables 2 to 7: parameters and multiply-adds, ours beside the paper's."""
+    console = Console()
+    with console.status("counting ..."):  # a minute for all
+        for table in tables.tables(args.numbers):
+            console.print(table)
+
+
 def pixels(text: str) -> int:
     if (value := int(text)) < 3:
         raise argparse.ArgumentTypeError(f"must be at least 3, got {value}")
+    return value
+
+
+def number(text: str) -> int:
+    if (value := int(text)) not in tables.NUMBERS:
+        raise argparse.ArgumentTypeError(f"there are tables {', '.join(map(str, tables.NUMBERS))}, got {value}")
     return value
 
 
@@ -50,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m atmnet", description=models.__doc__)
     parser.add_argument("--img-size", type=pixels, nargs="+", default=[224], metavar="PIXELS", help="height and width, or one for both")
     parser.set_defaults(run=models)
+    commands = parser.add_subparsers(title="other commands", metavar="")
+    command = commands.add_parser("tables", help=print_tables.__doc__, description=print_tables.__doc__)
+    command.add_argument("numbers", type=number, nargs="*", default=tables.NUMBERS, metavar="NUMBER", help="2 to 7 (default: all)")
+    command.set_defaults(run=print_tables)
     args = parser.parse_args(argv)
     if len(args.img_size) > 2:
         parser.error(f"--img-size takes one or two numbers, got {args.img_size}")
