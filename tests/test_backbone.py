@@ -64,9 +64,9 @@ def test_the_maps_are_timms(name):
 
 @pytest.mark.parametrize("name", [*atmnet.VARIANTS, "resnet50", SWIN, "convnext_tiny"])
 def test_channels(name):
-    with torch.device("meta"):
-        backbone = Backbone(name)
-        maps = backbone(torch.empty(1, 3, 64, 96))
+    with torch.device("meta" if name in atmnet.VARIANTS else "cpu"):  # where older timm cannot make the others
+        backbone = Backbone(name).to("meta")
+    maps = backbone(torch.empty(1, 3, 64, 96, device="meta"))
     if name == "resnet50":  # without its map at stride 2
         expected = [256, 512, 1024, 2048]
     else:
@@ -91,7 +91,7 @@ def test_names_and_arguments():
     ],
 )
 def test_models_that_do_not_serve_are_refused(name, message):
-    with torch.device("meta"), pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message):
         Backbone(name)
 
 

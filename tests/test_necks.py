@@ -67,6 +67,17 @@ def test_every_channel_has_offsets_of_its_own():
     assert [list(layer.mixer.fc_w.weight.shape) for layer in neck.laterals] == [[256, 64], [256, 320]]
 
 
+def test_position_encodings_are_exempt_from_weight_decay():
+    """As the backbone's are; a training program asks every module."""
+    exempt = {
+        f"{name}.{p}"
+        for name, module in ATMFPN([8]).named_modules()
+        if hasattr(module, "no_weight_decay")
+        for p in module.no_weight_decay()
+    }
+    assert exempt == {"laterals.0.peg.weight", "outputs.0.peg.weight"}
+
+
 @torch.no_grad()
 def test_a_new_atmfpn_passes_on_what_comes():
     """An almost silent pyramid would leave a head nothing to learn from."""

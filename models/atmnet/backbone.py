@@ -48,6 +48,7 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[-2:]
+        # Not `-width % 32`: torch.compile cannot make a later resize's scale of a remainder.
         maps = self.net(F.pad(x, (0, (width + 31) // 32 * 32 - width, 0, (height + 31) // 32 * 32 - height)))
         return [rearrange(y, "b h w c -> b c h w") for y in maps] if self.channels_last else list(maps)
 

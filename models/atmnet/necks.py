@@ -71,6 +71,9 @@ class Mix(nn.Module):
         for fc in (self.mixer.fc_w, self.mixer.fc_h, self.mixer.fc_c, self.mixer.proj):
             _xavier(fc)
 
+    def no_weight_decay(self) -> set[str]:
+        return {"peg.weight"}
+
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[2]
         x = self.peg(rearrange(x, "b c h w -> b (h w) c"), height)

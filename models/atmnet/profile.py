@@ -27,8 +27,8 @@ def _token_mix_flops(x: torch.Size, offset: torch.Size, *weights: torch.Size, **
 
 
 def macs(model: nn.Module, size: tuple[int, int] = (224, 224)) -> int:
-    """Multiply-adds of one image ``(H, W)`` through any timm model: one for each of a convolution, matrix product or attention, five per
-    element of a LayerNorm, none for gathering, fusing and activations. Nothing is computed, and the model stays as it is.
+    """Multiply-adds of one image ``(H, W)`` through any network of images: one for each of a convolution, matrix product or attention, five
+    per element of a LayerNorm, none for gathering, fusing and activations. Nothing is computed, and the model stays as it is.
     """
     operators = torch.ops.atm_triton
     paper = {

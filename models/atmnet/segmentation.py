@@ -15,6 +15,7 @@ from torchvision.ops import Conv2dNormActivation
 from .backbone import Backbone
 from .necks import NECKS
 
+HEADS = "semantic-fpn", "upernet"
 DROPOUT = 0.1  # of whole channels, before each classifier
 
 
@@ -117,9 +118,6 @@ class FCNHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.conv(x))
-
-
-HEADS: dict[str, type[nn.Module]] = {"semantic-fpn": SemanticFPNHead, "upernet": UperNetHead}
 
 
 class Segmenter(nn.Module):

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from .files import write_atomically
 from .history import Row
 
-PACKAGES = ("atm-triton", "torch", "triton", "timm", "accelerate", "torchvision")
+PACKAGES = ("atm-triton", "torch", "triton", "timm", "accelerate", "torchvision", "faster-coco-eval")
 
 
 def versions() -> dict[str, str]:

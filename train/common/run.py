@@ -83,7 +83,7 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, task: Task, resume: 
     accelerator.print(
         f"{task.name}, {parameters / 1e6:.2f} M parameters · {accelerator.num_processes} x {device_name(accelerator.device)}, "
         f"{accelerator.mixed_precision} precision · {task.data} · global batch {task.loader.images_per_update}, "
-        f"lr {max(group['lr'] for group in task.optimizer.param_groups):.3g} · {length} · {task.plan.output}"
+        f"lr {max(group['initial_lr'] for group in task.optimizer.param_groups):.3g} · {length} · {task.plan.output}"
     )
     facts: dict[str, Any] = {"parameters": parameters, "finished": False}
     try:
