@@ -1,0 +1,1 @@
+"""Object detection on data in COCO's layout: what train/coco.py is made of."""

@@ -1,0 +1,113 @@
+"""COCO's metrics: detections of all processes brought together and scored by faster-coco-eval."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from common.broken import BrokenImages
+from common.engine import evaluating
+from common.errors import RunError
+from common.files import write_atomically
+from common.loading import loader_options
+from common.progress import shown
+from faster_coco_eval import COCO, COCOeval_faster
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.ops import box_convert
+
+from .annotations import Record, Split
+from .data import NOTHING, ValImages, collate, encode
+from .pictures import draw_pictures
+
+# In the order of COCO's summary; the first six are what papers report.
+METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_1", "AR_10", "AR_100", "AR_S", "AR_M", "AR_L")
+REPORTED = METRICS[:6]
+MASK_THRESHOLD = 0.5
+
+
+def to_results(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[Record]:
+    """One image's detections in COCO's format. Masks `[N, 1, H, W]` become run lengths here: those of one image are held at a time."""
+    boxes = box_convert(output["boxes"].float().cpu(), "xyxy", "xywh").tolist()
+    rows = [
+        {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
+        for box, label, score in zip(boxes, output["labels"].tolist(), output["scores"].tolist(), strict=True)
+    ]
+    if rows and "masks" in output:
+        masks = encode((output["masks"][:, 0] > MASK_THRESHOLD).cpu())
+        rows = [row | {"segmentation": mask} for row, mask in zip(rows, masks, strict=True)]
+    return rows
+
+
+def coco_metrics(truth: COCO, results: Sequence[Record], kind: str, image_ids: Iterable[int]) -> dict[str, float]:
+    """COCO's twelve figures in percent, of boxes (`bbox`) or masks (`segm`), over these images. Without those about a size that no object
+    of the ground truth has."""
+    # COCO's results of masks have no box: such a detection is as large as its mask.
+    other = "bbox" if kind == "segm" else "segmentation"
+    rows = [{name: value for name, value in row.items() if name != other} for row in results]
+    detections = truth.loadRes(rows) if rows else COCO(truth.dataset | {"annotations": []})  # loadRes fails on nothing before 1.8
+    evaluation = COCOeval_faster(truth, detections, kind)
+    evaluation.params.imgIds = sorted(image_ids)
+    evaluation.run()
+    return {name: 100 * float(value) for name, value in zip(METRICS, evaluation.stats[:12], strict=True) if value >= 0}
+
+
+class Evaluator:
+    """AP of one or several models in one pass over the images. `detections.json` and the pictures are of the last pass."""
+
+    def __init__(self, split: Split, masks: bool, args: argparse.Namespace, accelerator: Accelerator, broken: BrokenImages) -> None:
+        self.split, self.accelerator, self.broken = split, accelerator, broken
+        self.output, self.pictures = Path(args.output), args.pictures
+        self.kinds = {"box": "bbox"} | ({"mask": "segm"} if masks else {})
+        # Prepared by Accelerate: it deals out the images, some twice to fill the last batch.
+        self.loader: Any = accelerator.prepare_data_loader(
+            DataLoader(
+                ValImages(split.folder, split.images),
+                args.val_batch_size,
+                collate_fn=collate,
+                **loader_options(args, accelerator, keep_workers=False),
+            )
+        )
+
+    @torch.no_grad()
+    def __call__(self, models: dict[str, nn.Module], pulse: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
+        """`pulse` is called now and then, by all processes alike; it may raise."""
+        found: dict[str, dict[int, list[Record]]] = {name: {} for name in models}  # detections by image: one seen twice counts once
+        with evaluating(models):
+            for number, ((images, ids), unreadable) in enumerate(shown(self.loader, "evaluation", self.accelerator.is_main_process)):
+                self.broken.note(unreadable)
+                if number % 20 == 19:
+                    pulse()
+                    self.broken.settle()
+                images = [image.float() / 255 for image in images]
+                for name, model in models.items():
+                    with self.accelerator.autocast():
+                        outputs = model(images)
+                    for output, image_id in zip(outputs, ids, strict=True):
+                        if image_id != NOTHING["id"]:
+                            found[name][image_id] = to_results(output, image_id, self.split.category_ids)
+        self.broken.settle()
+        return {name: self._score(name, by_image) for name, by_image in found.items()}
+
+    def _score(self, name: str, own: dict[int, list[Record]]) -> dict[str, float]:
+        """The main process scores what all have found, and tells the others."""
+        by_image: dict[int, list[Record]] = dict(gather_object(list(own.items())))
+        told: list[dict[str, float]] = [{}]
+        if self.accelerator.is_main_process:
+            truth = COCO(self.split.ground_truth)
+            results = [row for image_id in sorted(by_image) for row in by_image[image_id]]
+            for prefix, kind in self.kinds.items():
+                metrics = coco_metrics(truth, results, kind, by_image)
+                told[0] |= {f"{prefix}_{metric}": metrics[metric] for metric in REPORTED if metric in metrics}
+            told[0]["images"] = len(by_image)
+            text = json.dumps(results)
+            write_atomically(self.output / f"{name}detections.json", lambda file: file.write(text.encode()))
+            draw_pictures(self.output / f"{name}pictures", self.split, by_image, self.pictures, "mask" in self.kinds)
+        broadcast_object_list(told)
+        if "box_AP" not in told[0]:
+            raise RunError(f"none of the {len(by_image)} readable images of {self.split.folder} has an object: there is no AP")
+        return told[0]

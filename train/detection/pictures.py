@@ -1,0 +1,79 @@
+"""Detections drawn on their images, beside what the annotations have there."""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from common.files import write_atomically
+from einops import repeat
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.ops import box_convert
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from .annotations import Record, Split, usable_parts
+from .data import decode, read_image
+
+SHOWN_FROM = 0.3  # the score of a detection
+STRIP = 16  # pixels of the line above each picture
+LEGIBLE = 480  # pixels of the longer side below which an image is enlarged: captions are 10 high
+
+
+def draw_pictures(folder: Path, split: Split, results: Mapping[int, Sequence[Record]], count: int, masks: bool) -> None:
+    """`folder/<image>.png` for the first `count` images with results: detections on the left, annotations on the right."""
+    truth: dict[int, list[Record]] = {image_id: [] for image_id in sorted(results)[:count]}
+    for row in split.annotations:
+        if row["image_id"] in truth:
+            truth[row["image_id"]].append(row)
+    for record in split.images:
+        if record["id"] not in truth:
+            continue
+        image = read_image(split.folder, record)
+        found = [row for row in results[record["id"]] if row["score"] >= SHOWN_FROM]
+        sides = {f"detections from {SHOWN_FROM:.0%}": found, "annotations": truth[record["id"]]}
+        pages = [to_pil_image(draw(image, record, rows, split, masks)) for rows in sides.values()]
+        width, height = pages[0].size
+        picture = Image.new("RGB", (2 * width + 4, height + STRIP), "white")
+        for number, (title, page) in enumerate(zip(sides, pages, strict=True)):
+            left = number * (width + 4)
+            ImageDraw.Draw(picture).text((left + 2, 2), title, fill="black")
+            picture.paste(page, (left, STRIP))
+        name = Path(record["file_name"]).with_suffix(".png").name
+        write_atomically(folder / name, partial(picture.save, format="png"))
+
+
+def draw(image: Tensor, record: Record, rows: Sequence[Record], split: Split, masks: bool) -> Tensor:
+    """Objects in COCO's format on an image `[3, H, W]`, each class in a colour of its own."""
+    times = max(1, LEGIBLE // max(record["width"], record["height"]))
+    image = enlarge(image, times)
+    if not rows:
+        return image
+    labels = [split.category_ids.index(row["category_id"]) for row in rows]
+    colours = [colour(label) for label in labels]
+    if masks:
+        for row, fill in zip(rows, colours, strict=True):  # one by one: together, they would be black where they overlap
+            if usable := usable_parts(row["segmentation"]):
+                mask = decode([usable], record["height"], record["width"])[0].bool()
+                image = draw_segmentation_masks(image, enlarge(mask, times), alpha=0.45, colors=[fill])
+    boxes = box_convert(times * torch.tensor([row["bbox"] for row in rows]), "xywh", "xyxy")
+    texts = [caption(row, split.classes[label]) for row, label in zip(rows, labels, strict=True)]
+    return draw_bounding_boxes(image, boxes, texts, colors=colours, width=2, fill_labels=True)
+
+
+def enlarge(pixels: Tensor, times: int) -> Tensor:
+    return repeat(pixels, "... h w -> ... (h repeat_h) (w repeat_w)", repeat_h=times, repeat_w=times)
+
+
+def caption(row: Record, name: str) -> str:
+    if row.get("iscrowd"):
+        return f"{name} (crowd)"
+    return f"{name} {row['score']:.2f}" if "score" in row else name
+
+
+def colour(label: int) -> tuple[int, int, int]:
+    """Neighbouring labels get hues far apart: steps of the golden ratio."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
