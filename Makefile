@@ -23,7 +23,7 @@ check: $(VENV)/installed  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cd train && $(CURDIR)/$(BIN)/mypy imagenet.py demo.py
+	cd train && $(CURDIR)/$(BIN)/mypy imagenet.py ade20k.py coco.py demo.py
 
 # The oldest supported version of everything.
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt

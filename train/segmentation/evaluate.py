@@ -1,0 +1,144 @@
+"""Evaluation on whole images: one confusion matrix over all processes, and what is read off it."""
+
+import argparse
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from common.broken import BrokenImages
+from common.engine import Metrics, Models, evaluating
+from common.errors import RunError
+from common.files import write_atomically
+from common.loading import loader_options
+from common.progress import shown
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .data import Pair
+from .pictures import draw_picture
+from .samples import ValPairs, Whole
+from .transforms import IGNORED, EvalTransform
+
+ONE_SCALE = (1.0,)
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # each also mirrored
+
+
+def predict(model: nn.Module, views: Sequence[Tensor], size: Sequence[int], mirrored: bool) -> Tensor:
+    """The most probable class `[H, W]` of each pixel of the original image, by the mean of the probabilities over the views."""
+    total: Tensor | float = 0.0
+    for view in views:
+        for mirror in (False, True)[: 1 + mirrored]:
+            logits = model((view.flip(-1) if mirror else view)[None]).float()
+            logits = F.interpolate(logits.flip(-1) if mirror else logits, size=tuple(size), mode="bilinear", align_corners=False)
+            total = total + logits[0].softmax(0)
+    assert isinstance(total, Tensor)
+    return total.argmax(0)
+
+
+def confusion_matrix(labels: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
+    """Pixels `[true, predicted]`, the ignored ones left out."""
+    known = labels != IGNORED
+    return (labels[known].long() * num_classes + prediction[known]).bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def class_scores(confusion: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and accuracy of each class in percent; NaN for a class that is nowhere."""
+    hits, true, predicted = confusion.diagonal().double(), confusion.sum(1), confusion.sum(0)
+    return 100 * hits / (true + predicted - hits), 100 * hits / true
+
+
+def scores(confusion: Tensor) -> Metrics:
+    """In percent, as papers report: means over the classes that there are, and the share of all pixels."""
+    iou, accuracy = class_scores(confusion)
+    overall = 100 * confusion.diagonal().sum().double() / confusion.sum()
+    return {"mIoU": iou.nanmean().item(), "mAcc": accuracy.nanmean().item(), "aAcc": overall.item()}
+
+
+class Evaluator:
+    """Scores one or several models in one pass over the images. The pictures are of the last pass.
+
+    With `multi_scale`, at six scales and mirrored.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        classes: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        broken: BrokenImages,
+        multi_scale: bool = False,
+    ) -> None:
+        self.pairs, self.classes, self.accelerator, self.broken, self.multi_scale = pairs, classes, accelerator, broken, multi_scale
+        self.pictures, self.folder = args.pictures, Path(args.output) / "pictures"
+        transform = EvalTransform(args.crop_size, mean, std, SCALES if multi_scale else ONE_SCALE)
+        share = ValPairs(pairs, transform, accelerator.num_processes, accelerator.process_index)
+        self.loader: Any = DataLoader(share, batch_size=None, **loader_options(args, accelerator, keep_workers=False))
+
+    def __call__(self, models: Models, pulse: Callable[[], None] = lambda: None) -> dict[str, Metrics]:
+        return {name: scores(confusion) for name, confusion in self.confusions(models, pulse).items()}
+
+    @torch.no_grad()
+    def confusions(self, models: Models, pulse: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
+        """`pulse` is called now and then, by all processes alike; it may raise."""
+        number, device = len(self.classes), self.accelerator.device
+        sums = {name: torch.zeros(number, number, dtype=torch.int64, device=device) for name in models}
+        with evaluating(models):
+            for turn, whole in enumerate(shown(self.loader, "evaluation", self.accelerator.is_main_process)):
+                self.broken.note(whole.unreadable)
+                if turn % 20 == 19:
+                    pulse()
+                    self.broken.settle()
+                labels = whole.labels.to(device, non_blocking=True)
+                views = [view.to(device, non_blocking=True) for view in whole.views]
+                for name, model in models.items():
+                    with self.accelerator.autocast():
+                        prediction = predict(model, views, labels.shape, self.multi_scale)
+                    if whole.number is not None:
+                        sums[name] += confusion_matrix(labels, prediction, number)
+                        self._draw(name, whole, prediction)
+        self.broken.settle()
+        totals = {name: self.accelerator.reduce(confusion, "sum").cpu() for name, confusion in sums.items()}
+        if not all(total.any() for total in totals.values()):
+            raise RunError(f"none of the {len(self.pairs)} validation images has a labelled pixel that could be read: there is no mIoU")
+        return totals
+
+    def _draw(self, name: str, whole: Whole, prediction: Tensor) -> None:
+        """The first images, each by the process that has it."""
+        if whole.number is not None and whole.number < self.pictures:
+            path = self.folder / f"{name}{self.pairs[whole.number].image.stem}.png"
+            draw_picture(path, whole.image, whole.labels, prediction.cpu(), self.classes)
+
+
+def class_table(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each class; None where there is nothing to divide by."""
+    columns = {"IoU": class_scores(confusion)[0], "Acc": class_scores(confusion)[1]}
+    figures = [{name: None if math.isnan(x := column[i].item()) else x for name, column in columns.items()} for i in range(len(classes))]
+    pixels = confusion.sum(1).tolist()
+    return [{"label": i + 1, "class": name, **figures[i], "pixels": pixels[i]} for i, name in enumerate(classes)]
+
+
+def to_rich(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table()
+    for heading in rows[0]:
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value) for value in row.values()))
+    return table
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
