@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from atmnet.detection import DETECTORS, create_detector, detector_macs
+from atmnet.detection import DETECTORS, create_detector
 from atmnet.roi import roi_align
 from torch import Tensor, nn
 
@@ -222,24 +222,3 @@ def test_names_what_it_knows():
         tiny("faster-rcnn")
     with pytest.raises(ValueError, match="unknown neck 'pafpn'; there are fpn, atmfpn"):
         tiny("mask-rcnn", neck="pafpn")
-
-
-# Tables 4 to 7: parameters (M) and multiply-adds at 800 x 1280 (G).
-@pytest.mark.parametrize(
-    "backbone, detector, neck, parameters, multiply_adds",
-    [
-        ("atmnet_xt", "retinanet", "fpn", 25, 196),
-        ("atmnet_xt", "mask-rcnn", "fpn", 35, 215),
-        ("atmnet_xt", "cascade-mask-rcnn", "fpn", 73, 693),
-        ("atmnet_l", "cascade-mask-rcnn", "fpn", 134, 902),
-        ("atmnet_t", "mask-rcnn", "atmfpn", None, 247.0),
-        ("resnet50", "mask-rcnn", "fpn", None, 259.8),
-        ("resnet50", "mask-rcnn", "atmfpn", None, 298.9),
-    ],
-)
-def test_costs_are_the_papers(backbone, detector, neck, parameters, multiply_adds):
-    with torch.device("meta"):
-        model = create_detector(backbone, detector, neck)
-    if parameters:
-        assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, rel=0.01)
-    assert detector_macs(model) / 1e9 == pytest.approx(multiply_adds, rel=0.003)
