@@ -105,6 +105,8 @@ def test_interrupted_it_goes_on_exactly(head: str, narrow: None, data: Path, tmp
         with pytest.raises(StopIteration):
             run(data, parts, *flags)
     assert torch.load(parts / "last.pt", weights_only=True)["progress"]["updates"] == 4
+    with pytest.raises(UsageError, match=r"last.pt is of another run: eval_interval 3 -> 2"):
+        run(data, parts, *flags, "--resume", "auto", "--eval-interval", 2)
     run(data, parts, *flags, "--resume", "auto")
     assert rows(parts) == rows(whole) and len(set(column(whole, "loss"))) == 6
     assert column(parts, "val_mIoU", "summary.csv") == column(whole, "val_mIoU", "summary.csv")

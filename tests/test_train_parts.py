@@ -296,6 +296,16 @@ def test_resumed_elsewhere_with_other_hyperparameters(
     assert (tmp_path / "second" / "best.safetensors").exists()
 
 
+def test_the_rate_follows_the_epochs_when_resumed_with_another_batch(small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:
+    """Two epochs of 2 updates, then one of 5: it is the last third of the schedule."""
+    small_run(two_classes, tmp_path / "first", "--sched-on-updates")
+    small_run(two_classes, tmp_path / "second", "--sched-on-updates", "--resume", str(tmp_path / "first"), "--epochs", "3", "-b", "2")
+    with open(tmp_path / "second" / "steps.csv", newline="") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert len(rates) == 4 + 5
+    assert rates[4:] == pytest.approx([1e-5 + 0.99e-3 * (1 + math.cos(math.pi * update / 15)) / 2 for update in range(10, 15)])
+
+
 def test_deterministic(small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:

@@ -136,6 +136,7 @@ def train(args: argparse.Namespace) -> None:
             "head": args.head,
             "neck": args.neck,
             "num_classes": len(classes),
+            "eval_interval": args.eval_interval,
             "classes": classes,
             "order": {"seed": args.seed, "global batch": loader.images_per_update, "images": len(pairs)},
             "recipe": recipe_of(args, INCIDENTAL),

@@ -29,8 +29,8 @@ from .weights import check_fits, metadata_strings, shorten
 # Of an optimizer's parameter groups, which also hold state.
 HYPERPARAMETERS = ("lr", "initial_lr", "lr_scale", "weight_decay", "momentum")
 
-# Of a checkpoint's meta: what makes it another model.
-IDENTITY = ("model", "num_classes", "head", "neck", "detector")
+# Of a checkpoint's meta: what makes it another run. The place in one is counted in epochs, and where those are intervals, in intervals.
+IDENTITY = ("model", "num_classes", "head", "neck", "detector", "eval_interval")
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -1,7 +1,7 @@
 """What the programs for segmentation and detection have in common: a timm backbone, where its weights come from, and its optimizer."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,16 @@ def check_model_flags(args: argparse.Namespace) -> None:
     given = [flag for flag in ("backbone_weights", "pretrained", "init_from") if getattr(args, flag)]
     if len(given) > 1:
         raise UsageError(f"weights can come from one place, not from {' and '.join('--' + name.replace('_', '-') for name in given)}")
+    if args.eval and (args.resume or given):
+        raise UsageError("--eval CKPT names the weights itself: leave --resume, --init-from, --backbone-weights and --pretrained out")
+
+
+def fill_in(args: argparse.Namespace, meta: Mapping[str, Any], names: Sequence[str]) -> None:
+    """From the checkpoint that `--eval` is given, what is not given beside it."""
+    trained = {**meta.get("recipe", {}), **meta}
+    for name in names:
+        if getattr(args, name) is None:
+            setattr(args, name, trained[name])
 
 
 def backbone_kwargs(args: argparse.Namespace, drop_path: Mapping[str, float]) -> dict[str, Any]:

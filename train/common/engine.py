@@ -151,8 +151,8 @@ class Engine:
 
     def _set_lr(self) -> float:
         """The learning rate depends on the place alone, so there is no scheduler state to keep."""
-        if self.plan.sched_on_updates:
-            self.scheduler.step_update(self.progress.updates)
+        if self.plan.sched_on_updates:  # not progress.updates: epochs before a resumption may have had more or fewer
+            self.scheduler.step_update(self.progress.epoch * self.plan.updates_per_epoch + self.progress.update)
         else:
             self.scheduler.step(self.progress.epoch)
         return max(group["lr"] for group in self.optimizer.param_groups)

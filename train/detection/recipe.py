@@ -7,7 +7,7 @@ from typing import Any
 
 from atmnet.detection import DETECTORS
 from atmnet.necks import NECKS
-from common.dense import add_model_flags, check_model_flags
+from common.dense import add_model_flags, check_model_flags, fill_in
 from common.errors import UsageError
 from common.flags import HelpFormatter, check_numbers
 from common.runtime import add_runtime_flags
@@ -91,10 +91,7 @@ def from_checkpoint(args: argparse.Namespace, meta: Mapping[str, Any], source: s
     """Fills in what `--eval` was not given."""
     if "detector" not in meta:
         raise UsageError(f"{source} is not a detector of train/coco.py: it does not say which")
-    trained = {**meta.get("recipe", {}), **meta}
-    for name in FROM_CHECKPOINT:
-        if getattr(args, name) is None:
-            setattr(args, name, trained[name])
+    fill_in(args, meta, FROM_CHECKPOINT)
     complete(args)
 
 
@@ -108,8 +105,6 @@ def complete(args: argparse.Namespace) -> None:
     args.min_size = sorted(args.min_size)
     if min(args.min_size) < 1 or max(args.min_size) > args.max_size:
         raise UsageError(f"--min-size {' '.join(map(str, args.min_size))}: it must lie between 1 and --max-size {args.max_size}")
-    if args.eval and (args.resume or args.init_from or args.backbone_weights or args.pretrained):
-        raise UsageError("--eval CKPT names the weights itself: leave --resume, --init-from, --backbone-weights and --pretrained out")
 
 
 def make_scheduler(args: argparse.Namespace, optimizer: Optimizer, updates_per_epoch: int) -> MultiStepLRScheduler:

@@ -7,7 +7,7 @@ from typing import Any
 
 from atmnet.necks import NECKS
 from atmnet.segmentation import HEADS
-from common.dense import add_model_flags, check_model_flags
+from common.dense import add_model_flags, check_model_flags, fill_in
 from common.errors import UsageError
 from common.flags import HelpFormatter, check_numbers
 from common.runtime import add_runtime_flags
@@ -103,10 +103,7 @@ def from_checkpoint(args: argparse.Namespace, meta: Mapping[str, Any], source: s
     """Fills in what `--eval` was not given."""
     if "head" not in meta:
         raise UsageError(f"{source} is not a model of train/ade20k.py: it does not say which head it has")
-    trained = {**meta.get("recipe", {}), **meta}
-    for name in FROM_CHECKPOINT:
-        if getattr(args, name) is None:
-            setattr(args, name, trained[name])
+    fill_in(args, meta, FROM_CHECKPOINT)
     complete(args)
 
 
@@ -124,8 +121,6 @@ def complete(args: argparse.Namespace) -> None:
     if args.num_classes is not None and args.num_classes > MOST_CLASSES:
         raise UsageError(f"--num-classes {args.num_classes}: annotations of 8 bits tell at most {MOST_CLASSES} apart")
     if args.eval:
-        if args.resume or args.init_from or args.backbone_weights or args.pretrained:
-            raise UsageError("--eval CKPT names the weights itself: leave --resume, --init-from, --backbone-weights and --pretrained out")
         return
     if args.multi_scale:
         raise UsageError("--multi-scale is for --eval CKPT: it takes twelve times as long, too long for evaluations in training")
