@@ -88,11 +88,23 @@ def test_names_and_arguments():
         ("no such model", "timm knows no model 'no such model'$"),
         ("test_vit", r"test_vit has its last feature maps at strides \[16, 16, 16, 16\]; dense prediction needs \[4, 8, 16, 32\]"),
         ("levit_128s", "levit_128s does not have four feature maps"),
+        ("swinv2_cr_tiny_224", "swinv2_cr_tiny_224 mixes up the borders of maps"),
     ],
 )
 def test_models_that_do_not_serve_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         Backbone(name)
+
+
+def test_weights_that_timm_does_not_have():
+    with pytest.raises(ValueError, match=r"atmnet_t: .*; the authors' weights are loaded by atmnet.load_official"):
+        Backbone("atmnet_t", pretrained=True)
+
+
+def test_swins_position_tables_are_exempt_from_weight_decay():
+    backbone = small(SWIN)
+    assert len(backbone.no_weight_decay()) == len(swin_blocks(backbone)) > 0
+    assert backbone.no_weight_decay() <= {name for name, _ in backbone.named_parameters()}
 
 
 def swin_blocks(backbone: nn.Module) -> list[SwinTransformerBlock]:

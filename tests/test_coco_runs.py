@@ -234,6 +234,21 @@ def test_batch_norm_keeps_the_statistics_of_a_pretraining(pretrained: bool, plan
     assert norms and all(torch.equal(norm.running_mean, mean) == pretrained for norm, mean in zip(norms, before, strict=True))
 
 
+def test_a_resumed_run_keeps_its_batch_norm_frozen(planned: Callable[..., Task], tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "classifier.pth")
+    flags = ["--model", "test_resnet", "--detector", "retinanet", "--model-kwargs", "drop_rate=0.0"]
+    assert not planned(*flags).meta["frozen_norms"]
+    task = planned(*flags, "--backbone-weights", tmp_path / "classifier.pth")
+    torch.save({"progress": {}, "meta": task.meta}, tmp_path / "last.pt")
+    assert planned(*flags, "--resume", tmp_path / "last.pt").meta["frozen_norms"]
+
+
+def test_a_whole_model_is_not_taken_for_a_classifier(planned: Callable[..., Task], tmp_path: Path) -> None:
+    torch.save({"progress": {}, "model": {}, "meta": {"detector": "mask-rcnn"}}, tmp_path / "last.pt")
+    with pytest.raises(UsageError, match=r"holds a whole model, not a classifier: give it as --init-from"):
+        planned("--backbone-weights", tmp_path / "last.pt")
+
+
 @pytest.mark.parametrize(("schedule", "epochs", "decays"), [("1x", 12, (8, 11)), ("3x", 36, (27, 33)), ("1x", 24, (16, 22))])
 def test_the_rate_rises_over_updates_and_falls_after_epochs(schedule: str, epochs: int, decays: tuple[int, int]) -> None:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-4)

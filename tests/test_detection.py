@@ -9,6 +9,7 @@ import pytest
 import torch
 from atmnet.detection import DETECTORS, create_detector
 from atmnet.roi import roi_align
+from test_models_compile import Compiled, twelve_sizes
 from torch import Tensor, nn
 
 RCNNS = [name for name in DETECTORS if name != "retinanet"]
@@ -222,3 +223,14 @@ def test_names_what_it_knows():
         tiny("faster-rcnn")
     with pytest.raises(ValueError, match="unknown neck 'pafpn'; there are fpn, atmfpn"):
         tiny("mask-rcnn", neck="pafpn")
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "mask-rcnn"])
+def test_the_pyramid_compiles_whole(detector):
+    """It is what train/coco.py compiles. Much smaller images would make the coarsest map one pixel, which is another graph."""
+    pyramid = create_detector("test_resnet", detector, dim=16).backbone.train()
+    compiled = Compiled(pyramid, "aot_eager")
+    for height, width in twelve_sizes(300, 600):
+        images = torch.randn(2, 3, height, width)
+        assert {name: y.shape for name, y in compiled(images).items()} == {name: y.shape for name, y in pyramid(images).items()}
+    assert compiled.compilations <= 2

@@ -40,9 +40,9 @@ class Compiled:
         return self.compiled(x)
 
 
-def twelve_sizes(smallest: int = 40) -> list[tuple[int, int]]:
+def twelve_sizes(smallest: int = 40, largest: int = 200) -> list[tuple[int, int]]:
     draw = random.Random(0)
-    return [(draw.randint(smallest, 200), draw.randint(smallest, 200)) for _ in range(12)]
+    return [(draw.randint(smallest, largest), draw.randint(smallest, largest)) for _ in range(12)]
 
 
 def test_twelve_sizes_take_two_compilations_in_training():

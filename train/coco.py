@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from atmnet.detection import create_detector
 from common.broken import BrokenImages
+from common.checkpoints import read_state
 from common.dense import backbone_kwargs, make_optimizer, start_weights
 from common.engine import BatchLoss, Plan, end_quietly
 from common.errors import UsageError, run_program
@@ -85,6 +86,9 @@ def train(args: argparse.Namespace) -> None:
     model = build_model(args, len(split.classes))
     if resume is None:
         start_weights(args, accelerator, model, model.backbone.backbone.net)
+    # The few images of a batch give no statistics: a backbone that starts from weights keeps those of its pretraining.
+    started = bool(args.pretrained or args.backbone_weights or args.init_from)
+    frozen_norms = started if resume is None else read_state(resume)["meta"]["frozen_norms"]
     if accelerator.num_processes > 1 and accelerator.device.type != "cpu":
         model = convert_sync_batchnorm(model)  # the cascade's box heads, as Swin has them; PyTorch has it on accelerators only
 
@@ -114,7 +118,7 @@ def train(args: argparse.Namespace) -> None:
         scheduler=make_scheduler(args, optimizer, loader.updates_per_epoch),
         plan=plan,
         loader=loader,
-        batch_loss=make_batch_loss(args, model.backbone.backbone),
+        batch_loss=make_batch_loss(model.backbone.backbone if frozen_norms else None),
         evaluate=Evaluator(val, has_masks(args), args, accelerator, broken),
         broken=broken,
         meta={
@@ -122,6 +126,7 @@ def train(args: argparse.Namespace) -> None:
             "detector": args.detector,
             "neck": args.neck,
             "num_classes": len(split.classes),
+            "frozen_norms": frozen_norms,
             "classes": split.classes,
             "order": {"seed": args.seed, "global batch": loader.images_per_update, "images": len(dataset)},
             "recipe": recipe_of(args, INCIDENTAL),
@@ -182,10 +187,9 @@ def build_model(args: argparse.Namespace, num_classes: int) -> Any:
     return model
 
 
-def make_batch_loss(args: argparse.Namespace, backbone: nn.Module) -> BatchLoss:
-    # The few images of a batch give no statistics: a backbone that starts from weights keeps those of its pretraining.
-    trained = args.pretrained or args.backbone_weights or args.init_from
-    norms = [module for module in backbone.modules() if trained and isinstance(module, _BatchNorm)]
+def make_batch_loss(frozen: nn.Module | None) -> BatchLoss:
+    """`frozen`: where BatchNorm keeps its statistics, if anywhere."""
+    norms = [module for module in frozen.modules() if isinstance(module, _BatchNorm)] if frozen is not None else []
 
     def batch_loss(model: nn.Module, batch: tuple[list[Tensor], list[dict[str, Tensor]]], epoch: int) -> dict[str, Tensor]:
         images, targets = batch

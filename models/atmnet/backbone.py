@@ -14,7 +14,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
-from .variants import canonical_name
+from .variants import VARIANTS, canonical_name
 
 STRIDES = [4, 8, 16, 32]
 
@@ -24,7 +24,8 @@ SWIN = dict(strict_img_size=False, always_partition=True)
 
 class Backbone(nn.Module):
     """The timm model ``name`` with ``features_only``: images ``[B, 3, H, W]`` to four maps, each exactly half as large as the one before.
-    Images may have any size; they are zero-padded on the right and below to multiples of 32.
+    Images may have any size, if timm's network takes any (MaxViT, Hiera and CoaT do not); they are zero-padded on the right and below to
+    multiples of 32.
 
     BatchNorm stays as timm has it, trained and with running statistics; a detector of small batches freezes it from outside.
 
@@ -46,6 +47,10 @@ class Backbone(nn.Module):
         self.channels: list[int] = self.net.feature_info.channels()
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
 
+    def no_weight_decay(self) -> set[str]:
+        """timm's Swins exempt these too, but not as networks of features."""
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
     def forward(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[-2:]
         # Not `-width % 32`: torch.compile cannot make a later resize's scale of a remainder.
@@ -57,16 +62,24 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
     if ":" not in name and not timm.is_model(name):  # a colon names a place that timm looks the model up in
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(f"timm knows no model {name!r}" + (f"; it knows {', '.join(near)}" if near else ""))
+    if name.startswith("swinv2_cr"):
+        raise ValueError(
+            f"{name} mixes up the borders of maps that are not made of whole windows; take a swin_ or a swinv2_ of another kind"
+        )
     if name.startswith("swin"):
         kwargs = SWIN | kwargs
     try:
         net: Any = timm.create_model(name, features_only=True, out_indices=4, **kwargs)  # the last four: ResNets have one at stride 2 too
     except AssertionError as error:
         raise ValueError(f"{name} does not have four feature maps, which dense prediction needs at strides {STRIDES}: {error}") from error
+    except RuntimeError as error:  # of weights that timm does not have
+        advice = "; the authors' weights are loaded by atmnet.load_official" if name in VARIANTS else ""
+        raise ValueError(f"{name}: {error}{advice}") from error
     if net.feature_info.reduction() != STRIDES:
         raise ValueError(f"{name} has its last feature maps at strides {net.feature_info.reduction()}; dense prediction needs {STRIDES}")
     for block in net.modules():
         if isinstance(block, (SwinTransformerBlock, SwinTransformerV2Block)):
+            net.patch_embed.dynamic_img_pad = True  # or timm's check of the size, already right, would hold it in compiled graphs
             block._attn = partial(_in_whole_windows, block._attn, block.window_size)  # type: ignore[method-assign]
     return net
 
@@ -74,5 +87,6 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
 def _in_whole_windows(attention: Callable[[Tensor], Tensor], window: tuple[int, int], x: Tensor) -> Tensor:
     """timm pads to whole windows after the cyclic shift, but masks as if it had before, and a map's last rows attend to its first."""
     height, width = x.shape[1:3]
-    x = F.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
+    rows, columns = ((length + side - 1) // side * side - length for length, side in zip((height, width), window, strict=True))
+    x = F.pad(x, (0, 0, 0, columns, 0, rows))
     return attention(x)[:, :height, :width]

@@ -1,5 +1,5 @@
 """Cascade Mask R-CNN's heads (Cai and Vasconcelos): three stages, each on the boxes that the one before has refined. They are as Swin's
-configuration has them."""
+configuration has them, but for pooling and initialisation, which are torchvision's."""
 
 from __future__ import annotations
 

@@ -90,7 +90,10 @@ class Pyramid(nn.Module):
         self.first, self.out_channels = first, dim
         channels = self.backbone.channels[first - 2 :]
         self.neck = NECKS[neck](channels, dim)
-        self.beyond = LastLevelMaxPool() if first == 2 else LastLevelP6P7(channels[-1], dim)
+        self.beyond: Any = LastLevelMaxPool()
+        if first > 2:
+            self.beyond = LastLevelP6P7(channels[-1], dim)
+            self.beyond.use_P5 = False  # torchvision would, were the backbone's coarsest map as wide as the pyramid
         if first > 2 and isinstance(self.backbone.net, ATMNetFeatures):
             self.backbone.net.norms["0"] = nn.Identity()  # data parallelism waits for the gradient of every parameter
 

@@ -128,8 +128,10 @@ def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list
         return [f"{name} {old[name]} -> {new[name]}" for name in old if name in new and old[name] != new[name]]
 
     then = state["meta"]
-    if other := changed({name: then[name] for name in IDENTITY if name in then}, meta):
-        raise UsageError(f"{path} is of another run: {', '.join(other)}")
+    identity = {name: then[name] for name in IDENTITY if name in then}
+    if other := changed(identity, meta):
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in identity.items() if meta.get(name) != value)
+        raise UsageError(f"{path} is of another run: {', '.join(other)}. To go on with it give {flags}")
     if then["classes"] != meta["classes"]:
         raise UsageError(f"{path} was trained on other classes: {shorten(then['classes'])}; here {shorten(meta['classes'])}")
     if other := changed({"opt": then["recipe"].get("opt")}, meta["recipe"]):

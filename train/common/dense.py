@@ -63,9 +63,13 @@ def start_weights(args: argparse.Namespace, accelerator: Accelerator, model: nn.
     """Where `--init-from` or `--backbone-weights` says; `backbone` is the timm network inside the model."""
     if args.init_from:
         weights = read_weights(args.init_from)
+        if weights.published:
+            raise UsageError(f"{weights.source} holds a classifier, not a whole model: give it as --backbone-weights")
         load_weights(model, weights)
     elif args.backbone_weights:
         weights = read_weights(args.backbone_weights)
+        if "head" in weights.meta or "detector" in weights.meta:
+            raise UsageError(f"{weights.source} holds a whole model, not a classifier: give it as --init-from")
         held = weights.meta.get("model", args.model)
         if held != args.model:
             raise UsageError(f"{weights.source} holds {held}, not --model {args.model}")

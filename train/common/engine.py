@@ -169,7 +169,7 @@ class Engine:
             start=progress.updates if plan.by_updates else progress.update,
             label="update" if plan.by_updates else f"epoch {progress.epoch + 1}/{plan.epochs}",
             images_per_update=plan.images_per_update,
-            remaining=plan.epochs * plan.updates_per_epoch - progress.updates,
+            remaining=(plan.epochs - progress.epoch) * plan.updates_per_epoch - progress.update,
             interval=plan.log_interval,
             shown=accelerator.is_main_process,
         )

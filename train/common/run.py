@@ -118,6 +118,7 @@ def finish(args: argparse.Namespace, accelerator: Accelerator, engine: Engine, f
     """summary.json and curves.png, of a run that is finished or stopped."""
     plan, progress, rows = engine.plan, engine.progress, engine.epochs.rows
     peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
+    unit = "update" if plan.by_updates else "epoch"
     when = {name: (epoch + 1) * plan.updates_per_epoch if plan.by_updates else epoch + 1 for name, epoch in progress.best_epoch.items()}
     write_json(
         plan.output / "summary.json",
@@ -125,7 +126,10 @@ def finish(args: argparse.Namespace, accelerator: Accelerator, engine: Engine, f
         | {
             "epochs": progress.epoch,
             "updates": progress.updates,
-            "best": {name: {"value": value, "epoch": progress.best_epoch[name]} for name, value in progress.best.items()},
+            "best": {
+                name: {"value": value, unit: when[name] if plan.by_updates else progress.best_epoch[name]}
+                for name, value in progress.best.items()
+            },
             "last": rows[-1] if rows else None,
             "training_seconds": progress.seconds,
             "images_per_second": progress.images / max(progress.seconds, 1e-9),
@@ -139,6 +143,5 @@ def finish(args: argparse.Namespace, accelerator: Accelerator, engine: Engine, f
     )
     if rows:
         draw_curves(plan.output / "curves.png", rows, engine.steps.rows, plan.updates_per_epoch, curves, plan.by_updates)
-        unit = "update" if plan.by_updates else "epoch"
         best = " · ".join(f"best {name} {value:.3f} ({unit} {when[name]})" for name, value in progress.best.items())
         print(f"{best} · {plan.output}/summary.json, curves.png", flush=True)

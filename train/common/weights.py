@@ -103,9 +103,11 @@ def load_backbone(net: nn.Module, weights: Weights) -> None:
     wanted = model.state_dict()
     state = {}
     for name, value in weights.state.items():
-        flat = name if name in wanted else name.replace(".", "_", 1)  # timm flattens some networks: layers.0.x becomes layers_0.x
-        if flat in wanted or not name.startswith(("head", "norm", "fc.", "classifier.")):
+        flat = name.replace(".", "_", 1)  # timm flattens some networks: layers.0.x becomes layers_0.x
+        if name not in wanted and flat in wanted:
             state[flat] = value
+        elif name in wanted or not name.startswith(("head", "norm", "fc.", "classifier.")):
+            state[name] = value
     check_fits(model, state, weights.source)
     model.load_state_dict(state)
 
