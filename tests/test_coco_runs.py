@@ -244,9 +244,9 @@ def test_a_resumed_run_keeps_its_batch_norm_frozen(planned: Callable[..., Task],
 
 
 def test_a_whole_model_is_not_taken_for_a_classifier(planned: Callable[..., Task], tmp_path: Path) -> None:
-    torch.save({"progress": {}, "model": {}, "meta": {"detector": "mask-rcnn"}}, tmp_path / "last.pt")
+    torch.save({"progress": {}, "model": {}, "meta": {"detector": "mask-rcnn"}}, tmp_path / "detector.pt")
     with pytest.raises(UsageError, match=r"holds a whole model, not a classifier: give it as --init-from"):
-        planned("--backbone-weights", tmp_path / "last.pt")
+        planned("--backbone-weights", tmp_path / "detector.pt")
 
 
 @pytest.mark.parametrize(("schedule", "epochs", "decays"), [("1x", 12, (8, 11)), ("3x", 36, (27, 33)), ("1x", 24, (16, 22))])
