@@ -231,9 +231,9 @@ def test_every_image_counts_once_and_all_processes_have_equally_many_turns(proce
     shares = [ValPairs(find_pairs(data, "validation"), EvalTransform(32, MEAN, STD), processes, process) for process in range(processes)]
     assert len({len(share) for share in shares}) == 1
     turns = [share[turn] for share in shares for turn in range(len(share))]
-    assert sorted(whole.number for whole in turns if whole.number is not None) == [0, 2]
-    assert {name for whole in turns for name, _ in whole.unreadable} == {str(path)}
-    assert {tuple(whole.labels.shape) for whole in turns if whole.number is not None} == {(64, 80), (84, 100)}
+    assert sorted(whole.number for whole, _ in turns if whole.number is not None) == [0, 2]
+    assert {name for _, unreadable in turns for name, _ in unreadable} == {str(path)}
+    assert {tuple(whole.labels.shape) for whole, _ in turns if whole.number is not None} == {(64, 80), (84, 100)}
 
 
 def test_scores_are_those_of_counting_pixel_by_pixel() -> None:

@@ -3,20 +3,21 @@
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from accelerate import Accelerator
 from atmnet.segmentation import Segmenter, create_segmenter
+from common import dense
 from common.broken import BrokenImages
-from common.dense import backbone_kwargs, make_optimizer, start_weights
-from common.engine import Plan, end_quietly
+from common.engine import end_quietly
 from common.errors import UsageError, run_program
 from common.flags import recipe_of
 from common.loading import MapLoader
 from common.report import versions, write_json
-from common.run import Task, claim_output, fit
+from common.run import Task, claim_output, fit, make_plan
 from common.runtime import check_runtime_flags, make_accelerator
 from common.seeding import seed_everything
 from common.weights import load_weights, read_weights, shorten
@@ -94,7 +95,7 @@ def train(args: argparse.Namespace) -> None:
     seed_everything(args.seed)
     model = build_model(args, len(classes))
     if resume is None:
-        start_weights(args, accelerator, model, model.backbone.net)
+        dense.start_weights(args, accelerator, model)
     mean, std = normalisation(model)
     model = with_shared_statistics(model, args, accelerator)
 
@@ -106,27 +107,13 @@ def train(args: argparse.Namespace) -> None:
         accelerator.print(
             f"--lr {args.lr} is for a global batch of {PROCESSES * recipe.batch_size}; this one is of {loader.images_per_update}"
         )
-    optimizer = make_optimizer(args, model)
-    plan = Plan(
-        epochs=args.iterations // args.eval_interval,
-        updates_per_epoch=args.eval_interval,
-        accumulate=args.grad_accum_steps,
-        images_per_update=loader.images_per_update,
-        seed=args.seed,
-        metric="mIoU",
-        output=Path(args.output),
-        clip_grad=args.clip_grad,
-        sched_on_updates=True,
-        by_updates=True,
-        checkpoint_steps=args.checkpoint_steps,
-        log_interval=args.log_interval,
-    )
+    optimizer = dense.make_optimizer(args, model)
     task = Task(
         name=title(args),
         model=model,
         optimizer=optimizer,
         scheduler=make_scheduler(args, optimizer),
-        plan=plan,
+        plan=make_plan(args, loader, "mIoU", args.iterations // args.eval_interval, sched_on_updates=True, by_updates=True),
         loader=loader,
         batch_loss=batch_loss,
         evaluate=Evaluator(val_pairs, classes, mean, std, args, accelerator, broken),
@@ -153,14 +140,7 @@ def title(args: argparse.Namespace) -> str:
 
 
 def build_model(args: argparse.Namespace, num_classes: int) -> Segmenter:
-    kwargs = backbone_kwargs(args, DROP_PATH)
-    try:
-        model = create_segmenter(args.model, args.head, args.neck, num_classes, **kwargs)
-        if args.grad_checkpointing:
-            model.backbone.net.set_grad_checkpointing()
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"--model {args.model} does not take what was given ({kwargs}): {error}") from error
-    return model
+    return dense.build_model(args, DROP_PATH, partial(create_segmenter, args.model, args.head, args.neck, num_classes))
 
 
 def normalisation(model: Segmenter) -> tuple[Any, Any]:

@@ -3,20 +3,21 @@
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from atmnet.detection import create_detector
+from common import dense
 from common.broken import BrokenImages
 from common.checkpoints import read_state
-from common.dense import backbone_kwargs, make_optimizer, start_weights
-from common.engine import BatchLoss, Plan, end_quietly
+from common.engine import BatchLoss, end_quietly
 from common.errors import UsageError, run_program
 from common.flags import recipe_of
 from common.loading import MapLoader
 from common.report import versions, write_json
-from common.run import Task, claim_output, compile_core, fit
+from common.run import Task, claim_output, compile_core, fit, make_plan
 from common.runtime import check_runtime_flags, make_accelerator
 from common.seeding import seed_everything
 from common.weights import load_weights, read_weights, shorten
@@ -85,7 +86,7 @@ def train(args: argparse.Namespace) -> None:
     seed_everything(args.seed)
     model = build_model(args, len(split.classes))
     if resume is None:
-        start_weights(args, accelerator, model, model.backbone.backbone.net)
+        dense.start_weights(args, accelerator, model)
     # The few images of a batch give no statistics: a backbone that starts from weights keeps those of its pretraining.
     started = bool(args.pretrained or args.backbone_weights or args.init_from)
     frozen_norms = started if resume is None else read_state(resume)["meta"]["frozen_norms"]
@@ -96,27 +97,14 @@ def train(args: argparse.Namespace) -> None:
     loader = MapLoader(dataset, collate, args, accelerator, broken)
     if args.lr == LR and loader.images_per_update != GLOBAL_BATCH:
         accelerator.print(f"--lr {LR} is for a global batch of {GLOBAL_BATCH}; this one is of {loader.images_per_update}")
-    optimizer = make_optimizer(args, model)
-    plan = Plan(
-        epochs=args.epochs,
-        updates_per_epoch=loader.updates_per_epoch,
-        accumulate=args.grad_accum_steps,
-        images_per_update=loader.images_per_update,
-        seed=args.seed,
-        metric="box_AP",
-        output=Path(args.output),
-        clip_grad=args.clip_grad,
-        sched_on_updates=True,
-        checkpoint_steps=args.checkpoint_steps,
-        log_interval=args.log_interval,
-    )
+    optimizer = dense.make_optimizer(args, model)
     sizes = f"{args.min_size[0]} to {args.min_size[-1]}" if len(args.min_size) > 1 else str(args.min_size[0])
     task = Task(
         name=title(args),
         model=model,
         optimizer=optimizer,
         scheduler=make_scheduler(args, optimizer, loader.updates_per_epoch),
-        plan=plan,
+        plan=make_plan(args, loader, "box_AP", args.epochs, sched_on_updates=True),
         loader=loader,
         batch_loss=make_batch_loss(model.backbone.backbone if frozen_norms else None),
         evaluate=Evaluator(val, has_masks(args), args, accelerator, broken),
@@ -174,17 +162,8 @@ def open_val(args: argparse.Namespace, accelerator: Accelerator) -> Split:
 
 
 def build_model(args: argparse.Namespace, num_classes: int) -> Any:
-    kwargs = backbone_kwargs(args, DROP_PATH)
-    try:
-        model: Any = create_detector(args.model, args.detector, args.neck, num_classes, args.min_size, args.max_size, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--model {args.model} does not take what was given ({kwargs}): {error}") from error
-    net = model.backbone.backbone.net
-    if args.grad_checkpointing:
-        if not hasattr(net, "set_grad_checkpointing"):
-            raise UsageError(f"--grad-checkpointing: timm's {args.model} cannot do it as a backbone")
-        net.set_grad_checkpointing()
-    return model
+    create = partial(create_detector, args.model, args.detector, args.neck, num_classes, args.min_size, args.max_size)
+    return dense.build_model(args, DROP_PATH, create)
 
 
 def make_batch_loss(frozen: nn.Module | None) -> BatchLoss:

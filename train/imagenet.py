@@ -13,11 +13,11 @@ from classification.loaders import Evaluator, train_loader
 from classification.model import build_model, classes_for_eval, start_from
 from classification.recipe import INCIDENTAL, as_trained, learning_rate, parse
 from common.broken import BrokenImages
-from common.engine import BatchLoss, Plan, end_quietly
+from common.engine import BatchLoss, end_quietly
 from common.errors import UsageError, run_program
 from common.flags import recipe_of
 from common.report import versions, write_json
-from common.run import Task, claim_output, fit
+from common.run import Task, claim_output, fit, make_plan
 from common.runtime import check_runtime_flags, make_accelerator
 from common.seeding import seed_everything
 from common.weights import load_weights, read_weights, shorten
@@ -110,19 +110,6 @@ def train(args: argparse.Namespace) -> None:
         step_on_epochs=not args.sched_on_updates,
         updates_per_epoch=loader.updates_per_epoch,
     )
-    plan = Plan(
-        epochs=epochs,
-        updates_per_epoch=loader.updates_per_epoch,
-        accumulate=args.grad_accum_steps,
-        images_per_update=loader.images_per_update,
-        seed=args.seed,
-        metric="top1",
-        output=Path(args.output),
-        clip_grad=args.clip_grad,
-        sched_on_updates=args.sched_on_updates,
-        checkpoint_steps=args.checkpoint_steps,
-        log_interval=args.log_interval,
-    )
     order = {
         "seed": args.seed,
         "global batch": loader.images_per_update,
@@ -134,7 +121,7 @@ def train(args: argparse.Namespace) -> None:
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
-        plan=plan,
+        plan=make_plan(args, loader, "top1", epochs, sched_on_updates=args.sched_on_updates),
         loader=loader,
         batch_loss=make_batch_loss(args, num_classes),
         evaluate=Evaluator(val_images, args, accelerator, mean, std, broken),

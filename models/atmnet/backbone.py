@@ -77,9 +77,10 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
         raise ValueError(f"{name}: {error}{advice}") from error
     if net.feature_info.reduction() != STRIDES:
         raise ValueError(f"{name} has its last feature maps at strides {net.feature_info.reduction()}; dense prediction needs {STRIDES}")
+    if name.startswith("swin"):
+        net.patch_embed.dynamic_img_pad = True  # or timm's check of the size, already right, would hold it in compiled graphs
     for block in net.modules():
         if isinstance(block, (SwinTransformerBlock, SwinTransformerV2Block)):
-            net.patch_embed.dynamic_img_pad = True  # or timm's check of the size, already right, would hold it in compiled graphs
             block._attn = partial(_in_whole_windows, block._attn, block.window_size)  # type: ignore[method-assign]
     return net
 

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from common.broken import BrokenImages
-from common.engine import evaluating
 from common.errors import RunError, UsageError
+from common.evaluation import evaluating, readable
 from common.loading import MapLoader, TrainLoader, check_fills, images_per_update, loader_options
-from common.progress import shown
 from common.seeding import WORKERS, derive_seed
 from PIL import Image, ImageOps
 from timm.data import create_transform
@@ -156,22 +155,16 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, models: dict[str, nn.Module], pulse: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
-        """`pulse` is called now and then, by all processes alike; it may raise."""
         device = self.accelerator.device
         sums = {name: torch.zeros(4, dtype=torch.float64, device=device) for name in models}
         with evaluating(models):
-            for number, ((images, targets), unreadable) in enumerate(shown(self.loader, "evaluation", self.accelerator.is_main_process)):
-                self.broken.note(unreadable)
-                if number % 20 == 19:
-                    pulse()
-                    self.broken.settle()
+            for images, targets in readable(self.loader, self.accelerator, self.broken, pulse):
                 images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
                 for name, model in models.items():
                     with self.accelerator.autocast():
                         logits = model(images).float()
                     rows = score(logits, targets)
                     sums[name] += (rows if self.streamed else self.accelerator.gather_for_metrics(rows)).double().sum(0)
-        self.broken.settle()
         results = {}
         for name, total in sums.items():
             loss, top1, top5, count = (self.accelerator.reduce(total, "sum") if self.streamed else total).tolist()

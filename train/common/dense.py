@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from atmnet import canonical_name
+from atmnet import Backbone, canonical_name
 from timm.optim import create_optimizer_v2
 from timm.optim import param_groups_weight_decay as split_by_weight_decay
 from torch import nn
@@ -48,19 +48,33 @@ def fill_in(args: argparse.Namespace, meta: Mapping[str, Any], names: Sequence[s
             setattr(args, name, trained[name])
 
 
-def backbone_kwargs(args: argparse.Namespace, drop_path: Mapping[str, float]) -> dict[str, Any]:
-    """For `atmnet.Backbone`; `drop_path` by variant."""
+def build_model(args: argparse.Namespace, drop_path: Mapping[str, float], create: Callable[..., Any]) -> Any:
+    """What `create` makes of the keywords for timm; `drop_path` by variant."""
     kwargs = model_kwargs(args.model_kwargs)
     rate = args.drop_path if args.drop_path is not None else drop_path.get(args.model)
     if rate is not None:
         kwargs["drop_path_rate"] = rate
     if args.pretrained:
         kwargs["pretrained"] = True
-    return kwargs
+    try:
+        model = create(**kwargs)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--model {args.model} does not take what was given ({kwargs}): {error}") from error
+    if args.grad_checkpointing:
+        net = network(model)
+        if not hasattr(net, "set_grad_checkpointing"):
+            raise UsageError(f"--grad-checkpointing: timm's {args.model} cannot do it as a backbone")
+        net.set_grad_checkpointing()
+    return model
 
 
-def start_weights(args: argparse.Namespace, accelerator: Accelerator, model: nn.Module, backbone: nn.Module) -> None:
-    """Where `--init-from` or `--backbone-weights` says; `backbone` is the timm network inside the model."""
+def network(model: nn.Module) -> Any:
+    """timm's, inside."""
+    return next(module for module in model.modules() if isinstance(module, Backbone)).net
+
+
+def start_weights(args: argparse.Namespace, accelerator: Accelerator, model: nn.Module) -> None:
+    """Where `--init-from` or `--backbone-weights` says."""
     if args.init_from:
         weights = read_weights(args.init_from)
         if weights.published:
@@ -73,7 +87,7 @@ def start_weights(args: argparse.Namespace, accelerator: Accelerator, model: nn.
         held = weights.meta.get("model", args.model)
         if held != args.model:
             raise UsageError(f"{weights.source} holds {held}, not --model {args.model}")
-        load_backbone(backbone, weights)
+        load_backbone(network(model), weights)
     else:
         return
     accelerator.print(f"starting from {weights.source}")

@@ -7,8 +7,8 @@ the metric that decides which weights are best (larger is better).
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,19 +59,6 @@ class Plan:
     by_updates: bool = False  # people count in updates; an epoch is merely what lies between two evaluations
     checkpoint_steps: int = 500
     log_interval: int = 50
-
-
-@contextmanager
-def evaluating(models: Mapping[str, nn.Module]) -> Iterator[None]:
-    """The models in evaluation mode, and after it as they were."""
-    training = {name: model.training for name, model in models.items()}
-    for model in models.values():
-        model.eval()
-    try:
-        yield
-    finally:
-        for name, model in models.items():
-            model.train(training[name])
 
 
 class Watch(Protocol):

@@ -34,6 +34,23 @@ def claim_output(args: argparse.Namespace) -> Path | None:
     return resume
 
 
+def make_plan(args: argparse.Namespace, loader: TrainLoader, metric: str, epochs: int, **options: bool) -> Plan:
+    """From the flags that all programs have; `options` are the plan's own."""
+    return Plan(
+        epochs=epochs,
+        updates_per_epoch=loader.updates_per_epoch,
+        accumulate=args.grad_accum_steps,
+        images_per_update=loader.images_per_update,
+        seed=args.seed,
+        metric=metric,
+        output=Path(args.output),
+        clip_grad=args.clip_grad,
+        checkpoint_steps=args.checkpoint_steps,
+        log_interval=args.log_interval,
+        **options,
+    )
+
+
 @dataclass
 class Task:
     """What a program trains, and how."""

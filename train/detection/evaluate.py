@@ -10,11 +10,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from common.broken import BrokenImages
-from common.engine import evaluating
 from common.errors import RunError
+from common.evaluation import evaluating, readable
 from common.files import write_atomically
 from common.loading import loader_options
-from common.progress import shown
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -75,14 +74,9 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, models: dict[str, nn.Module], pulse: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
-        """`pulse` is called now and then, by all processes alike; it may raise."""
         found: dict[str, dict[int, list[Record]]] = {name: {} for name in models}  # detections by image: one seen twice counts once
         with evaluating(models):
-            for number, ((images, ids), unreadable) in enumerate(shown(self.loader, "evaluation", self.accelerator.is_main_process)):
-                self.broken.note(unreadable)
-                if number % 20 == 19:
-                    pulse()
-                    self.broken.settle()
+            for images, ids in readable(self.loader, self.accelerator, self.broken, pulse):
                 images = [image.float() / 255 for image in images]
                 for name, model in models.items():
                     with self.accelerator.autocast():
@@ -90,7 +84,6 @@ class Evaluator:
                     for output, image_id in zip(outputs, ids, strict=True):
                         if image_id != NOTHING["id"]:
                             found[name][image_id] = to_results(output, image_id, self.split.category_ids)
-        self.broken.settle()
         return {name: self._score(name, by_image) for name, by_image in found.items()}
 
     def _score(self, name: str, own: dict[int, list[Record]]) -> dict[str, float]:

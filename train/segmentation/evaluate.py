@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from common.broken import BrokenImages
-from common.engine import Metrics, Models, evaluating
+from common.engine import Metrics, Models
 from common.errors import RunError
+from common.evaluation import evaluating, readable
 from common.files import write_atomically
 from common.loading import loader_options
-from common.progress import shown
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -89,15 +89,10 @@ class Evaluator:
 
     @torch.no_grad()
     def confusions(self, models: Models, pulse: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
-        """`pulse` is called now and then, by all processes alike; it may raise."""
         number, device = len(self.classes), self.accelerator.device
         sums = {name: torch.zeros(number, number, dtype=torch.int64, device=device) for name in models}
         with evaluating(models):
-            for turn, whole in enumerate(shown(self.loader, "evaluation", self.accelerator.is_main_process)):
-                self.broken.note(whole.unreadable)
-                if turn % 20 == 19:
-                    pulse()
-                    self.broken.settle()
+            for whole in readable(self.loader, self.accelerator, self.broken, pulse):
                 labels = whole.labels.to(device, non_blocking=True)
                 views = [view.to(device, non_blocking=True) for view in whole.views]
                 for name, model in models.items():
@@ -106,7 +101,6 @@ class Evaluator:
                     if whole.number is not None:
                         sums[name] += confusion_matrix(labels, prediction, number)
                         self._draw(name, whole, prediction)
-        self.broken.settle()
         totals = {name: self.accelerator.reduce(confusion, "sum").cpu() for name, confusion in sums.items()}
         if not all(total.any() for total in totals.values()):
             raise RunError(f"none of the {len(self.pairs)} validation images has a labelled pixel that could be read: there is no mIoU")

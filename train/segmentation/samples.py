@@ -64,10 +64,9 @@ class Whole:
     image: Tensor  # as read
     labels: Tensor
     views: list[Tensor]
-    unreadable: list[Unreadable]
 
 
-class ValPairs(Dataset[Whole]):
+class ValPairs(Dataset[tuple[Whole, list[Unreadable]]]):
     """The share of one process. All have equally many turns, as a model may be spread over them; what fills the last one is not counted."""
 
     def __init__(self, pairs: Sequence[Pair], transform: EvalTransform, processes: int = 1, process: int = 0) -> None:
@@ -76,9 +75,9 @@ class ValPairs(Dataset[Whole]):
     def __len__(self) -> int:
         return -(-len(self.pairs) // self.processes)
 
-    def __getitem__(self, turn: int) -> Whole:
+    def __getitem__(self, turn: int) -> tuple[Whole, list[Unreadable]]:
         place = turn * self.processes + self.process
-        number, unreadable = place % len(self.pairs), []
+        number, unreadable = place % len(self.pairs), list[Unreadable]()
         try:
             image, labels = read_pair(self.pairs[number])
         except UNREADABLE as error:
@@ -86,7 +85,7 @@ class ValPairs(Dataset[Whole]):
             unreadable = [(str(self.pairs[number].image), str(error))]
         counts = place < len(self.pairs) and not unreadable
         views = self.transform(image)
-        return Whole(number if counts else None, image.as_subclass(Tensor), labels.as_subclass(Tensor), views, unreadable)
+        return Whole(number if counts else None, image.as_subclass(Tensor), labels.as_subclass(Tensor), views), unreadable
 
 
 def blank() -> tuple[tv_tensors.Image, tv_tensors.Mask]:
