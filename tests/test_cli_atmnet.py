@@ -32,7 +32,7 @@ def test_the_models_are_printed():
     "arguments,title,xt,large", [(["384"], "384 x 384", "6.402", "36.388"), (["256", "128"], "256 x 128", "1.424", "8.091")]
 )
 def test_image_size(capsys, arguments, title, xt, large):
-    main(["--img-size", *arguments])
+    main(["models", "--img-size", *arguments])
     printed = capsys.readouterr().out
     assert title in printed and "paper: table 1, at 224 x 224" in printed
     table = rows(printed)
@@ -46,6 +46,6 @@ def test_image_size(capsys, arguments, title, xt, large):
 )
 def test_wrong_image_size(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
-        main(["--img-size", *arguments])
+        main(["models", "--img-size", *arguments])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import timm
 import torch
 from rich.table import Table
 from torch import nn
@@ -12,8 +13,8 @@ from torch import nn
 from .detection import create_detector, detector_macs
 from .profile import macs
 from .segmentation import create_segmenter
+from .variants import VARIANTS
 
-VARIANTS = ("atmnet_xt", "atmnet_t", "atmnet_s", "atmnet_b", "atmnet_l")
 SIZES = {"semantic-fpn": (512, 512), "upernet": (512, 2048)}  # of the images that the paper counts with
 DETECTOR_SIZE = (800, 1280)
 
@@ -58,7 +59,16 @@ NECK_ROWS = (
     NeckRow("atmnet_t", "atmnet_t", "mask-rcnn", (251.1, 247.0)),
     NeckRow("atmnet_l", "atmnet_l", "mask-rcnn", (423.7, 423.8)),
 )
-NUMBERS = [*(part.number for part in PARTS), 7]
+NUMBERS = [1, *(part.number for part in PARTS), 7]
+
+# Table 1: parameters (M), multiply-adds at 224 x 224 (G), ImageNet-1K top-1 (%).
+CLASSIFIERS = dict(
+    atmnet_xt=("15", "2.2", "79.7"),
+    atmnet_t=("27", "4.0", "82.0"),
+    atmnet_s=("39", "6.9", "83.1"),
+    atmnet_b=("52", "10.1", "83.5"),
+    atmnet_l=("76", "12.3", "83.8"),
+)
 
 
 def measure(backbone: str, method: str, neck: str | None = None) -> tuple[float, float]:
@@ -76,11 +86,27 @@ def measure(backbone: str, method: str, neck: str | None = None) -> tuple[float,
 
 def tables(numbers: list[int]) -> Iterator[Table]:
     """Each as soon as it is counted."""
+    if 1 in numbers:
+        yield variants()
     for part in PARTS:
         if part.number in numbers:
             yield _part(part)
     if 7 in numbers:
         yield _necks()
+
+
+def variants(size: tuple[int, int] = (224, 224)) -> Table:
+    """The five of table 1; multiply-adds at any image size."""
+    height, width = size
+    caption = "paper: table 1, at 224 x 224, trained on ImageNet-1K"
+    numbers = ["parameters (M)", "paper", "MACs (G)", "paper", "top-1 (%), paper"]
+    table = _table(f"ATMNet at {height} x {width}", caption, ["model"], numbers)
+    for name, (paper_parameters, paper_macs, paper_top1) in CLASSIFIERS.items():
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        parameters = sum(p.numel() for p in model.parameters())
+        table.add_row(name, f"{parameters / 1e6:.2f}", paper_parameters, f"{macs(model, size) / 1e9:.3f}", paper_macs, paper_top1)
+    return table
 
 
 def _cells(ours: float, paper: float) -> tuple[str, str, str]:
