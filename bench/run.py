@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not jobs:
         parser.error(f"--only {args.only}: nothing that is measured here has this in its title")
     if args.device.type == "cuda":
-        torch.cuda.set_device(args.device)
+        torch.cuda.set_device(args.device.index or 0)
     torch.backends.cudnn.allow_tf32 = False  # as products: all float32 here is float32
     console, begun = Console(soft_wrap=True), time.monotonic()
     again = {row["job"] for row in kept if row["job"] and went_wrong(row)}
