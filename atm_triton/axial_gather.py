@@ -7,6 +7,10 @@ With p = j + offset[b, i, j, c // S] along W (likewise i along H):
 Every program owns BLOCK_N tokens in memory order, whatever the axis: only the distance in memory between neighbours differs, so H needs no
 transposed copy, and narrow images waste no lanes. Tiles are [tokens, offset channels, channels of an offset], so that the channels that
 share an offset are loaded together.
+
+A warp's threads lie side by side in a token, each with the channels of one offset, for many of them read the same lines of the L1 cache,
+which is what holds these kernels: spread over tokens, every thread would ask it for a line of its own. Triton lays threads out by what
+addresses seem to have in a row, so ``tl.max_contiguous`` says so of the pointers to such tiles; before 3.9 Triton spreads them else.
 """
 
 from __future__ import annotations
@@ -75,10 +79,13 @@ def _axial_gather_fwd_kernel(
     channel = (g * S)[None, :, None] + s
     mask = inside[:, :, None] & (s < S)
     source = ((n[:, None] + (first - position[:, None]) * step) * (G * S))[:, :, None] + channel
-    a = tl.load(x_ptr + source, mask=mask & in_first[:, :, None], other=0.0).to(tl.float32)
-    b = tl.load(x_ptr + source + step * (G * S), mask=mask & in_second[:, :, None], other=0.0).to(tl.float32)
+    a_ptr = tl.max_contiguous(x_ptr + source, (1, 2, 4 * BLOCK_S))
+    b_ptr = tl.max_contiguous(x_ptr + source + step * (G * S), (1, 2, 4 * BLOCK_S))
+    a = tl.load(a_ptr, mask=mask & in_first[:, :, None], other=0.0).to(tl.float32)
+    b = tl.load(b_ptr, mask=mask & in_second[:, :, None], other=0.0).to(tl.float32)
     y = a + t[:, :, None] * (b - a)
-    tl.store(y_ptr + (n * (G * S))[:, None, None] + channel, y.to(y_ptr.dtype.element_ty), mask=mask)
+    y_ptr = tl.max_contiguous(y_ptr + (n * (G * S))[:, None, None] + channel, (1, 2, 4 * BLOCK_S))
+    tl.store(y_ptr, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @jit
@@ -113,14 +120,19 @@ def _axial_gather_bwd_kernel(
     mask_a = mask & in_first[:, :, None]
     mask_b = mask & in_second[:, :, None]
     source = ((n[:, None] + (first - position[:, None]) * step) * (G * S))[:, :, None] + channel
-    a = tl.load(x_ptr + source, mask=mask_a, other=0.0).to(tl.float32)
-    b = tl.load(x_ptr + source + step * (G * S), mask=mask_b, other=0.0).to(tl.float32)
-    dy = tl.load(dy_ptr + (n * (G * S))[:, None, None] + channel, mask=mask, other=0.0).to(tl.float32)
+    a_ptr = tl.max_contiguous(x_ptr + source, (1, 2, 4 * BLOCK_S))
+    b_ptr = tl.max_contiguous(x_ptr + source + step * (G * S), (1, 2, 4 * BLOCK_S))
+    a = tl.load(a_ptr, mask=mask_a, other=0.0).to(tl.float32)
+    b = tl.load(b_ptr, mask=mask_b, other=0.0).to(tl.float32)
+    dy_ptr = tl.max_contiguous(dy_ptr + (n * (G * S))[:, None, None] + channel, (1, 2, 4 * BLOCK_S))
+    dy = tl.load(dy_ptr, mask=mask, other=0.0).to(tl.float32)
     doffset = tl.sum(dy * (b - a), 2)
     tl.store(doffset_ptr + n[:, None] * G + g[None, :], doffset.to(doffset_ptr.dtype.element_ty), mask=inside)
     if SCATTER:
-        tl.atomic_add(dx_ptr + source, dy * (1.0 - t)[:, :, None], mask=mask_a, sem="relaxed")
-        tl.atomic_add(dx_ptr + source + step * (G * S), dy * t[:, :, None], mask=mask_b, sem="relaxed")
+        a_ptr = tl.max_contiguous(dx_ptr + source, (1, 2, 4 * BLOCK_S))
+        b_ptr = tl.max_contiguous(dx_ptr + source + step * (G * S), (1, 2, 4 * BLOCK_S))
+        tl.atomic_add(a_ptr, dy * (1.0 - t)[:, :, None], mask=mask_a, sem="relaxed")
+        tl.atomic_add(b_ptr, dy * t[:, :, None], mask=mask_b, sem="relaxed")
 
 
 @jit
@@ -160,8 +172,8 @@ def _axial_gather_dx_kernel(
         weight = tl.where(at_first, 1.0 - t[None, :], tl.where(at_second, t[None, :], 0.0))
         dx += weight[:, :, None] * dy[None, :, :]
     n = base + q * step
-    target = dx_ptr + (n * (G * S))[:, None, None] + channel[None, :, :]
-    tl.store(target, dx.to(dx_ptr.dtype.element_ty), mask=(q < length)[:, None, None] & mask[None, :, :])
+    dx_ptr = tl.max_contiguous(dx_ptr + (n * (G * S))[:, None, None] + channel[None, :, :], (1, 2, 4 * BLOCK_S))
+    tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask=(q < length)[:, None, None] & mask[None, :, :])
 
 
 KERNELS = {"axial_gather": ("axial_gather_fwd",), "axial_gather_backward": ("axial_gather_bwd", "axial_gather_dx")}

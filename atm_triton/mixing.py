@@ -177,9 +177,9 @@ class Gradients(NamedTuple):
 def fold_backward(dmatrices: Tensor, dbias: Tensor, alpha: Tensor, weights: Weights) -> Gradients:
     """From the gradients of ``fold``'s results, ``[3, B, C, C]`` and ``[B, C]``."""
     weights = weights.to(alpha.dtype)
-    scaled = rearrange(torch.einsum("oc,bkc->kboc", weights.proj_weight, alpha), "k b o c -> k (b o) c")
+    scaled = torch.einsum("oc,bkc->kboc", weights.proj_weight, alpha)
+    dbranches = (scaled.mT @ dmatrices).sum(1)  # each sample's own: one product over all samples would be too long a sum for a GPU
     dmatrices = rearrange(dmatrices, "k b o c -> k (b o) c")
-    dbranches = torch.bmm(scaled.mT, dmatrices)
     dscaled = rearrange(torch.bmm(dmatrices, weights.branches().mT), "k (b o) c -> k b o c", o=alpha.shape[2])
     dproj = torch.einsum("kboc,bkc->oc", dscaled, alpha)
     dalpha = torch.einsum("kboc,oc->bkc", dscaled, weights.proj_weight)

@@ -148,7 +148,7 @@ def _kernel_gradients(
         dproj = (rows.mT @ fused.flatten(0, 2)).to(torch.float32)
         del fused
         made = products(d, x, offset, stride, alpha, folded=False)
-        gradients = unfolded_backward(made, sums[:, :3], sums[:, 3], dproj, rows.sum(0, dtype=torch.float32), alpha, weights)
+        gradients = unfolded_backward(made, sums[:, :3], sums[:, 3], dproj, dy.sum((1, 2), dtype=torch.float32).sum(0), alpha, weights)
     dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
     dmean = dmeans / max(x.shape[1] * x.shape[2], 1)
     dx, doffset = token_gradients(d, x, offset, stride, matrices, alpha, dmean, folded=folded, deterministic=deterministic)

@@ -17,8 +17,8 @@ from .token_mix_kernels import (
     _token_mix_dw_kernel,
     _token_mix_dx_kernel,
     _token_mix_fwd_kernel,
-    _token_mix_mean_kernel,
 )
+from .token_mix_mean import _token_mix_mean_kernel
 
 
 def _outputs(C: int, most: int) -> dict[str, int]:

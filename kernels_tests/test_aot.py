@@ -62,6 +62,17 @@ def test_machine_code(target, stage):
             assert use.count(rf"REDG.*F32x{min(S, 4)}") > 0 and use.count(r"REDG.*ADD\.F32\.") == 0, f"{name}: {use.instructions}"
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_warp_lies_side_by_side_in_a_token(stage):
+    """In every gathering tile [tokens, offset channels, channels of an offset]; over tokens, each thread reads a cache line of its own."""
+    for variant in variants(stage, "bf16"):
+        code = variant.compile(90).asm["ttgir"]
+        orders = dict(re.findall(r"^(#\w+) = #ttg.blocked<{.*order = \[2, (\d), \d\]}>", code, re.M))
+        layouts = re.findall(r"(?:tt.load|tt.store|tt.atomic_rmw) .*tensor<\d+x\d+x\d+x!tt.ptr<\w+>, (#\w+)>", code)
+        assert bool(layouts) == (variant.name.startswith(("axial_gather", *GATHERING)) and "centre" not in variant.name)
+        assert all(orders[layout] == "1" for layout in layouts), variant.name
+
+
 def test_every_candidate_is_recorded_and_spills_nothing():
     if not (recorded := machine_code.read()):
         pytest.skip(f"no table of the machine code of Triton {triton.__version__}")
