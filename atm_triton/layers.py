@@ -12,9 +12,54 @@ from .branch_fusion import branch_fusion
 from .offset_fc import offset_fc
 from .token_mix import token_mix
 
+# Symbolic tracing (torch.fx) records calls of these, for they look at shapes, which its proxies do not have.
+for _function in ("axial_gather", "branch_fusion", "offset_fc", "rearrange", "token_mix"):
+    torch.fx.wrap(_function)
 
-class OffsetFC(nn.Module):
-    """Predicts a token's offsets, ``[B, H, W, C] -> [B, H, W, 2 * C // share]``: horizontal, then vertical, in tokens."""
+
+@torch.fx.wrap
+def _tokens(x: Tensor, dim: int) -> Tensor:
+    if x.ndim != 4 or x.shape[3] != dim:
+        raise ValueError(f"x must be [B, H, W, {dim}] (channels last), got {list(x.shape)}")
+    return x
+
+
+@torch.fx.wrap
+def _offsets(offset: Tensor, dim: int, share: int) -> Tensor:
+    channels = 2 * dim // share
+    if offset.ndim != 4 or offset.shape[3] != channels:
+        raise ValueError(
+            f"offset must be [B, H, W, 2 * dim // share] = [..., {channels}] for dim={dim}, share={share}, got {list(offset.shape)}"
+        )
+    return offset
+
+
+@torch.fx.wrap
+def _map(name: str, x: Tensor, channels: int) -> Tensor:
+    """``[B, C, H, W] -> [B, H, W, C]`` in memory too, so that no operator has to copy it again."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"{name} must be [B, {channels}, H, W] (NCHW), got {list(x.shape)}")
+    return rearrange(x, "b c h w -> b h w c").contiguous()
+
+
+class EagerLayer(nn.Module):
+    """A layer that refuses TorchScript, which would fail in the depths of the operators."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            f"{type(self).__name__} cannot be TorchScript, which does not know this library's operators: use torch.compile, or "
+            "torch.export.export for a graph that runs without its Python code"
+        )
+
+
+class OffsetFC(EagerLayer):
+    """Predicts a token's offsets, ``[B, H, W, dim] -> [B, H, W, 2 * dim // share]``: horizontal, then vertical, in tokens.
+
+    Args:
+        dim: Channels of the tokens.
+        share: Neighbouring channels that share one offset; it divides ``dim``.
+        eps: Of the LayerNorm before the linear layer.
+    """
 
     def __init__(self, dim: int, share: int = 1, eps: float = 1e-5) -> None:
         super().__init__()
@@ -50,7 +95,7 @@ class BranchLogits(nn.Module):
         return rearrange(self.fc2(F.gelu(self.fc1(s))), "b (c k) -> b k c", k=3)
 
 
-class ActiveTokenMixer(nn.Module):
+class ActiveTokenMixer(EagerLayer):
     """Active Token Mixer (paper, section 3.2): ``[B, H, W, dim] -> [B, H, W, out_dim]``.
 
     Args:
@@ -83,18 +128,12 @@ class ActiveTokenMixer(nn.Module):
                 nn.init.zeros_(fc.bias)
 
     def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
-        if x.ndim != 4 or x.shape[3] != self.dim:
-            raise ValueError(f"x must be [B, H, W, {self.dim}] (channels last), got {list(x.shape)}")
+        x = _tokens(x, self.dim)
         if offset is None:
             if self.offset is None:
                 raise ValueError("this mixer was made with own_offset=False: pass offset [B, H, W, 2 * dim // share]")
             offset = self.offset(x)
-        groups = self.dim // self.share
-        if offset.ndim != 4 or offset.shape[3] != 2 * groups:
-            raise ValueError(
-                f"offset must be [B, H, W, 2 * dim // share] = [..., {2 * groups}] for dim={self.dim}, share={self.share}, "
-                f"got {list(offset.shape)}"
-            )
+        offset = _offsets(offset, self.dim, self.share)
         return self.proj_drop(self._fused(x, offset) if self.out_dim == self.dim else self._composed(x, offset))
 
     def _fused(self, x: Tensor, offset: Tensor) -> Tensor:
@@ -114,3 +153,15 @@ class ActiveTokenMixer(nn.Module):
     def extra_repr(self) -> str:
         out = "" if self.out_dim == self.dim else f", out_dim={self.out_dim}"
         return f"{self.dim}, share={self.share}{out}"
+
+
+class ActiveTokenMixer2d(ActiveTokenMixer):
+    """``ActiveTokenMixer`` for maps as convolutions take them: ``[B, dim, H, W] -> [B, out_dim, H, W]``, of the same arguments and state.
+
+    ``forward(x, offset=None)``: ``offset [B, 2 * dim // share, H, W]``. What comes out lies in memory channels last.
+    """
+
+    def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        tokens = _map("x", x, self.dim)
+        y = super().forward(tokens, None if offset is None else _map("offset", offset, 2 * self.dim // self.share))
+        return rearrange(y, "b h w c -> b c h w")

@@ -10,9 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import INTERPRETER, PATHS
+from einops import rearrange
 from oracles import dense_gather
+from torch import nn
 
-from atm_triton import ActiveTokenMixer
+from atm_triton.layers import ActiveTokenMixer, ActiveTokenMixer2d, OffsetFC
 
 
 def published(mixer: ActiveTokenMixer, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -137,3 +139,49 @@ def test_export_takes_the_plain_path(out_dim):
     )
     other = torch.randn(3, 9, 4, 8)
     torch.testing.assert_close(exported.module()(other), mixer(other))
+
+
+@same_and_other_widths
+def test_maps_as_convolutions_take_them(mixer):
+    maps = ActiveTokenMixer2d(12, share=3, out_dim=mixer.out_dim)
+    maps.load_state_dict(mixer.state_dict())
+    x, offset = torch.randn(2, 12, 5, 7), torch.randn(2, 8, 5, 7) * 3
+    tokens, offsets = (rearrange(t, "b c h w -> b h w c") for t in (x, offset))
+    torch.testing.assert_close(maps(x), rearrange(mixer(tokens), "b h w c -> b c h w"))
+    torch.testing.assert_close(maps(x, offset), rearrange(mixer(tokens, offsets), "b h w c -> b c h w"))
+    assert torch.equal(maps(x.to(memory_format=torch.channels_last)), maps(x))
+    for other in (copy.deepcopy(maps), pickle.loads(pickle.dumps(maps))):
+        assert torch.equal(other(x), maps(x))
+    with pytest.raises(ValueError, match=r"x must be \[B, 12, H, W\] \(NCHW\), got \[2, 5, 7, 12\]"):
+        maps(tokens)
+    with pytest.raises(ValueError, match=r"offset must be \[B, 8, H, W\] \(NCHW\), got \[2, 5, 7, 8\]"):
+        maps(x, offsets)
+
+
+def test_names_in_state_dicts_stay():
+    offset = [f"offset.{name}" for name in ("norm_weight", "norm_bias", "weight", "bias")]
+    fcs = ["fc_w.weight", "fc_w.bias", "fc_h.weight", "fc_h.bias", "fc_c.weight"]
+    logits = [f"logits.{fc}.{name}" for fc in ("fc1", "fc2") for name in ("weight", "bias")]
+    expected = [*offset, *fcs, *logits, "proj.weight", "proj.bias"]
+    for layer in (ActiveTokenMixer(8, proj_drop=0.1), ActiveTokenMixer2d(8, out_dim=12)):
+        assert list(layer.state_dict()) == expected
+    assert list(ActiveTokenMixer(8, own_offset=False).state_dict()) == expected[4:]
+
+
+@pytest.mark.parametrize("layer", [ActiveTokenMixer(8, 2), ActiveTokenMixer(8, out_dim=12), ActiveTokenMixer2d(8, out_dim=6)], ids=repr)
+def test_symbolic_tracing(layer):
+    model = nn.Sequential(layer)
+    traced = torch.fx.symbolic_trace(model)
+    for size in (8, 5):  # rows, columns and, for either layout, channels
+        x = torch.randn(2, 8, size, 8)
+        assert torch.equal(traced(x), model(x))
+    assert torch.equal(pickle.loads(pickle.dumps(traced))(x), model(x))
+    with pytest.raises(ValueError, match="x must be"):
+        traced(torch.randn(8, 8))
+
+
+@pytest.mark.parametrize("layer", [ActiveTokenMixer(8), ActiveTokenMixer2d(8), OffsetFC(8)], ids=lambda layer: type(layer).__name__)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_torchscript_is_refused(layer):
+    with pytest.raises(RuntimeError, match=rf"^{type(layer).__name__} cannot be TorchScript.*torch.compile"):
+        torch.jit.script(nn.Sequential(nn.Identity(), layer))
