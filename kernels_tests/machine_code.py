@@ -42,7 +42,7 @@ def identity(stage: str, target: int | str, variant: Variant) -> Row:
 
 
 def issued(stage: str, variant: Variant, use: Resources) -> str:
-    """Instructions that threads issue for each token and channel: what bounds the mixer's kernels next to the L1 cache, where it is many."""
+    """Instructions that threads issue for each token and channel: what bounds the mixer beside the L1 cache, where it is many."""
     C, S, side = STAGES[stage]
     has, groups, tokens = variant.config, C // S, side * side
     if variant.name == "token_mix_mean":

@@ -187,7 +187,7 @@ def test_a_run_that_failed_says_so_in_its_summary(data: Path, tmp_path: Path) ->
 
 def test_files_that_hold_no_weights(data: Path, tmp_path: Path) -> None:
     path = tmp_path / "some.pth"
-    for content, says in (([1, 2], "holds a list"), ({"model": None, "epoch": 3}, "no weights under model; it holds model, epoch")):
+    for content, says in (([1, 2], "holds a list"), ({"model": None, "epoch": 3}, "no weights under 'model'; it has model, epoch")):
         torch.save(content, path)
         with pytest.raises(UsageError, match=rf"some\.pth (has )?{says}"):
             imagenet.main(["--eval", str(path), "--data-dir", str(data)])

@@ -44,6 +44,7 @@ def test_it_asks_for_all_that_it_imports(wheel):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module else []
                 imported |= {name.split(".")[0] for name in names}
+    imported = {"pillow" if name == "PIL" else name for name in imported}
     imported -= {*sys.stdlib_module_names, "atm_triton", "triton"}  # Triton is used where it is there
     assert always <= imported <= always | extras
 

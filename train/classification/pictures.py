@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from common.files import write_atomically
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor, nn
-
-from atm_triton import OffsetFC
+from torch import Tensor
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -36,23 +33,6 @@ def draw_confusion(path: Path, confusion: Tensor, names: Sequence[str]) -> None:
     save(figure, path)
 
 
-@torch.no_grad()
-def collect_offsets(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The offsets ``[B, H, W, 2G]`` that each offset layer predicts for the images, by layer name."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        return lambda module, inputs, output: found.__setitem__(name, output.float())
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if isinstance(module, OffsetFC)]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
 def draw_offsets(path: Path, images: Sequence[Image.Image], offsets: dict[str, Tensor]) -> None:
     """For the central token of each image: where it reads along its row (red) and its column (blue), darker where more channels do.
 
@@ -64,7 +44,7 @@ def draw_offsets(path: Path, images: Sequence[Image.Image], offsets: dict[str, T
     for row, (name, offset) in zip(grid, layers.items(), strict=True):
         height, width = offset.shape[1:3]
         y, x = height // 2, width // 2
-        row[0].set_ylabel(f"{name.removesuffix('.offset')}\n{height} x {width} tokens", fontsize=8)
+        row[0].set_ylabel(f"{name}\n{height} x {width} tokens", fontsize=8)
         for axes, image, token in zip(row, images, offset[:, y, x], strict=True):
             along_w, along_h = token.chunk(2)
             axes.imshow(image.convert("L"), cmap="gray", extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.55)

@@ -1,13 +1,11 @@
 """Images that cannot be read: each is named once, skipped, and too many of them end the run."""
 
 from accelerate.utils import gather_object
-from PIL import Image
 
 from .errors import RunError
 from .weights import shorten
 
 Unreadable = tuple[str, str]  # the name of an image, and why
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files of the various formats
 
 
 class BrokenImages:

@@ -1,14 +1,12 @@
 """Weights without a training state: ours (safetensors, or `last.pt`) and the published files."""
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+import atmnet
+from atmnet.pretrained import read_checkpoint
 from torch import Tensor, nn
 
 from .errors import UsageError
@@ -31,58 +29,16 @@ class Weights:
 
 def read_weights(given: str, ema: bool = False) -> Weights:
     """Reads an output folder (its best weights), a safetensors file, a `last.pt`, or a published checkpoint."""
-    path = Path(given)
-    if path.is_dir():
-        names = ["best_ema.safetensors"] if ema else ["best.safetensors", "last.pt"]
-        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
-    if not path.is_file():
-        raise UsageError(f"there is no {path}; a checkpoint is an output folder, a .safetensors, our last.pt or a published .pth")
-    if path.suffix != ".safetensors":
-        return _read_torch(path, ema)
-    if ema and path.name != "best_ema.safetensors":
-        raise UsageError(f"{path} holds one set of weights: leave --ema out, or give the folder or its best_ema.safetensors")
-    return _read_safetensors(path)
-
-
-def _read_safetensors(path: Path) -> Weights:
     try:
-        with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise UsageError(f"{path} is not a safetensors file that can be read: {error}") from error
-    return Weights(str(path), state, {name: _parse(text) for name, text in metadata.items()})
-
-
-def _read_torch(path: Path, ema: bool) -> Weights:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the published files hold their arguments too
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UsageError(f"{path} is not a checkpoint that can be read: {error}") from error
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    if "progress" in content:  # ours
-        key = "ema" if ema else "model"
-        if content[key] is None:
-            raise UsageError(f"{path} was trained without EMA; leave --ema out")
-        return Weights(str(path), content[key], content["meta"])
-    key = "model_ema" if ema else "model"
-    if ema and key not in content:
-        raise UsageError(f"{path} has no {key}, only {shorten(sorted(content))}; leave --ema out")
-    state = content.get(key, content)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"{path} has no weights under {key}; it holds {shorten(list(map(str, content)))}")
-    return Weights(
-        str(path), {name.removeprefix("module."): value for name, value in state.items()}, published="pos_blocks.0.proj.weight" in state
-    )
+        found = read_checkpoint(given, ema)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"{error}; leave --ema out" if ema and "averaged" in str(error) else str(error)) from error
+    return Weights(str(found.path), dict(found.weights), found.meta, found.published)
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:
     """All or nothing."""
     if weights.published:
-        import atmnet
-
         try:
             atmnet.load_official(model, weights.state)
         except (ValueError, AttributeError) as error:
@@ -131,13 +87,6 @@ def check_fits(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 def metadata_strings(meta: Mapping[str, Any]) -> dict[str, str]:
     """safetensors metadata is text: JSON for what is not."""
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in meta.items()}
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def shorten(names: list[str], limit: int = 5) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common.broken import UNREADABLE, Unreadable
+from atmnet.predict import UNREADABLE
+from common.broken import Unreadable
 from common.sampling import SampleKey
 from common.seeding import SAMPLE, seed_sample
 from einops import rearrange

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from common.broken import UNREADABLE, Unreadable
+from atmnet.predict import UNREADABLE
+from common.broken import Unreadable
 from common.sampling import SampleKey
 from common.seeding import SAMPLE, seed_sample
 from PIL import Image

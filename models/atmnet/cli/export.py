@@ -1,0 +1,57 @@
+"""python -m atmnet export: a classifier for use without this library."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from rich.console import Console
+from timm.data import resolve_model_data_config
+
+from ..export import FORMATS, export
+from ..pretrained import open_classifier
+from .models import pixels
+
+HELP = "write a classifier as a torch.export program, an AOTInductor package or ONNX"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--format", required=True, choices=list(FORMATS))
+    add("--out", required=True, metavar="FILE", help="ends in .onnx for onnx, else in .pt2")
+    add("--checkpoint", help="an output folder of train/imagenet.py, a folder of save_pretrained, hf-hub:USER/NAME, a file")
+    add("--model", help="such as atmnet-t, where the checkpoint does not say; fresh weights without a checkpoint")
+    add("--ema", action="store_true", help="take the averaged weights")
+    add(
+        "--img-size",
+        type=pixels,
+        nargs="+",
+        metavar="PIXELS",
+        help="to trace with: height and width, or one for both (default: the model's)",
+    )
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    console = Console(soft_wrap=True)
+    began = time.perf_counter()
+    try:
+        model = open_classifier(args.checkpoint, args.model, args.ema)
+        config = resolve_model_data_config(model)
+        sides = args.img_size or config["input_size"][1:]
+        if len(sides) > 2:
+            raise ValueError(f"--img-size takes one or two numbers, got {sides}")
+        with console.status("exporting ..."):
+            done = export(model, args.out, args.format, (sides[0], sides[-1]))
+    except (OSError, ValueError, ImportError) as error:
+        parser.error(str(error))
+    console.print(
+        f"{done.path} · {done.path.stat().st_size / 2**20:.1f} MiB · any batch, images from {done.smallest[0]} x {done.smallest[1]} · "
+        f"differs from the model by {done.difference:.1e} of the largest logit at most · {time.perf_counter() - began:.0f} s",
+        highlight=False,
+    )
+    mean, std = ([round(value, 4) for value in config[name]] for name in ("mean", "std"))
+    console.print(
+        f"\nIt takes images [B, {config['input_size'][0]}, H, W] less their mean {mean}, over their deviation {std}:\n", highlight=False
+    )
+    console.print(FORMATS[args.format].usage.format(path=done.path), highlight=False, markup=False)
+    return 0

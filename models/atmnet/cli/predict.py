@@ -1,0 +1,85 @@
+"""python -m atmnet predict: the likeliest classes of images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ..predict import Prediction, find_images, predict
+from ..pretrained import open_classifier
+
+HELP = "the likeliest classes of images"
+
+
+def at_least_one(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'photos/**/*.jpg'")
+    add("--checkpoint", required=True, help="an output folder of train/imagenet.py, a folder of save_pretrained, hf-hub:USER/NAME, a file")
+    add("--model", help="such as atmnet-b, where the checkpoint does not say")
+    add("--ema", action="store_true", help="take the averaged weights")
+    add("--top", type=at_least_one, default=5, metavar="N", help="classes per image (default: 5)")
+    add("--batch-size", type=at_least_one, default=16, metavar="N", help="images at once (default: 16)")
+    add("--json", metavar="FILE", help="write JSON there (-: to the terminal) rather than a table")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    errors = Console(stderr=True)
+    try:
+        images = find_images(args.images)
+        if args.json not in (None, "-") and not Path(args.json).parent.is_dir():
+            raise FileNotFoundError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
+        model = open_classifier(args.checkpoint, args.model, args.ema).to(args.device)
+        if not model.num_classes:
+            raise ValueError(f"{args.checkpoint} has no classifier")
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of a device that is not there
+        parser.error(str(error))
+    results = list(track(predict(model, images, args.top, args.batch_size), "predicting", len(images), console=errors, transient=True))
+    if args.json:
+        text = json.dumps([as_json(result) for result in results], indent=2)
+        print(text) if args.json == "-" else Path(args.json).write_text(text + "\n")
+    else:
+        Console().print(as_table(results))
+    read = [result for result in results if result.error is None]
+    if read:
+        load, network = mean(result.load_ms for result in read), mean(result.network_ms for result in read)
+        errors.print(f"{len(read)} images · per image {load:.1f} ms to load, {network:.1f} ms in the network ({args.device})")
+    for result in results:
+        if result.error is not None:
+            print(f"skipped: cannot read {result.image} ({result.error})", file=sys.stderr)
+    return 0 if len(read) == len(results) else 1
+
+
+def as_json(result: Prediction) -> dict[str, object]:
+    """What there is to say: predictions and times, or the error."""
+    fields = ("image", "error") if result.error is not None else ("image", "predictions", "load_ms", "network_ms")
+    return {name: value for name, value in asdict(result).items() if name in fields}
+
+
+def as_table(results: Sequence[Prediction]) -> Table:
+    table = Table(box=None)
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("%", justify="right")
+    table.add_column("load + network (ms)", justify="right")
+    for result in results:
+        for rank, guess in enumerate(result.predictions):
+            image, times = (result.image, f"{result.load_ms:.1f} + {result.network_ms:.1f}") if rank == 0 else ("", "")
+            table.add_row(image, guess.name, f"{100 * guess.probability:.1f}", times, end_section=rank == len(result.predictions) - 1)
+    return table
