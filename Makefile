@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check test-oldest machine-code gpu-check gpu-test gpu-tune gpu-bench bench clean
+.PHONY: demo test check docs test-oldest machine-code gpu-check gpu-test gpu-tune gpu-bench bench clean
 
 # With torch's own wheels, which bring Triton. constraints.txt is the tested set.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -19,11 +19,14 @@ demo: $(VENV)/installed  ## train a small ATMNet on real images, in minutes on a
 test: $(VENV)/installed  ## all tests; those that need a GPU are skipped where there is none
 	$(BIN)/python -m pytest -n 2
 
-check: $(VENV)/installed  ## lint, format and types
+check: $(VENV)/installed docs  ## lint, format, types and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd train && $(CURDIR)/$(BIN)/mypy imagenet.py ade20k.py coco.py demo.py
+
+docs: $(VENV)/installed  ## the documentation, into site/; whatever is wrong with it is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The oldest supported version of everything.
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
@@ -68,4 +71,4 @@ bench: $(VENV)/installed  ## everything side by side on this CPU, in ten to fift
 	$(BIN)/python bench/run.py $(BENCH_FLAGS); status=$$?; $(BIN)/python bench/report.py && exit $$status
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info
+	rm -rf $(VENV) .venv-oldest build dist site *.egg-info

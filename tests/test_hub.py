@@ -77,9 +77,11 @@ def test_the_card(tmp_path: Path):
 def test_timm_reads_and_writes_the_same_layout(tmp_path: Path, images: Tensor):
     model = small()
     model.save_pretrained(tmp_path)
-    torch.testing.assert_close(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images), model(images), rtol=0, atol=0)
-    features = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True, out_indices=(0, 1))
-    assert torch.equal(features.model.stages[1].downsample.weight, model.stages[1].downsample.weight)
+    if tuple(map(int, timm.__version__.split(".")[:3])) >= (1, 0, 30):  # those before cannot read the safetensors of a folder
+        again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+        features = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True, out_indices=(0, 1))
+        assert torch.equal(features.model.stages[1].downsample.weight, model.stages[1].downsample.weight)
     save_for_hf(model, tmp_path / "timm", model_args=dict(num_classes=3) | SMALL, safe_serialization=True)
     torch.testing.assert_close(atmnet.ATMNet.from_pretrained(tmp_path / "timm")(images), model(images), rtol=0, atol=0)
 

@@ -10,6 +10,7 @@ from typing import Any, Self, cast
 import timm
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from timm.models import save_for_hf
+from torch import nn
 
 CARD = """
 ---
@@ -42,6 +43,14 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 {% endfor %}
 {% endif %}
 """
+
+
+def from_folder(folder: str | os.PathLike[str], **kwargs: Any) -> nn.Module:
+    """The model of a folder as ``save_pretrained`` or timm's ``save_for_hf`` writes it."""
+    weights = Path(folder) / "model.safetensors"
+    # timm before 1.0.30 cannot read these by itself.
+    overlay = dict(pretrained_cfg_overlay=dict(source="", file=str(weights))) if weights.is_file() else {}
+    return timm.create_model(f"local-dir:{os.fspath(folder)}", pretrained=True, **overlay, **kwargs)
 
 
 class HubModel(
@@ -107,7 +116,7 @@ class HubModel(
         config = json.loads((Path(folder) / "config.json").read_text())
         if not str(config.get("architecture")).startswith("atmnet_"):
             raise ValueError(f"{model_id} holds {config.get('architecture')}, not an ATMNet: timm.create_model makes it")
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True, **model_kwargs)
+        model = from_folder(folder, **model_kwargs)
         cast(Any, model).training_summary = config.get("training_summary")
         return cast(Self, model.eval())
 

@@ -17,6 +17,7 @@ from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 from .checkpoints import PathLike, load_official, load_strict
+from .hub import from_folder
 from .model import ATMNet
 from .variants import VARIANTS, canonical_name
 
@@ -170,18 +171,16 @@ def _create(name: str, **kwargs: Any) -> nn.Module:
 
 
 def _timm_place(checkpoint: PathLike) -> str | None:
-    """What timm calls a folder or a model on the Hub that has a config.json; None for anything else."""
+    """A folder or a model on the Hub that has a config.json; None for anything else."""
     text = os.fspath(checkpoint)
-    if text.startswith("hf-hub:"):
-        return text
-    return f"local-dir:{text}" if (Path(text) / "config.json").is_file() else None
+    return text if text.startswith("hf-hub:") or (Path(text) / "config.json").is_file() else None
 
 
 def _open_place(place: str, name: str | None, ema: bool) -> nn.Module:
     if ema:
         raise ValueError(f"{place} holds one set of weights, no averaged ones beside")
     try:
-        model = timm.create_model(place, pretrained=True)
+        model = timm.create_model(place, pretrained=True) if place.startswith("hf-hub:") else from_folder(place)
     except (RuntimeError, OSError) as error:  # no model of timm's, weights that do not fit, no network
         raise ValueError(f"{place}: {error}") from error
     held: Any = model.pretrained_cfg
