@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from .swap_convert import Unsuitable, convert, is_published
-from .swap_layers import PublishedMixer
+from .swap_layers import MapBlock, PublishedMixer
 from .swap_report import Report, Row, multiply_adds, parameters
 
 Target = type[nn.Module] | str | Callable[[str, nn.Module], bool]
 
 ORIGINAL = "_original"  # of a replacement; a tuple, so that what it holds is none of the model's modules
+
+
+OF_ONE = (ORIGINAL, "forward", "_compiled_call_impl")  # attributes that a published mixer and its replacement do not share
 
 
 class Original(NamedTuple):
@@ -61,6 +64,8 @@ def swap(
     Raises:
         ValueError: nothing matches ``target``, the model itself would be replaced, or ``example`` does not go through it.
     """
+    if share < 1:
+        raise ValueError(f"share must be at least 1, got {share}")
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
@@ -85,7 +90,7 @@ def swap(
         kind = type(replacement.old).__name__
         if replacement.old is model:
             raise ValueError(f"the model itself is a {kind}, and swap replaces modules inside a model: give torch.nn.Sequential(model)")
-        parameter = next(replacement.old.parameters())
+        parameter = next(_own(replacement.old, replacement.new).parameters())
         vars(replacement.new)[ORIGINAL] = Original(replacement.old, parameter.device, parameter.dtype)
         for name in places[replacement.old]:
             new[name] = replacement.new
@@ -123,15 +128,23 @@ def unswap(model: nn.Module) -> list[str]:
 def _original(new: nn.Module) -> nn.Module:
     old, device, dtype = vars(new)[ORIGINAL]
     if isinstance(new, PublishedMixer):
-        vars(old).update({name: value for name, value in vars(new).items() if name != ORIGINAL})
+        vars(old).update({name: value for name, value in vars(new).items() if name not in OF_ONE})
         return old
+    if isinstance(new, MapBlock):
+        for name in MapBlock.SHARED:
+            setattr(old, name, getattr(new, name))
     if new.training != old.training:
         for module in set(old.modules()) - set(new.modules()):
             module.training = new.training
-    now = next(new.parameters())
+    now = next(_own(new, new).parameters())
     if (now.device, now.dtype) != (device, dtype):
-        old.to(now.device, now.dtype)
+        _own(old, new).to(now.device, now.dtype)
     return old
+
+
+def _own(module: Any, new: nn.Module) -> nn.Module:
+    """What the two do not share: all of it, but of a Swin block the attention."""
+    return module.attn if isinstance(new, MapBlock) else module
 
 
 def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
@@ -168,6 +181,8 @@ def _nothing_matches(model: nn.Module, target: Any, places: Mapping[nn.Module, l
         reason = "they run on this library's operators already" if swapped else "give a target: a class, a pattern of names or a predicate"
         return f"{kind} has no mixers of the published implementation (atm_c, atm_h, atm_w, fusion, proj, proj_drop) to swap; {reason}"
     parts = [target] if isinstance(target, str) or callable(target) else list(target)
+    if not parts:
+        return "target is empty: give a class, a pattern of names, a predicate, or several of them"
     shown = [part if isinstance(part, str) else getattr(part, "__name__", repr(part)) for part in parts]
     names, classes = [name for names in places.values() for name in names], {type(module).__name__ for module in places}
     near = [get_close_matches(part, names, cutoff=0.4) for part in parts if isinstance(part, str)]

@@ -12,7 +12,6 @@ where all branches read the token itself.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,9 @@ from torch import Tensor, nn
 
 from .layers import ActiveTokenMixer, ActiveTokenMixer2d, EagerLayer
 from .swap_layers import GridMixer, MapBlock, PublishedMixer
+
+# Where timm has it, now and before; what other networks call attention takes other tokens.
+VISION_TRANSFORMERS = ("timm.models.vision_transformer", "timm.layers.attention")
 
 
 class Unsuitable(Exception):
@@ -51,13 +53,13 @@ def convert(layer: nn.Module, ancestors: Sequence[nn.Module], share: int, grid: 
         return _published(layer)
     if isinstance(layer, nn.Conv2d):
         return _convolution(layer, share)
-    if _is_attention(layer, "mask") and hasattr(layer, "relative_position_bias_table"):
+    if hasattr(layer, "relative_position_bias_table") and hasattr(layer, "qkv"):
         if not (ancestors and _is_swin_block(ancestors[0])):
             raise Unsuitable("attention in windows outside a Swin block of timm")
         return _swin_block(ancestors[0], share)
     if _is_swin_block(layer):
         return _swin_block(layer, share)
-    if _is_attention(layer, "attn_mask", "is_causal"):
+    if type(layer).__name__ == "Attention" and type(layer).__module__ in VISION_TRANSFORMERS:
         return _attention(layer, ancestors, share, grid)
     raise Unsuitable("neither a published mixer, nor a Conv2d, nor attention as timm's vision transformers and Swins have it")
 
@@ -110,6 +112,8 @@ def _convolution(conv: nn.Conv2d, share: int) -> Replacement:
         raise Unsuitable(f"kernel {conv.kernel_size} with padding {conv.padding} has no centre, or changes the size of the map")
     if conv.padding_mode != "zeros":
         raise Unsuitable(f"padding_mode {conv.padding_mode!r}: a mixer reads zeros outside the map")
+    if isinstance(conv.weight, nn.UninitializedParameter):
+        raise Unsuitable("its channels are not known before it has been called")
     _check_share(conv.in_channels, share)
     mixer = ActiveTokenMixer2d(conv.in_channels, share, out_dim=conv.out_channels).to(conv.weight).train(conv.training)
     with torch.no_grad():
@@ -121,6 +125,7 @@ def _convolution(conv: nn.Conv2d, share: int) -> Replacement:
         mixer.proj.weight.copy_(3 * torch.eye(conv.out_channels))
         if conv.bias is not None:
             mixer.proj.bias.copy_(conv.bias)
+    mixer.requires_grad_(conv.weight.requires_grad)
     return Replacement(conv, mixer, _note(conv, "" if conv.groups == 1 else "groups are ignored: every channel reaches every other"))
 
 
@@ -138,11 +143,6 @@ def _attention(layer: nn.Module, ancestors: Sequence[Any], share: int, grid: tup
 def _swin_block(block: Any, share: int) -> Replacement:
     mixer = ActiveTokenMixer(_check_widths(block.attn, share), share, proj_drop=_dropout(block.attn))
     return Replacement(block, MapBlock(block, _from_values(mixer, block.attn)), _note(block, "mixes the whole map, not windows"))
-
-
-def _is_attention(layer: Any, *masks: str) -> bool:
-    linear = all(isinstance(getattr(layer, name, None), nn.Linear) for name in ("qkv", "proj"))
-    return linear and hasattr(layer, "num_heads") and set(inspect.signature(layer.forward).parameters) <= {"x", *masks}
 
 
 def _is_swin_block(block: Any) -> bool:
@@ -177,7 +177,7 @@ def _from_values(mixer: ActiveTokenMixer, attention: Any) -> ActiveTokenMixer:
         mixer.proj.bias.copy_(proj.weight @ qkv.bias[-mixer.dim :])
     if proj.bias is not None:
         mixer.proj.bias.add_(proj.bias)
-    return mixer
+    return mixer.requires_grad_(qkv.weight.requires_grad)
 
 
 def _begin(mixer: ActiveTokenMixer, branches: Sequence[Tensor]) -> None:

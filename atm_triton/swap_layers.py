@@ -87,10 +87,18 @@ class GridMixer(ActiveTokenMixer):
 class MapBlock(nn.Module):
     """A Swin block that mixes its whole map ``[B, H, W, C]``, of any size, where it attended in windows. All else is the block's own."""
 
+    SHARED = ("norm1", "drop_path1", "norm2", "mlp", "drop_path2")
+    norm1: Any
+    drop_path1: Any
+    norm2: Any
+    mlp: Any
+    drop_path2: Any
+
     def __init__(self, block: Any, mixer: ActiveTokenMixer) -> None:
         super().__init__()
-        self.norm1, self.attn, self.drop_path1 = block.norm1, mixer, block.drop_path1
-        self.norm2, self.mlp, self.drop_path2 = block.norm2, block.mlp, block.drop_path2
+        self.attn = mixer
+        for name in self.SHARED:
+            setattr(self, name, getattr(block, name))
         self.training = block.training
 
     def forward(self, x: Tensor) -> Tensor:

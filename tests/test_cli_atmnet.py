@@ -29,7 +29,7 @@ def test_the_models_are_printed():
 
 # Linear in the tokens but for the classifier and the branch logits: at 384 x 384, 36.4 for atmnet_l in the paper's table 1.
 @pytest.mark.parametrize(
-    "arguments,title,xt,large", [(["384"], "384 x 384", "6.402", "36.388"), (["256", "128"], "256 x 128", "1.424", "8.091")]
+    "arguments,title,xt,large", [(["384"], "384 x 384", "6.402", "36.388"), (["256x128"], "256 x 128", "1.424", "8.091")]
 )
 def test_image_size(capsys, arguments, title, xt, large):
     main(["models", "--img-size", *arguments])
@@ -42,7 +42,7 @@ def test_image_size(capsys, arguments, title, xt, large):
 
 @pytest.mark.parametrize(
     "arguments,message",
-    [(["2"], "must be at least 3, got 2"), (["8", "8", "8"], "one or two numbers"), (["big"], "invalid"), ([], "at least one")],
+    [(["2"], "at least 3 pixels, got '2'"), (["8", "8"], "unrecognized"), (["big"], "got 'big'"), ([], "expected one")],
 )
 def test_wrong_image_size(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:

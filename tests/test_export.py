@@ -72,7 +72,7 @@ def test_the_command_makes_a_package_and_says_how_to_run_it(program, model, tmp_
     """With AOTInductor."""
     model.save_pretrained(tmp_path / "saved")
     monkeypatch.setattr(exporting, "export_program", lambda model, img_size: (program, (7, 7)))
-    flags = ["--checkpoint", str(tmp_path / "saved"), "--format", "aoti", "--img-size", "64", "48"]
+    flags = ["--checkpoint", str(tmp_path / "saved"), "--format", "aoti", "--img-size", "64x48"]
     with torch._inductor.config.patch({"cpp.simdlen": 0}):  # choosing vectors takes half of the compilation
         assert main(["export", *flags, "--out", str(tmp_path / "model.pt2")]) == 0
     printed = capsys.readouterr().out
@@ -127,8 +127,8 @@ def test_the_comparison_is_relative_to_the_largest_logit():
         (Small(), "model.pt2", "torchscript", "format must be one of exported-program, aoti, onnx, got 'torchscript'"),
         (Small(), "model.pt2", "onnx", r"model.pt2 must be a file \*.onnx in a folder that exists"),
         (Small(), "nowhere/model.onnx", "onnx", r"must be a file \*.onnx in a folder that exists"),
-        (Small(), "model.pt2", "exported-program", r"a model on the CPU in evaluation mode, model.cpu\(\).eval\(\); this one is on cpu"),
-        (Small().eval().to("meta"), "model.pt2", "aoti", "this one is on meta"),
+        (Small(), "model.pt2", "exported-program", "this one is torch.float32 on cpu in training mode"),
+        (Small().eval().to("meta"), "model.pt2", "aoti", "this one is torch.float32 on meta in evaluation"),
     ],
 )
 def test_what_cannot_be_exported(tmp_path, model, path, format, message):

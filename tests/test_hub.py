@@ -158,3 +158,9 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: T
     again = atmnet.ATMNet.from_pretrained("me/bees", revision="v1", token="secret")
     assert torch.equal(again(images), model(images))
     assert (asked["repo_id"], asked["revision"], asked["token"]) == ("me/bees", "v1", "secret")
+
+
+def test_a_network_of_features_is_not_saved(tmp_path: Path):
+    features = timm.create_model("atmnet_t", features_only=True, out_indices=(0, 1), **SMALL)
+    with pytest.raises(ValueError, match="lost its last norm"):
+        features.model.save_pretrained(tmp_path)

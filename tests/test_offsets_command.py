@@ -13,7 +13,8 @@ import timm
 import torch
 from atmnet.__main__ import main
 from atmnet.offsets import Histograms, collect
-from atmnet.offsets.images import View, open_image
+from atmnet.offsets.images import View
+from atmnet.predict import open_image
 from PIL import Image
 from torch import nn
 
@@ -47,7 +48,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_folder(trained: tuple[nn.Module, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, checkpoint = trained
-    line = ["offsets", "--checkpoint", str(checkpoint), "--images", str(images), "--out", str(tmp_path), "--size", "24x32"]
+    line = ["offsets", "--checkpoint", str(checkpoint), "--images", str(images), "--out", str(tmp_path), "--img-size", "24x32"]
     assert main([*line, "--panels", "2", "--batch-size", "2", "--html", "--at", "3,30", "--at", "12,0"]) == 0
     printed = capsys.readouterr().out
     assert "images: 5, resized to 24 x 32; offset layers: layer 1_1, layer 2_1-2" in printed
@@ -90,7 +91,7 @@ def test_photographs_are_seen_upright(tmp_path: Path) -> None:
 
 
 def test_an_untrained_model_is_told_of(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["offsets", "--model", "ATMNet-xT", "--images", str(images / "0.png"), "--out", str(tmp_path), "--size", "16"]) == 0
+    assert main(["offsets", "--model", "ATMNet-xT", "--images", str(images / "0.png"), "--out", str(tmp_path), "--img-size", "16"]) == 0
     assert "untrained model, all close to 0" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "panels").iterdir()] == ["001-0.png"] and not (tmp_path / "offsets.html").exists()
 
@@ -111,9 +112,9 @@ def test_what_cannot_be_read_is_left_out(trained: tuple[nn.Module, Path], images
         (["--images", "nowhere.png"], "nowhere.png"),
         (["--at", "30,39"], "--at 30,39 is outside {images}/0.png, which is 30 x 40 pixels: x is 0 to 29, y 0 to 39"),
         (["--at", "0.5,0.5"], "two pixel numbers x,y such as 320,240, got '0.5,0.5'"),
-        (["--size", "2"], "at least 3 pixels, got '2'"),
-        (["--size", "8x"], "600x800 for height x width, at least 3 pixels, got '8x'"),
-        (["--batch-size", "0"], "must be a number of at least 1, got '0'"),
+        (["--img-size", "2"], "at least 3 pixels, got '2'"),
+        (["--img-size", "8x"], "600x800 for height x width, at least 3 pixels, got '8x'"),
+        (["--batch-size", "0"], "must be a whole number of at least 1, got '0'"),
         (["--panels", "0", "--html"], "--html shows the images of the panels, and --panels 0 leaves none"),
         (["--checkpoint", "nowhere.pth"], "nowhere.pth"),
     ],

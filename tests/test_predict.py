@@ -108,8 +108,9 @@ def test_finding_images(two_classes: Path):
     with pytest.raises(FileNotFoundError, match=r"there is no image .*nothing\*\.jpg"):
         find_images([str(cats / "nothing*.jpg")])
     (cats / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no images in the folder .*empty"):
+    with pytest.raises(FileNotFoundError, match="there is no image .*empty"):
         find_images([str(cats / "empty")])
+    assert len(find_images([str(two_classes / "va*")])) == len(find_images([str(two_classes / "val")])) > 0  # folders, by a pattern
 
 
 def test_names_of_classes():
@@ -167,3 +168,20 @@ def test_checkpoints_that_do_not_serve(saved: Path, tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit) as stop:
         main(["predict", "--checkpoint", str(checkpoint), *flags, str(tmp_path / "image.png")])
     assert stop.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def test_what_is_said_of_weights_that_save_wrote(tmp_path: Path):
+    model = timm.create_model("atmnet_xt", num_classes=2)
+    recipe = dict(mixup=0.0, lr=0.001, ema=False)
+    atmnet.save(model, tmp_path / "a.safetensors", model="atmnet-xt", classes=["ant", "bee"], recipe=recipe)
+    opened = open_classifier(tmp_path / "a.safetensors")
+    assert opened.pretrained_cfg["label_names"] == ["ant", "bee"]
+    assert opened.training_summary == {"recipe": dict(mixup=0.0, lr=0.001)}  # no mixup is worth saying
+
+
+def test_folders_of_other_libraries(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="cannot be opened: KeyError: 'architecture'"):
+        open_classifier(tmp_path)
+    with pytest.raises(ValueError, match="averaged weights are a checkpoint's"):
+        open_classifier(None, "atmnet_xt", ema=True)

@@ -218,3 +218,34 @@ def test_a_pyramid():
     assert {row.name for row in report.changed} == {"layer_blocks.0.0", "layer_blocks.1.0"} and len(report.left) == 2
     maps = {"fine": torch.randn(1, 8, 8, 6), "coarse": torch.randn(1, 16, 4, 3)}
     assert [list(y.shape) for y in neck(maps).values()] == [[1, 8, 8, 6], [1, 8, 4, 3]]
+
+
+def test_attention_of_other_networks_is_left():
+    """It takes other tokens: SAM's maps, and CaiT's without its class token."""
+    model = timm.create_model("samvit_base_patch16", embed_dim=32, depth=1, num_heads=2, img_size=64)
+    report = swap(model, lambda name, module: name.endswith("attn"))
+    assert not report.changed and len(report.left) == 1
+
+
+def test_a_swin_block_keeps_what_changed_meanwhile():
+    model = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=8, depths=(1,), num_heads=(2,), img_size=32, window_size=4)
+    swap(model, WindowAttention)
+    mlp = model.layers[0].blocks[0].mlp = nn.Identity()
+    model.layers[0].blocks[0].attn.bfloat16()
+    unswap(model)
+    block = model.layers[0].blocks[0]
+    assert block.mlp is mlp
+    assert {p.dtype for p in block.attn.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in block.norm1.parameters()} == {torch.float32}
+
+
+def test_frozen_layers_give_frozen_mixers():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)).requires_grad_(False)
+    swap(model, nn.Conv2d)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("target,share,message", [(nn.Conv2d, 0, "share must be at least 1, got 0"), ([], 1, "target is empty")])
+def test_arguments_that_say_nothing(target, share, message):
+    with pytest.raises(ValueError, match=message):
+        swap(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)), target, share=share)

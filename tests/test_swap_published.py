@@ -229,3 +229,13 @@ def test_twice_is_refused(model):
     swap(model)
     with pytest.raises(ValueError, match="run on this library's operators already"):
         swap(model)
+
+
+def test_a_compiled_replacement_does_not_come_back():
+    model = ActiveMLP()
+    swap(model)
+    layer = model.blocks[0][0].atm
+    layer.compile(backend="eager")
+    unswap(model)
+    assert type(model.blocks[0][0].atm).__name__ == "ATMLayer" and "_compiled_call_impl" not in vars(model.blocks[0][0].atm)
+    assert swap(model).left == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -139,14 +140,16 @@ def _left_out(model: ATMNet) -> tuple[str, ...]:
 
 
 def save(model: nn.Module, path: PathLike, /, **metadata: object) -> None:
-    """Write the model's weights as safetensors, atomically. ``metadata`` travels with them as text."""
+    """Write the model's weights as safetensors, atomically. ``metadata`` travels with them, as JSON what is not text."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     weights = {name: value.contiguous() for name, value in _unwrap(model).state_dict().items()}
     try:
         with partial.open("wb") as file:
-            file.write(to_safetensors(weights, {key: str(value) for key, value in metadata.items()}))
+            file.write(
+                to_safetensors(weights, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
+            )
             file.flush()
             os.fsync(file.fileno())  # the name must not be on disk before the weights
         os.replace(partial, path)

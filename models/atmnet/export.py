@@ -128,8 +128,13 @@ def export_program(model: nn.Module, img_size: tuple[int, int] = (224, 224)) -> 
     """The model as a program of PyTorch's own operators with dynamic batch, height and width, and the smallest height and width that it
     was made for; arguments and errors are those of ``export``."""
     places = sorted({str(parameter.device) for parameter in model.parameters()})
-    if places != ["cpu"] or model.training:
-        raise ValueError(f"exporting takes a model on the CPU in evaluation mode, model.cpu().eval(); this one is on {', '.join(places)}")
+    dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
+    if places != ["cpu"] or model.training or dtypes != ["torch.float32"]:
+        mode = "training" if model.training else "evaluation"
+        raise ValueError(
+            "exporting takes a float32 model on the CPU in evaluation mode, model.cpu().float().eval(); "
+            f"this one is {', '.join(dtypes)} on {', '.join(places)} in {mode} mode"
+        )
     images = torch.zeros(2, _channels(model), *img_size)  # a batch of 1 would stay 1
     program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},))
     try:

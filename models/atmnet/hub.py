@@ -49,7 +49,7 @@ def from_folder(folder: str | os.PathLike[str], **kwargs: Any) -> nn.Module:
     """The model of a folder as ``save_pretrained`` or timm's ``save_for_hf`` writes it."""
     weights = Path(folder) / "model.safetensors"
     # timm before 1.0.30 cannot read these by itself.
-    overlay = dict(pretrained_cfg_overlay=dict(source="", file=str(weights))) if weights.is_file() else {}
+    overlay: dict[str, Any] = dict(pretrained_cfg_overlay=dict(source="", file=str(weights))) if weights.is_file() else {}
     return timm.create_model(f"local-dir:{os.fspath(folder)}", pretrained=True, **overlay, **kwargs)
 
 
@@ -85,6 +85,8 @@ class HubModel(
                 "and could not be loaded again: save the whole model, and prune what is loaded"
             )
         arguments |= dict(num_classes=model.num_classes, global_pool=model.head.global_pool.pool_type)  # of the latest reset_classifier
+        if isinstance(model.norm, nn.Identity):
+            raise ValueError("the model has lost its last norm, as in features_only, and could not be loaded again: save the whole model")
         if not hasattr(self, "pretrained_cfg"):  # made without timm; the arguments tell all of the architecture
             model.pretrained_cfg = cast(Any, timm.get_pretrained_cfg("atmnet_t")).to_dict()
         content = {"training_summary": self.training_summary} if self.training_summary else {}

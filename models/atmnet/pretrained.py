@@ -55,18 +55,20 @@ def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: 
     """
     name = canonical_name(model) if model else None
     if checkpoint is None:
+        if ema:
+            raise ValueError("averaged weights are a checkpoint's: give one")
         if name is None:
             raise ValueError("give a checkpoint, or the name of a model for one with fresh weights")
         return _create(name).eval()
     if (place := _timm_place(checkpoint)) is not None:
         return _open_place(place, name, ema).eval()
     found = read_checkpoint(checkpoint, ema)
-    said = found.meta.get("model")
+    said = canonical_name(str(found.meta["model"])) if "model" in found.meta else None
     if said is None and name is None:
         raise ValueError(f"{found.path} does not say which model it holds: give one, such as atmnet-t")
     if said is not None and name not in (None, said):
         raise ValueError(f"{found.path} holds {said}, not {name}")
-    return _build(found, str(said or name)).eval()
+    return _build(found, said or name or "").eval()
 
 
 def read_checkpoint(checkpoint: PathLike, ema: bool = False) -> Checkpoint:
@@ -152,7 +154,13 @@ def _training_summary(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return (
         {f"val_{name}": checkpoint.meta[name] for name in ("top1", "top5", "loss", "images") if name in checkpoint.meta}
         | {name: run[name] for name in FIGURES if name in run}
-        | {"recipe": {name: value for name, value in checkpoint.meta["recipe"].items() if value not in (None, False, "", [])}}
+        | {
+            "recipe": {
+                name: value
+                for name, value in checkpoint.meta["recipe"].items()
+                if value is not None and value is not False and value not in ("", [])
+            }
+        }
     )
 
 
@@ -181,9 +189,9 @@ def _open_place(place: str, name: str | None, ema: bool) -> nn.Module:
         raise ValueError(f"{place} holds one set of weights, no averaged ones beside")
     try:
         model = timm.create_model(place, pretrained=True) if place.startswith("hf-hub:") else from_folder(place)
-    except (RuntimeError, OSError) as error:  # no model of timm's, weights that do not fit, no network
-        raise ValueError(f"{place}: {error}") from error
+    except (RuntimeError, OSError, KeyError, ValueError) as error:  # no model of timm's, weights that do not fit, no network
+        raise ValueError(f"{place} cannot be opened: {type(error).__name__}: {error}") from error
     held: Any = model.pretrained_cfg
-    if name not in (None, held["architecture"]):
+    if name is not None and name.partition(".")[0] != held["architecture"]:
         raise ValueError(f"{place} holds {held['architecture']}, not {name}")
     return model

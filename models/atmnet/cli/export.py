@@ -10,7 +10,7 @@ from timm.data import resolve_model_data_config
 
 from ..export import FORMATS, export
 from ..pretrained import open_classifier
-from .models import pixels
+from .arguments import add_image_size, add_model
 
 HELP = "write a classifier as a torch.export program, an AOTInductor package or ONNX"
 
@@ -19,16 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--format", required=True, choices=list(FORMATS))
     add("--out", required=True, metavar="FILE", help="ends in .onnx for onnx, else in .pt2")
-    add("--checkpoint", help="an output folder of train/imagenet.py, a folder of save_pretrained, hf-hub:USER/NAME, a file")
-    add("--model", help="such as atmnet-t, where the checkpoint does not say; fresh weights without a checkpoint")
-    add("--ema", action="store_true", help="take the averaged weights")
-    add(
-        "--img-size",
-        type=pixels,
-        nargs="+",
-        metavar="PIXELS",
-        help="to trace with: height and width, or one for both (default: the model's)",
-    )
+    add_model(parser, "fresh weights of --model")
+    add_image_size(parser, "to trace with (default: the model's)")
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -37,12 +29,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         model = open_classifier(args.checkpoint, args.model, args.ema)
         config = resolve_model_data_config(model)
-        sides = args.img_size or config["input_size"][1:]
-        if len(sides) > 2:
-            raise ValueError(f"--img-size takes one or two numbers, got {sides}")
         with console.status("exporting ..."):
-            done = export(model, args.out, args.format, (sides[0], sides[-1]))
-    except (OSError, ValueError, ImportError) as error:
+            done = export(model, args.out, args.format, args.img_size or config["input_size"][1:])
+    except (OSError, ValueError, ImportError, RuntimeError) as error:  # RuntimeError: a file that differs, a compiler that is not there
         parser.error(str(error))
     console.print(
         f"{done.path} · {done.path.stat().st_size / 2**20:.1f} MiB · any batch, images from {done.smallest[0]} x {done.smallest[1]} · "

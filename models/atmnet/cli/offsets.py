@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,12 @@ from torch import Tensor, nn
 
 from ..offsets import Histograms, collect, draw_histograms, draw_panel, layers, page_entry, write_page
 from ..offsets.draw import new_figure
-from ..offsets.images import View, open_image
-from ..predict import UNREADABLE, find_images
+from ..offsets.images import View
+from ..predict import UNREADABLE, find_images, open_image
 from ..pretrained import open_classifier
+from .arguments import add_image_size, add_model, add_running, whole_number
 
 HELP = "where the tokens of images look: panels, histograms, and a page to click through"
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a number of at least {least}, got {text!r}")
-        return int(text)
-
-    return parse
-
-
-def image_size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not found or min(size := (int(found[1]), int(found[2] or found[1]))) < 3:
-        raise argparse.ArgumentTypeError(f"must be such as 512, or 600x800 for height x width, at least 3 pixels, got {text!r}")
-    return size
 
 
 def place(text: str) -> tuple[int, int]:
@@ -50,12 +35,10 @@ def place(text: str) -> tuple[int, int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", help="such as atmnet-t; needed where the checkpoint does not say")
-    add("--checkpoint", help="an output folder of train/imagenet.py, a .safetensors, a last.pt or a published .pth (default: untrained)")
-    add("--ema", action="store_true", help="take the averaged weights")
+    add_model(parser, "untrained, of --model")
     add("--images", nargs="+", required=True, metavar="IMAGE", help="files, folders, or patterns such as 'photos/**/*.jpg'")
     add("--out", type=Path, required=True, metavar="FOLDER", help="for panels/*.png, histograms.png, histograms.npz and offsets.html")
-    add("--size", type=image_size, metavar="SIZE", help="images are resized to: 512, or 600x800 for height x width (default: the model's)")
+    add_image_size(parser, "images are resized to (default: the model's)")
     add(
         "--at",
         type=place,
@@ -66,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--panels", type=whole_number(0), default=16, metavar="N", help="panels (and the page) for the first N images only (default: 16)")
     add("--html", action="store_true", help="also write offsets.html, one file to click through the images of the panels")
-    add("--batch-size", type=whole_number(1), default=16, metavar="N", help="images at once (default: 16)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add_running(parser)
 
 
 @dataclass
@@ -144,7 +126,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         files = find_images(args.images)
         check_places(args.at, files[: args.panels])
         model = open_classifier(args.checkpoint, args.model, args.ema).to(args.device)
-        names, view = list(layers(model)), View(model, args.size)
+        names, view = list(layers(model)), View(model, args.img_size)
         (args.out / "panels").mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # RuntimeError: of a device that is not there
         parser.error(str(error))

@@ -10,41 +10,32 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from ..predict import Prediction, find_images, predict
 from ..pretrained import open_classifier
+from .arguments import add_model, add_running, whole_number
 
 HELP = "the likeliest classes of images"
-
-
-def at_least_one(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'photos/**/*.jpg'")
-    add("--checkpoint", required=True, help="an output folder of train/imagenet.py, a folder of save_pretrained, hf-hub:USER/NAME, a file")
-    add("--model", help="such as atmnet-b, where the checkpoint does not say")
-    add("--ema", action="store_true", help="take the averaged weights")
-    add("--top", type=at_least_one, default=5, metavar="N", help="classes per image (default: 5)")
-    add("--batch-size", type=at_least_one, default=16, metavar="N", help="images at once (default: 16)")
+    add_model(parser, "")
+    add("--top", type=whole_number(1), default=5, metavar="N", help="classes per image (default: 5)")
     add("--json", metavar="FILE", help="write JSON there (-: to the terminal) rather than a table")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add_running(parser)
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     errors = Console(stderr=True)
     try:
         images = find_images(args.images)
-        if args.json not in (None, "-") and not Path(args.json).parent.is_dir():
-            raise FileNotFoundError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
+        if args.json not in (None, "-") and (Path(args.json).is_dir() or not Path(args.json).parent.is_dir()):
+            raise FileNotFoundError(f"--json {args.json}: give a file in a folder that exists")
         model = open_classifier(args.checkpoint, args.model, args.ema).to(args.device)
         if not model.num_classes:
             raise ValueError(f"{args.checkpoint} has no classifier")

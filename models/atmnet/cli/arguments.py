@@ -1,0 +1,46 @@
+"""What several commands take, said once."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+
+import torch
+
+CHECKPOINT = (
+    "an output folder of train/imagenet.py, a folder of save_pretrained, hf-hub:USER/NAME, a .safetensors, a last.pt, a published .pth"
+)
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def image_size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not found or min(size := (int(found[1]), int(found[2] or found[1]))) < 3:
+        raise argparse.ArgumentTypeError(f"must be such as 512, or 600x800 for height x width, at least 3 pixels, got {text!r}")
+    return size
+
+
+def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
+    """``--checkpoint``, with what it means to leave it out, ``--model`` and ``--ema``."""
+    parser.add_argument("--checkpoint", required=not checkpoint, help=CHECKPOINT + (f" (default: {checkpoint})" if checkpoint else ""))
+    parser.add_argument("--model", help="such as atmnet-t, where the checkpoint does not say")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+
+
+def add_image_size(parser: argparse.ArgumentParser, help: str, default: tuple[int, int] | None = None) -> None:
+    parser.add_argument("--img-size", type=image_size, default=default, metavar="SIZE", help=f"{help}: 512, or 600x800 for height x width")
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """``--batch-size`` and ``--device``."""
+    parser.add_argument("--batch-size", type=whole_number(1), default=16, metavar="N", help="images at once (default: 16)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
