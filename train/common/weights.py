@@ -32,7 +32,7 @@ def read_weights(given: str, ema: bool = False) -> Weights:
     try:
         found = read_checkpoint(given, ema)
     except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f"{error}; leave --ema out" if ema and "averaged" in str(error) else str(error)) from error
+        raise UsageError(f"{error}; for weights that are not averaged leave --ema out" if ema else str(error)) from error
     return Weights(str(found.path), dict(found.weights), found.meta, found.published)
 
 
