@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check docs test-oldest machine-code gpu-check gpu-test gpu-tune gpu-bench bench clean
+.PHONY: demo test test-all exhaustive check docs test-oldest machine-code gpu-check gpu-test gpu-tune gpu-bench bench clean
 
 # With torch's own wheels, which bring Triton. constraints.txt is the tested set.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -16,8 +16,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## train a small ATMNet on real images, in minutes on a laptop's CPU
 	$(BIN)/python train/demo.py
 
-test: $(VENV)/installed  ## all tests; those that need a GPU are skipped where there is none
-	$(BIN)/python -m pytest -n 2
+test: $(VENV)/installed  ## the tests, in minutes; those that need a GPU are skipped where there is none
+	$(BIN)/python -m pytest -n 2 -m 'not exhaustive'
+
+exhaustive: $(VENV)/installed  ## the rest: every candidate, every mutation, every target, long searches
+	$(BIN)/python -m pytest -n 2 -m exhaustive
+
+test-all: test exhaustive  ## all tests
 
 check: $(VENV)/installed docs  ## lint, format, types and documentation
 	$(BIN)/ruff check .
