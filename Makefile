@@ -62,7 +62,7 @@ gpu-test:  ## the tests of the operators and of the benchmark on this GPU
 	$(GPU_RUN) -m pytest -q -m gpu $(GPU_PYTEST) kernels_tests || status=1; \
 	exit $$status
 
-gpu-tune:  ## tune this GPU for the networks of the benchmark, with its batches; also writes atm_triton/configs/<gpu>.json
+gpu-tune:  ## tune this GPU for the networks of the benchmark, with its batches; also writes atm_triton/tuning/configs/<gpu>.json
 	@status=0; set -x; for dtype in bf16 fp32; do \
 	$(GPU_TUNE) --dtype $$dtype --resolution 224 --batch 128 || status=1; \
 	$(GPU_TUNE) --dtype $$dtype --resolution 800x1280 512x2048 --batch 6 || status=1; \

@@ -1,13 +1,13 @@
 """ATM-Triton: the Active Token Mixer (AAAI 2023) as Triton kernels, with a plain PyTorch path for every machine without a GPU."""
 
-from .axial_gather import axial_gather
 from .backend import backend_info
-from .branch_fusion import branch_fusion
 from .layers import ActiveTokenMixer, ActiveTokenMixer2d, OffsetFC
-from .offset_fc import offset_fc
-from .swap import swap, unswap
-from .token_mix import token_mix
-from .tune import tune
+from .ops.axial_gather import axial_gather
+from .ops.branch_fusion import branch_fusion
+from .ops.offset_fc import offset_fc
+from .ops.token_mix import token_mix
+from .swapping.swap import swap, unswap
+from .tuning.tune import tune
 
 __all__ = [
     "ActiveTokenMixer",

@@ -12,8 +12,9 @@ from importlib import import_module
 import torch
 from rich.console import Console
 
-from . import __version__, backend_info, launch, tune
+from . import __version__, backend_info, tune
 from .selftest import selftest
+from .tuning import tables
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch", type=positive, default=128, metavar="N", help="images at a time, as many as in use (default: %(default)s)")
     add("--inference", action="store_true", help="leave the gradients out")
     add("--force", action="store_true", help="measure again what has been measured with this Triton")
-    add("--export", nargs="?", const="", metavar="FILE", help="also write a table to ship (default: atm_triton/configs/<gpu>.json)")
+    add("--export", nargs="?", const="", metavar="FILE", help="also write a table to ship (default: atm_triton/tuning/configs/<gpu>.json)")
     command.set_defaults(parser=command)
     return parser
 
@@ -71,9 +72,9 @@ def tune_model(args: argparse.Namespace, console: Console) -> int:
         near = timm.list_models(f"*{re.split('[-_]', args.model)[0]}*")[:5]
         args.parser.error(f"--model {args.model}: timm knows no such model" + (f"; it knows {', '.join(near)}" if near else ""))
     gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    if (slug := launch.gpu_slug(gpu)) is None:
+    if (slug := tables.gpu_slug(gpu)) is None:
         args.parser.error(f"there is no GPU here that torch {torch.__version__} can use: tune on the machine that will run the model")
-    export = launch.SHIPPED / f"{slug}.json" if args.export == "" else args.export
+    export = tables.SHIPPED / f"{slug}.json" if args.export == "" else args.export
     dtype, found = DTYPES[args.dtype], False
     model = timm.create_model(name).to(gpu).train(not args.inference)
     for height, width in args.resolution:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import launch
 from ._triton import triton, why_plain
+from .tuning import tables
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def backend_info(device: torch.device | str | int | None = None, dtype: torch.dt
     if why is None:
         configs = "formula"
         if device.type == "cuda":
-            found = [str(file) for file in launch.table_files(device) if os.path.isfile(file)]
+            found = [str(file) for file in tables.table_files(device) if os.path.isfile(file)]
             configs = " over ".join([*found, "formula"])
     return BackendInfo(
         backend="triton" if why is None else "pytorch",

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .axial_gather import axial_gather
-from .branch_fusion import branch_fusion
-from .offset_fc import offset_fc
-from .token_mix import token_mix
+from .ops.axial_gather import axial_gather
+from .ops.branch_fusion import branch_fusion
+from .ops.offset_fc import offset_fc
+from .ops.token_mix import token_mix
 
 # Symbolic tracing (torch.fx) records calls of these, for they look at shapes, which its proxies do not have.
 for _function in ("axial_gather", "branch_fusion", "offset_fc", "rearrange", "token_mix"):

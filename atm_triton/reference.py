@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from .mixing import (
+from .algebra import (
     Weights,
     branch_weights,
     branch_weights_backward,

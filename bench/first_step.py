@@ -45,13 +45,13 @@ def main(model: str, on: str) -> None:
     import timm
     import torch
 
-    from atm_triton import launch
+    from atm_triton.tuning import tables
 
     images = torch.randn(2, 3, 224, 224, device=on)
     if images.is_cuda:
         torch.cuda.set_device(images.device)
     timm.create_model(atmnet.canonical_name(model)).to(images.device)(images).sum().backward()
-    print(launched if launched or launch.table(images.device) else "no tuned table")
+    print(launched if launched or tables.table(images.device) else "no tuned table")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from timing import WITHOUT_GRAPHS, clean_slate, peak_memory, quantiles, what_fai
 from torch import Tensor, nn
 
 from atm_triton import OffsetFC
-from atm_triton.calls import OFFSET_SPREAD
 from atm_triton.selftest import errors
+from atm_triton.tuning.calls import OFFSET_SPREAD
 
 OURS = ("published", "plain, compiled", "eager", "compiled")
 OTHERS = {"Swin-T, compiled": "swin_tiny_patch4_window7_224", "ConvNeXt-T, compiled": "convnext_tiny"}

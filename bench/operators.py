@@ -17,8 +17,8 @@ from torch import Tensor
 
 import atm_triton
 from atm_triton import reference
-from atm_triton.calls import OFFSET_SPREAD
 from atm_triton.selftest import DRAWS, errors, exact_and_plain, results, worst
+from atm_triton.tuning.calls import OFFSET_SPREAD
 
 Function = Callable[..., Tensor]
 Row = dict[str, Any]

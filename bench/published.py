@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from atm_triton import ActiveTokenMixer, OffsetFC, reference
-from atm_triton.mixing import Weights
+from atm_triton.algebra import Weights
 
 TokenMix = Callable[..., Tensor]  # takes what atm_triton.token_mix takes
 

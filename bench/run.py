@@ -36,8 +36,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from timing import clean_slate, what_failed
 
 import atm_triton
-from atm_triton import launch
 from atm_triton.__main__ import device as parse_device
+from atm_triton.tuning import tables
 
 KEY = ("section", "name", "what", "shape", "dtype", "batch", "implementation")
 MODEL, MODE = "atmnet_t", "default"
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         info = atm_triton.backend_info(args.device)
     except ValueError as error:  # a GPU that is not there
         parser.error(f"--device {args.device}: {error}")
-    file = results_file(args.output or report.RESULTS, launch.gpu_slug(args.device) or "cpu", args.resume)
+    file = results_file(args.output or report.RESULTS, tables.gpu_slug(args.device) or "cpu", args.resume)
     kept = report.read(file) if file.is_file() else []
     about = dict(device=device_name(args.device), torch=info.torch, triton=info.triton, commit=args.commit or commit())
     about |= dict(configs=info.configs.replace(os.path.expanduser("~"), "~"), model=args.model, mode=args.compile_mode)

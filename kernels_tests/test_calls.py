@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from atm_triton import ActiveTokenMixer, OffsetFC, axial_gather
-from atm_triton.calls import Call, find_calls, fresh_runs
-from atm_triton.calls import Shape as Recorded
+from atm_triton.tuning.calls import Call, find_calls, fresh_runs
+from atm_triton.tuning.calls import Shape as Recorded
 
 
 class Stack(nn.Module):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from cases import INTERPRETER, OPERATORS, Shape, assert_as_exact, gradients, make, plain_errors
 
-from atm_triton import launch
+from atm_triton.tuning import tables
 
-MODULES = {name: import_module(f"atm_triton.{name}") for name in sorted({operator.op for operator in OPERATORS.values()})}
+MODULES = {name: import_module(f"atm_triton.ops.{name}") for name in sorted({operator.op for operator in OPERATORS.values()})}
 KERNELS = sorted({(name, kernel) for name, module in MODULES.items() for kernels in module.KERNELS.values() for kernel in kernels})
 CHANNELS = [(64, 2), (96, 2), (320, 4), (768, 8), (15, 3), (8, 8), (1, 1), (256, 128)]  # and how many share an offset
 
@@ -26,7 +26,7 @@ def test_candidates_are_valid_distinct_and_few(module, kernel, C, S, dtype):
     assert all(found[i] != found[j] for i in range(len(found)) for j in range(i))
     function = getattr(import_module(MODULES[module].candidates.__module__), f"_{kernel}_kernel", None)
     for config in found:
-        assert launch.understood(config, found[0]), config
+        assert tables.understood(config, found[0]), config
         assert all(type(value) is int for value in config.values()), config
         # Without a block of the remaining outputs where there are none.
         blocks = {name: size for name, size in config.items() if name.startswith("BLOCK_") and (name, size) != ("BLOCK_R", 0)}
@@ -42,7 +42,7 @@ def test_candidates_are_valid_distinct_and_few(module, kernel, C, S, dtype):
 
 
 def test_every_launch_is_of_a_kernel_that_its_operator_names():
-    with INTERPRETER.active(), launch.recorded() as found:
+    with INTERPRETER.active(), tables.recorded() as found:
         for operator in OPERATORS.values():
             for deterministic in (False, True):
                 torch.use_deterministic_algorithms(deterministic)
@@ -55,18 +55,18 @@ def test_every_launch_is_of_a_kernel_that_its_operator_names():
 def test_every_candidate_is_right(name, dtype, monkeypatch):
     operator, shape = OPERATORS[name], Shape(2, 3, 6, 4, 5)
     chosen: dict[str, dict[str, int]] = {}
-    monkeypatch.setattr(launch, "table", lambda device: chosen)
+    monkeypatch.setattr(tables, "table", lambda device: chosen)
     inputs = make(operator, shape, dtype, "cpu")
     exact = gradients(operator.definition, tuple(t.detach().double().requires_grad_() for t in inputs))
 
-    def check(what: str) -> dict[str, list[launch.Config]]:
-        with INTERPRETER.active(), launch.recorded() as found:
+    def check(what: str) -> dict[str, list[tables.Config]]:
+        with INTERPRETER.active(), tables.recorded() as found:
             actual = gradients(operator.function, inputs)
         for a, plain, e in zip(actual, plain_errors(name, shape, dtype), exact, strict=True):
             assert_as_exact(a, plain, e, what)
         return found
 
-    tried: dict[str, list[launch.Config]] = {}
+    tried: dict[str, list[tables.Config]] = {}
     for deterministic in (False, True):
         torch.use_deterministic_algorithms(deterministic)
         for key, candidates in check("formula").items():

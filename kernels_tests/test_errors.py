@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from atm_triton import ActiveTokenMixer, OffsetFC, axial_gather, branch_fusion, offset_fc, token_mix
-from atm_triton.mixing import Weights
+from atm_triton.algebra import Weights
 
 X = torch.zeros(2, 3, 4, 6)
 _FC, _BIAS = torch.zeros(6, 6), torch.zeros(6)

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from atm_triton import launch
+from atm_triton.tuning import tables
 
 
 class OnGpu:
@@ -21,20 +21,20 @@ class OnGpu:
 
 
 @pytest.fixture
-def tables(tmp_path, monkeypatch):
+def put(tmp_path, monkeypatch):
     """Empty folders for the shipped and the user's tables, on a GPU that has a name."""
-    monkeypatch.setattr(launch, "SHIPPED", tmp_path / "shipped")
-    monkeypatch.setattr(launch, "USER_CACHE", tmp_path / "user")
+    monkeypatch.setattr(tables, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(tables, "USER_CACHE", tmp_path / "user")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 (SXM)")
-    launch.forget_tables()
+    tables.forget_tables()
 
     def write(folder, content):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "nvidia-h200-sxm.json").write_text(content if isinstance(content, str) else json.dumps(content))
-        launch.forget_tables()
+        tables.forget_tables()
 
     yield write
-    launch.forget_tables()
+    tables.forget_tables()
 
 
 KEY = "axial_gather_fwd/56x56/C64/G32/bfloat16"
@@ -47,39 +47,39 @@ def candidates(kernel, x, groups):
 
 
 def look_up(x=None):
-    return launch.config("axial_gather_fwd", OnGpu(8, 56, 56, 64) if x is None else x, 32, candidates)
+    return tables.config("axial_gather_fwd", OnGpu(8, 56, 56, 64) if x is None else x, 32, candidates)
 
 
-def test_user_cache_then_shipped_table_then_formula(tables):
+def test_user_cache_then_shipped_table_then_formula(put):
     assert look_up() == FORMULA
-    tables("shipped", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
+    put("shipped", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
     assert look_up() == FORMULA | {"BLOCK_N": 2}
-    tables("user", {"configs": {}, "older": {KEY: FORMULA | {"BLOCK_N": 4}}})
+    put("user", {"configs": {}, "older": {KEY: FORMULA | {"BLOCK_N": 4}}})
     assert look_up() == FORMULA | {"BLOCK_N": 4}
-    tables("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 3, "num_stages": 2}}, "older": {KEY: FORMULA | {"BLOCK_N": 4}}})
+    put("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 3, "num_stages": 2}}, "older": {KEY: FORMULA | {"BLOCK_N": 4}}})
     assert look_up() == FORMULA | {"BLOCK_N": 3, "num_stages": 2}
     assert look_up(OnGpu(8, 57, 56, 64)) == FORMULA
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_without_a_gpu_the_formula(tables, device):
-    tables("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
+def test_without_a_gpu_the_formula(put, device):
+    put("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
     assert look_up(torch.zeros(1, 56, 56, 64, device=device, dtype=torch.bfloat16)) == FORMULA
 
 
 @pytest.mark.parametrize("entry", [{"BLOCK_N": 2}, {"BLOCK_M": 2, "num_warps": 4}, FORMULA | {"BLOCK_N": 2, "BLOCK_C": 64}, {}])
-def test_what_the_kernel_no_longer_takes_is_passed_over(tables, entry):
-    tables("user", {"configs": {KEY: entry}})
+def test_what_the_kernel_no_longer_takes_is_passed_over(put, entry):
+    put("user", {"configs": {KEY: entry}})
     assert look_up() == FORMULA
 
 
 def test_small_channel_counts_make_no_candidate_twice():
-    assert list(launch.distinct(lambda kernel, x, groups: iter(({"A": 1}, {"A": 2}, {"A": 1})))("", None, 1)) == [{"A": 1}, {"A": 2}]
+    assert list(tables.distinct(lambda kernel, x, groups: iter(({"A": 1}, {"A": 2}, {"A": 1})))("", None, 1)) == [{"A": 1}, {"A": 2}]
 
 
 @pytest.mark.parametrize("content", ["not json", "{}", "[]", {"configs": {KEY: {"BLOCK_N": "2"}}}, {"configs": {KEY: 2}}])
-def test_a_broken_table_is_named(tables, content):
-    tables("user", content)
+def test_a_broken_table_is_named(put, content):
+    put("user", content)
     with pytest.raises(ValueError, match=r"user.nvidia-h200-sxm\.json is not a table"):
         look_up()
 
@@ -93,12 +93,12 @@ def test_symbolic_sizes_use_the_first_shape_and_no_guard():
     size = env.create_symintnode(symbol, hint=56)
     x = OnGpu(1, 1, 1, 64)
     x.shape = (8, size, size, 64)
-    assert launch.key("axial_gather_fwd", x, 32) == KEY
+    assert tables.key("axial_gather_fwd", x, 32) == KEY
     assert not env.guards
 
 
 def write(file, configs):
-    launch.write_table(file, "NVIDIA H200", configs)
+    tables.write_table(file, "NVIDIA H200", configs)
     return json.loads(file.read_text())
 
 
@@ -107,13 +107,13 @@ def test_tables_are_merged_and_replaced_as_a_whole(tmp_path, monkeypatch):
     write(file, {"a": {"X": 1}, "b": {"X": 1}})
     content = write(file, {"b": {"X": 2}, "c": {"X": 2}})
     assert content["configs"] == {"a": {"X": 1}, "b": {"X": 2}, "c": {"X": 2}}
-    assert (content["gpu"], content["triton"], content["torch"]) == ("NVIDIA H200", launch.triton.__version__, torch.__version__)
+    assert (content["gpu"], content["triton"], content["torch"]) == ("NVIDIA H200", tables.triton.__version__, torch.__version__)
     before = file.read_text()
 
     def full(source, target):
         raise OSError("no space left")
 
-    monkeypatch.setattr(launch.os, "replace", full)
+    monkeypatch.setattr(tables.os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
         write(file, {"d": {"X": 3}})
     assert file.read_text() == before and list(file.parent.iterdir()) == [file]
@@ -122,7 +122,7 @@ def test_tables_are_merged_and_replaced_as_a_whole(tmp_path, monkeypatch):
 def test_what_another_triton_measured_is_kept_apart_until_it_is_measured_again(tmp_path, monkeypatch):
     file = tmp_path / "gpu.json"
     with monkeypatch.context() as patch:
-        patch.setattr(launch.triton, "__version__", "3.0")
+        patch.setattr(tables.triton, "__version__", "3.0")
         assert write(file, {"a": {"X": 1}, "b": {"X": 1}})["triton"] == "3.0"
     content = write(file, {"b": {"X": 2}})
     assert content["configs"] == {"b": {"X": 2}} and content["older"] == {"a": {"X": 1}}
@@ -130,17 +130,17 @@ def test_what_another_triton_measured_is_kept_apart_until_it_is_measured_again(t
     assert content["configs"] == {"a": {"X": 2}, "b": {"X": 2}} and "older" not in content
 
 
-def test_a_table_that_cannot_be_read_is_told_once(tables, monkeypatch):
-    tables("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
-    tables("shipped", {"configs": {KEY: FORMULA | {"BLOCK_N": 4}}})
-    read = launch.Path.read_bytes
+def test_a_table_that_cannot_be_read_is_told_once(put, monkeypatch):
+    put("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
+    put("shipped", {"configs": {KEY: FORMULA | {"BLOCK_N": 4}}})
+    read = tables.Path.read_bytes
 
     def locked(file):
         if file.parent.name == "user":
             raise PermissionError(13, "Permission denied", str(file))
         return read(file)
 
-    monkeypatch.setattr(launch.Path, "read_bytes", locked)
+    monkeypatch.setattr(tables.Path, "read_bytes", locked)
     with pytest.warns(UserWarning, match=r"cannot read launch configurations from .*user.nvidia.*Permission denied.* without them") as told:
         assert look_up() == look_up() == FORMULA | {"BLOCK_N": 4}
     assert len(told) == 1
@@ -152,7 +152,7 @@ from torch._dynamo.utils import counters
 
 x, offset = torch.randn(1, 3, 4, 8), torch.randn(1, 3, 4, 4)
 if sys.argv[1:]:
-    atm_triton.launch.set_table(torch.device("cuda", 0), dict.fromkeys(sys.argv[1:], {"BLOCK_N": 1}))
+    atm_triton.tuning.tables.set_table(torch.device("cuda", 0), dict.fromkeys(sys.argv[1:], {"BLOCK_N": 1}))
 torch.compile(atm_triton.axial_gather, fullgraph=True)(x, offset, "w")
 print(*(counters["aot_autograd"][f"autograd_cache_{what}"] for what in ("hit", "miss")))
 """
@@ -178,8 +178,8 @@ def test_compiled_code_on_disk_belongs_to_its_tables(tmp_path):
 def test_the_users_own_part_of_the_key_stays():
     config = torch.compiler.config
     with config.patch(cache_key_tag="theirs " + config.cache_key_tag):
-        launch.set_table(torch.device("cuda", 7), {"a": {"X": 1}})
+        tables.set_table(torch.device("cuda", 7), {"a": {"X": 1}})
         first = config.cache_key_tag
-        launch.forget_tables()
+        tables.forget_tables()
         second = config.cache_key_tag
     assert first.startswith("theirs ") and second.startswith("theirs ") and first != second and len(first) == len(second)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from atm_triton import launch, token_mix
-from atm_triton.mixing import Weights
+from atm_triton import token_mix
+from atm_triton.algebra import Weights
+from atm_triton.tuning import tables
 
 shapes = st.builds(Shape, st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.integers(1, 3), st.integers(1, 4))
 seeds = st.integers(0, 2**31 - 1)
@@ -38,7 +39,7 @@ class Folding(dict):
 @contextlib.contextmanager
 def way(path: Path, folded: bool, deterministic: bool = False) -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
-    with path.active(), mock.patch.object(launch, "table", lambda device: Folding(folded)):
+    with path.active(), mock.patch.object(tables, "table", lambda device: Folding(folded)):
         yield
     torch.use_deterministic_algorithms(False)
 

@@ -11,7 +11,7 @@ import torch
 import triton
 from cases import INTERPRETER, OPERATORS, Shape, assert_as_exact, gradients, make
 
-from atm_triton import launch
+from atm_triton.tuning import tables
 
 SHAPE, WIDE = Shape(2, 9, 12, 3, 2), Shape(2, 9, 12, 9, 2)  # the second: outputs that need two blocks
 
@@ -103,7 +103,7 @@ def ways(request, monkeypatch):
     chosen = {f"token_mix/{image}": folded, f"token_mix_backward/{image}": folded}
     chosen[f"token_mix_mean/{image}"] = dict(BLOCK_N=16, BLOCK_G=8, BLOCK_S=2, TOKENS=32, num_warps=4)
     chosen |= {f"token_mix_fwd/{image}": tile, f"token_mix_dw/{image}": tile | dict(PROGRAMS=12 if folded["FOLD"] else 3)}
-    monkeypatch.setattr(launch, "table", lambda device: chosen)
+    monkeypatch.setattr(tables, "table", lambda device: chosen)
 
 
 def guarded(t: torch.Tensor) -> torch.Tensor:
@@ -140,7 +140,7 @@ def test_the_unbroken_kernels_pass(name):
 def test_a_broken_kernel_fails(name, function, right, broken, monkeypatch, tmp_path):
     users = [module for path, module in sys.modules.items() if path.startswith("atm_triton.") and hasattr(module, function)]
     if function == "_taps" or not name.startswith("token_mix"):  # names that several operators have
-        users = [import_module("atm_triton." + name.partition(" ")[0].removesuffix("_w").removesuffix("_h"))]
+        users = [import_module("atm_triton.ops." + name.partition(" ")[0].removesuffix("_w").removesuffix("_h"))]
     original = getattr(users[0], function)
     source = original.src if hasattr(original, "src") else original._src
     assert source.count(right) >= 1, f"{function} no longer says {right!r}: the mutation is out of date"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +12,10 @@ import triton
 from aot import resources, target
 from interpreter import interpreted
 
-from atm_triton.spills import spills
+from atm_triton.ops import axial_gather as gather
+from atm_triton.ops import offset_fc as fc
+from atm_triton.tuning.spills import spills
 
-gather, fc = (import_module(f"atm_triton.{name}") for name in ("axial_gather", "offset_fc"))
 NUMBERS = itertools.count(7)  # of devices: Triton remembers what each is
 
 

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,12 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
 import atm_triton
-from atm_triton import ActiveTokenMixer, axial_gather, launch
+from atm_triton import ActiveTokenMixer, axial_gather
+from atm_triton.ops import axial_gather as gather
+from atm_triton.ops import offset_fc as fc
+from atm_triton.tuning import tables
+from atm_triton.tuning import tune as tuning
 
-tuning, gather, fc = (import_module(f"atm_triton.{name}") for name in ("tune", "axial_gather", "offset_fc"))
 CPU = torch.device("cpu")
 FWD, BWD = ("axial_gather_fwd/3x4/C8/G4/float32", "axial_gather_bwd/3x4/C8/G4/float32")
 FORMULA = dict(BLOCK_N=256, BLOCK_G=4, BLOCK_S=2, num_warps=4)
@@ -47,22 +49,22 @@ class Clock:
     def __call__(self, run) -> float:
         self.asked += 1
         run()
-        return sum(self.times.get(config.get("BLOCK_N"), 100.0) for config in launch.table(CPU).values())
+        return sum(self.times.get(config.get("BLOCK_N"), 100.0) for config in tables.table(CPU).values())
 
 
 @pytest.fixture
 def clock(tmp_path, monkeypatch):
     """The CPU is a GPU for which nothing is known yet."""
     clock = Clock()
-    monkeypatch.setattr(launch, "gpu_slug", lambda device: "made-up" if device.type == "cpu" else None)
-    monkeypatch.setattr(launch, "USER_CACHE", tmp_path / "user")
-    monkeypatch.setattr(launch, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(tables, "gpu_slug", lambda device: "made-up" if device.type == "cpu" else None)
+    monkeypatch.setattr(tables, "USER_CACHE", tmp_path / "user")
+    monkeypatch.setattr(tables, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(tuning, "microseconds", clock)
     candidates(monkeypatch, FORMULA, SLOW, FAST)
-    launch.forget_tables()
+    tables.forget_tables()
     with interpreted():
         yield clock
-    launch.forget_tables()
+    tables.forget_tables()
 
 
 def candidates(monkeypatch, *configs):
@@ -76,7 +78,7 @@ def few(monkeypatch, module, choose):
 
 
 def cached() -> dict:
-    return json.loads((launch.USER_CACHE / "made-up.json").read_text())
+    return json.loads((tables.USER_CACHE / "made-up.json").read_text())
 
 
 def tune(*arguments, **options):
@@ -94,8 +96,8 @@ def test_the_fastest_is_kept_and_used(clock):
     assert [(row.default, row.tuned) for row in result.rows] == [(20.0, 10.0), (30.0, 20.0)]
     assert (result.skipped, result.dropped) == (0, 0)
     x = INPUTS[0]
-    assert launch.config("axial_gather_fwd", x, 4, gather.candidates) == FAST
-    assert cached()["triton"] == launch.triton.__version__ and cached()["gpu"] == "cpu"
+    assert tables.config("axial_gather_fwd", x, 4, gather.candidates) == FAST
+    assert cached()["triton"] == tables.triton.__version__ and cached()["gpu"] == "cpu"
 
 
 def test_forward_only(clock):
@@ -122,15 +124,15 @@ def test_bad_candidates_are_dropped(clock, monkeypatch, bad):
 @pytest.mark.parametrize("registers,kept", [(4, True), (5, False), (None, False)], ids=["parks a few registers", "spills", "has no room"])
 def test_a_candidate_that_spills_or_has_no_room_is_dropped_before_it_runs(clock, monkeypatch, registers, kept):
     def spills(run):
-        if launch.table(CPU).get(FWD) != FAST:
+        if tables.table(CPU).get(FWD) != FAST:
             return 0
         if registers is None:
-            raise launch.triton.OutOfResources(2, 1, "shared memory")
+            raise tables.triton.OutOfResources(2, 1, "shared memory")
         return registers
 
     monkeypatch.setattr(tuning, "spills", spills)
     ran, results = [], tuning._Tuner.results
-    monkeypatch.setattr(tuning._Tuner, "results", lambda self, runs: ran.append(launch.table(CPU)[FWD]) or results(self, runs))
+    monkeypatch.setattr(tuning._Tuner, "results", lambda self, runs: ran.append(tables.table(CPU)[FWD]) or results(self, runs))
     result = tune(backward=False)
     assert result.configs == {FWD: FAST if kept else FORMULA} and result.dropped == (not kept) and (FAST in ran) == kept
 
@@ -168,9 +170,9 @@ def test_results_are_compared_to_the_dtypes_rounding_and_nan_is_never_alike():
 def test_a_second_run_measures_nothing(clock):
     first = tune()
     asked = clock.asked
-    second = tune(export=launch.SHIPPED / "made-up.json")
+    second = tune(export=tables.SHIPPED / "made-up.json")
     assert clock.asked == asked and second.skipped == 2 and not second.rows and second.configs == first.configs
-    assert json.loads((launch.SHIPPED / "made-up.json").read_text())["configs"] == first.configs
+    assert json.loads((tables.SHIPPED / "made-up.json").read_text())["configs"] == first.configs
     assert tune(INPUTS[0][:, :2], INPUTS[1][:, :2]).skipped == 0 and clock.asked > asked  # another resolution
     assert cached()["configs"].keys() > first.configs.keys()
     asked = clock.asked
@@ -178,17 +180,17 @@ def test_a_second_run_measures_nothing(clock):
 
 
 def test_a_shipped_table_is_known_and_the_users_own_comes_first(clock):
-    launch.write_table(launch.SHIPPED / "made-up.json", "cpu", {FWD: SLOW, BWD: SLOW})
-    launch.write_table(launch.USER_CACHE / "made-up.json", "cpu", {BWD: FAST})
+    tables.write_table(tables.SHIPPED / "made-up.json", "cpu", {FWD: SLOW, BWD: SLOW})
+    tables.write_table(tables.USER_CACHE / "made-up.json", "cpu", {BWD: FAST})
     result = tune()
-    assert result.configs == {FWD: SLOW, BWD: FAST} == launch.table(CPU) and result.skipped == 2 and clock.asked == 0
+    assert result.configs == {FWD: SLOW, BWD: FAST} == tables.table(CPU) and result.skipped == 2 and clock.asked == 0
     assert tune(force=True).configs == {FWD: FAST, BWD: FAST}
 
 
 def test_what_another_process_measured_meanwhile_holds_too(clock):
-    assert launch.table(CPU) == {}  # read, then written by another
-    launch.write_table(launch.USER_CACHE / "made-up.json", "cpu", {FWD: SLOW, "another": SLOW})
-    assert tune().configs == {FWD: SLOW, BWD: FAST} == launch.table(CPU)
+    assert tables.table(CPU) == {}  # read, then written by another
+    tables.write_table(tables.USER_CACHE / "made-up.json", "cpu", {FWD: SLOW, "another": SLOW})
+    assert tune().configs == {FWD: SLOW, BWD: FAST} == tables.table(CPU)
     assert cached()["configs"] == {FWD: SLOW, BWD: FAST, "another": SLOW}
 
 
@@ -206,21 +208,21 @@ def test_an_export_that_cannot_be_written_is_said_before_the_work(clock, tmp_pat
     ids=["another Triton", "an outdated entry", "a broken file"],
 )
 def test_what_cannot_be_trusted_is_measured_again(clock, content, warns, recwarn):
-    launch.USER_CACHE.mkdir()
+    tables.USER_CACHE.mkdir()
     if isinstance(content, dict):
-        content = json.dumps(content | {"triton": content["triton"] or launch.triton.__version__})
-    (launch.USER_CACHE / "made-up.json").write_text(content)
+        content = json.dumps(content | {"triton": content["triton"] or tables.triton.__version__})
+    (tables.USER_CACHE / "made-up.json").write_text(content)
     assert tune(backward=False).configs == {FWD: FAST} == cached()["configs"]
     assert [str(w.message) for w in recwarn if "is not a table" in str(w.message)] == [] or warns
-    assert (launch.USER_CACHE / "made-up.json.broken").exists() == warns
+    assert (tables.USER_CACHE / "made-up.json.broken").exists() == warns
 
 
 def test_a_broken_cache_that_cannot_be_put_aside_is_named(clock, monkeypatch):
     def locked(source, target):
         raise PermissionError(13, "Permission denied")
 
-    launch.USER_CACHE.mkdir()
-    (launch.USER_CACHE / "made-up.json").write_text("not json")
+    tables.USER_CACHE.mkdir()
+    (tables.USER_CACHE / "made-up.json").write_text("not json")
     monkeypatch.setattr(tuning.os, "replace", locked)
     with pytest.raises(ValueError, match=r"made-up\.json is not a table .* remove it"):
         tune()
@@ -228,10 +230,10 @@ def test_a_broken_cache_that_cannot_be_put_aside_is_named(clock, monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written_holds_in_this_process(clock):
-    launch.USER_CACHE.write_text("a file where a folder should be")
+    tables.USER_CACHE.write_text("a file where a folder should be")
     with pytest.warns(UserWarning, match=r"cannot write .*made-up.json .*in this process only") as told:
         tune()
-    assert launch.table(CPU) == {FWD: FAST, BWD: FAST}
+    assert tables.table(CPU) == {FWD: FAST, BWD: FAST}
     assert len(told) == 1
 
 
@@ -245,12 +247,12 @@ def test_an_interruption_keeps_what_was_measured(clock, monkeypatch):
     monkeypatch.setattr(tuning, "microseconds", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tune()
-    assert cached()["configs"] == {FWD: FAST} == launch.table(CPU)
+    assert cached()["configs"] == {FWD: FAST} == tables.table(CPU)
 
 
 def test_what_a_choice_leads_to_is_tuned_too(clock, monkeypatch):
     """An operator with two algorithms, of which the second, of another kernel, is the faster one."""
-    look_up = launch.config
+    look_up = tables.config
 
     def either(kernel, x, groups):
         yield from (dict(FOLD=0), dict(FOLD=1))
@@ -259,14 +261,14 @@ def test_what_a_choice_leads_to_is_tuned_too(clock, monkeypatch):
         other = kernel == "axial_gather_fwd" and look_up("axial_gather", x, groups, either)["FOLD"]
         return look_up("axial_gather_other" if other else kernel, x, groups, candidates)
 
-    monkeypatch.setattr(launch, "config", config)
+    monkeypatch.setattr(tables, "config", config)
     choice, other = (FWD.replace("axial_gather_fwd", kernel) for kernel in ("axial_gather", "axial_gather_other"))
-    table = launch.table(CPU)
+    table = tables.table(CPU)
     monkeypatch.setattr(tuning, "microseconds", lambda run: 9.0 - table.get(choice, {}).get("FOLD", 0) - (table.get(other) == FAST))
     result = tune(backward=False)
     assert result.configs == {choice: dict(FOLD=1), FWD: FORMULA, other: FAST}
     # And back, from what the cache holds.
-    monkeypatch.setattr(tuning, "microseconds", lambda run: 9.0 + launch.table(CPU)[choice]["FOLD"])
+    monkeypatch.setattr(tuning, "microseconds", lambda run: 9.0 + tables.table(CPU)[choice]["FOLD"])
     result = tune(backward=False, force=True)
     assert result.configs == {choice: dict(FOLD=0), other: FORMULA, FWD: FORMULA}
 
@@ -308,7 +310,7 @@ def test_nothing_else_benchmarks(monkeypatch):
         for operator in OPERATORS.values():
             gradients(operator.function, make(operator, Shape(1, 2, 3, 2, 2), torch.float32, "cpu"))
     library = Path(atm_triton.__file__).parent
-    assert {path.name for path in library.glob("*.py") if "do_bench" in path.read_text()} == {"tune.py"}
+    assert {path.name for path in library.rglob("*.py") if "do_bench" in path.read_text()} == {"tune.py"}
 
 
 def test_the_model_is_left_as_it_was(clock, monkeypatch):
@@ -340,7 +342,7 @@ def test_compiled_runs_take_the_configurations_of_eager_ones(dynamic, monkeypatc
 
     keys = "axial_gather_fwd/6x9/C8/G4/bfloat16", "axial_gather_bwd/6x9/C8/G4/bfloat16"
     tuned = FORMULA | dict(BLOCK_N=32, num_warps=8, num_stages=5)
-    monkeypatch.setattr(launch, "table", lambda device: dict.fromkeys(keys, tuned))
+    monkeypatch.setattr(tables, "table", lambda device: dict.fromkeys(keys, tuned))
     x, offset = (torch.empty(2, 6, 9, size, device="meta", dtype=torch.bfloat16, requires_grad=True) for size in (8, 4))
     compiled = torch.compile(axial_gather, fullgraph=True, dynamic=dynamic, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
     compiled(x, offset, "w").sum().backward()
@@ -352,8 +354,8 @@ def test_compiled_runs_take_the_configurations_of_eager_ones(dynamic, monkeypatc
 
 @pytest.mark.parametrize("path", [on_gpu])
 def test_a_tiny_model_on_a_gpu(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "USER_CACHE", tmp_path)
-    launch.forget_tables()
+    monkeypatch.setattr(tables, "USER_CACHE", tmp_path)
+    tables.forget_tables()
     model, x = ActiveTokenMixer(64, share=2).cuda(), torch.randn(4, 14, 14, 64, device="cuda")
     try:
         with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
@@ -365,4 +367,4 @@ def test_a_tiny_model_on_a_gpu(path, tmp_path, monkeypatch):
         assert len(list(tmp_path.iterdir())) == 1
         assert not again.rows and again.skipped == len(first.configs) and again.configs == first.configs
     finally:
-        launch.forget_tables()
+        tables.forget_tables()

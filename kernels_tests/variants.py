@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 from unittest import mock
 
 import torch
 from aot import compile_kernel
 
-axial_gather, branch_fusion, offset_fc, token_mix = (
-    import_module(f"atm_triton.{name}") for name in ("axial_gather", "branch_fusion", "offset_fc", "token_mix_launch")
-)
+from atm_triton.ops import axial_gather, branch_fusion, offset_fc
+from atm_triton.ops.token_mix import launch as token_mix
 
 STAGES = {
     "stage 1": (64, 2, 56),

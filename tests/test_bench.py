@@ -24,7 +24,7 @@ from atmnet.profile import LAYER_NORM_COST, macs
 from limits import Ceilings, Tokens
 from published import published
 
-from atm_triton import launch
+from atm_triton.tuning import tables
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(1e10, 1e11)
@@ -369,8 +369,8 @@ def test_first_step():
 def test_first_step_with_a_tuned_table(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # where a fresh process looks for it
     gpu = torch.device("cuda")
-    table = tmp_path / f".cache/atm_triton/{launch.gpu_slug(gpu)}.json"
-    launch.write_table(table, torch.cuda.get_device_name(gpu), {"offset_fc_fwd/1x1/C8/G4/float32": dict(BLOCK_N=16)})
+    table = tmp_path / f".cache/atm_triton/{tables.gpu_slug(gpu)}.json"
+    tables.write_table(table, torch.cuda.get_device_name(gpu), {"offset_fc_fwd/1x1/C8/G4/float32": dict(BLOCK_N=16)})
     assert first_step.benchmarks("atmnet_xt", "cuda") == "0"
 
 

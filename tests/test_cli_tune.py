@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import atm_triton.__main__ as command
-from atm_triton import launch
-from atm_triton.tune import Tuned
+from atm_triton.tuning import tables
+from atm_triton.tuning.tune import Tuned
 
 
 @pytest.fixture
 def made_up_gpu(monkeypatch, tmp_path):
     """The CPU passes for a GPU; returns what `tune` was asked for."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(launch, "gpu_slug", lambda device: "made-up")
+    monkeypatch.setattr(tables, "gpu_slug", lambda device: "made-up")
     for folder in ("USER_CACHE", "SHIPPED"):
-        monkeypatch.setattr(launch, folder, tmp_path / folder)
+        monkeypatch.setattr(tables, folder, tmp_path / folder)
     asked = []
 
     def tune(model, images, **options):
@@ -27,9 +27,9 @@ def made_up_gpu(monkeypatch, tmp_path):
         return Tuned({"kernel": {"BLOCK_N": 1}})
 
     monkeypatch.setattr(command, "tune", tune)
-    launch.forget_tables()
+    tables.forget_tables()
     yield asked
-    launch.forget_tables()
+    tables.forget_tables()
 
 
 def test_every_resolution_is_tuned(made_up_gpu, capsys):

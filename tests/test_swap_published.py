@@ -14,7 +14,7 @@ from published_mixer import ActiveMLP, ATMLayer
 from torch import Tensor, nn
 
 from atm_triton import swap, unswap
-from atm_triton.swap_layers import PublishedMixer
+from atm_triton.swapping.layers import PublishedMixer
 
 KEYS = Path(__file__).parent / "fixtures" / "official_xt_keys.json"
 

@@ -14,8 +14,8 @@ from test_train_runs import ROOT, environment
 from torch import nn
 
 import atm_triton
-from atm_triton import launch
-from atm_triton.tune import Tuned
+from atm_triton.tuning import tables
+from atm_triton.tuning.tune import Tuned
 
 CPU = torch.device("cpu")
 CONFIGS = {"kernel/1x1/C1/G1/float32": {"BLOCK_N": 1}}
@@ -23,11 +23,11 @@ CONFIGS = {"kernel/1x1/C1/G1/float32": {"BLOCK_N": 1}}
 
 @pytest.fixture
 def made_up_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(launch, "gpu_slug", lambda device: "made-up")
-    monkeypatch.setattr(launch, "USER_CACHE", tmp_path / "cache")
-    launch.forget_tables()
+    monkeypatch.setattr(tables, "gpu_slug", lambda device: "made-up")
+    monkeypatch.setattr(tables, "USER_CACHE", tmp_path / "cache")
+    tables.forget_tables()
     yield
-    launch.forget_tables()
+    tables.forget_tables()
 
 
 def test_the_shape_and_precision_of_a_training_batch(made_up_gpu, fresh_accelerate, monkeypatch) -> None:
@@ -35,14 +35,14 @@ def test_the_shape_and_precision_of_a_training_batch(made_up_gpu, fresh_accelera
 
     def tune(model: nn.Module, *inputs: torch.Tensor) -> Tuned:
         seen.append((model, inputs[0].shape, torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None))
-        launch.table(CPU).update(CONFIGS)
+        tables.table(CPU).update(CONFIGS)
         return Tuned(CONFIGS)
 
     monkeypatch.setattr(atm_triton, "tune", tune)
     model = nn.Linear(1, 1)
     tune_kernels(Accelerator(cpu=True, mixed_precision="bf16"), model, (4, 3, 32, 32))
     assert seen == [(model, (4, 3, 32, 32), torch.bfloat16)]
-    assert launch.table(CPU) == CONFIGS
+    assert tables.table(CPU) == CONFIGS
 
 
 def test_a_failure_is_one_line_and_the_defaults(made_up_gpu, fresh_accelerate, monkeypatch, capsys) -> None:
@@ -50,26 +50,26 @@ def test_a_failure_is_one_line_and_the_defaults(made_up_gpu, fresh_accelerate, m
         raise RuntimeError("the compiler is ill\nand says so at length")
 
     monkeypatch.setattr(atm_triton, "tune", tune)
-    launch.table(CPU).update(CONFIGS)  # what this process has read, others may not have
+    tables.table(CPU).update(CONFIGS)  # what this process has read, others may not have
     tune_kernels(Accelerator(cpu=True), nn.Linear(1, 1), (4, 3, 32, 32))
     said = "tuning failed (RuntimeError: the compiler is ill): training with the default launch configurations\n"
-    assert capsys.readouterr().out == said and launch.table(CPU) == {}
+    assert capsys.readouterr().out == said and tables.table(CPU) == {}
 
 
 def test_a_deterministic_run_measures_nothing_and_takes_nothing_measured(made_up_gpu, fresh_accelerate, monkeypatch) -> None:
     monkeypatch.setattr(atm_triton, "tune", lambda *args: pytest.fail("it tunes"))
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    launch.set_table(CPU, CONFIGS)
+    tables.set_table(CPU, CONFIGS)
     tune_kernels(Accelerator(cpu=True), nn.Linear(1, 1), (4, 3, 32, 32))
-    assert launch.table(CPU) == {}
+    assert tables.table(CPU) == {}
 
 
 def test_nothing_on_a_cpu(fresh_accelerate, monkeypatch) -> None:
     monkeypatch.setattr(atm_triton, "tune", lambda *args: pytest.fail("it tunes"))
-    launch.table(CPU).update(CONFIGS)
+    tables.table(CPU).update(CONFIGS)
     tune_kernels(Accelerator(cpu=True), nn.Linear(1, 1), (4, 3, 32, 32))
-    assert launch.table(CPU) == CONFIGS
-    launch.forget_tables()
+    assert tables.table(CPU) == CONFIGS
+    tables.forget_tables()
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-tune"]], ids=["by default", "--no-tune"])
@@ -89,15 +89,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 import atm_triton
-from atm_triton import launch
+from atm_triton.tuning import tables
 sys.path.insert(0, {train!r})
 from common.tuning import tune_kernels
 
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
-launch.gpu_slug = lambda device: "made-up"
-launch.USER_CACHE = Path("nowhere")
-table = launch.table(torch.device("cpu"))
+tables.gpu_slug = lambda device: "made-up"
+tables.USER_CACHE = Path("nowhere")
+table = tables.table(torch.device("cpu"))
 table["of this process alone"] = dict(BLOCK_N=rank)
 
 def tune(model, images):
@@ -108,7 +108,7 @@ def tune(model, images):
 
 atm_triton.tune = tune
 tune_kernels(accelerator, torch.nn.Linear(1, 1), (2, 3, 4, 4))
-Path(f"process {{rank}}").write_text(str(launch.table(torch.device("cpu"))))
+Path(f"process {{rank}}").write_text(str(tables.table(torch.device("cpu"))))
 accelerator.end_training()
 """
 

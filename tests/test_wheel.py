@@ -27,7 +27,9 @@ def wheel(tmp_path_factory) -> Path:
 def test_it_holds_both_packages_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"atm_triton", "atmnet"}
-    assert {"atm_triton/py.typed", "atmnet/py.typed", "atmnet/offsets/page.html", "atm_triton/configs/nvidia-h200.json"} <= set(names)
+    assert {"atm_triton/py.typed", "atmnet/py.typed", "atmnet/offsets/page.html", "atm_triton/tuning/configs/nvidia-h200.json"} <= set(
+        names
+    )
 
 
 def test_it_asks_for_all_that_it_imports(wheel):

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from . import checks, launch, reference
-from ._triton import jit, register_flop_formula, runs_kernels, tl, triton, triton_op
+from .. import reference
+from .._triton import jit, register_flop_formula, runs_kernels, tl, triton, triton_op
+from ..tuning import tables
+from . import checks
 
 
 @jit
@@ -174,7 +176,7 @@ CHUNK = 2048  # tokens that one program of the weight gradients adds up
 KERNELS = {"offset_fc": ("offset_fc_fwd",), "offset_fc_backward": ("offset_fc_dx", "offset_fc_dw")}
 
 
-@launch.distinct
+@tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """For ``groups`` = O. Larger blocks by 4 warps than the first's spill: in fwd and dx in float32, and in dw everywhere but on Hopper."""
     C, O = int(x.shape[3]), groups  # noqa: E741
@@ -204,7 +206,7 @@ def _offset_fc(
     N, C, O = B * H * W, int(x.shape[3]), int(weight.shape[0])  # noqa: E741
     offset = x.new_empty(B, H, W, O)
     mean, rstd = x.new_empty(B, H, W, dtype=torch.float32), x.new_empty(B, H, W, dtype=torch.float32)
-    config = launch.config("offset_fc_fwd", x, O, candidates)
+    config = tables.config("offset_fc_fwd", x, O, candidates)
     grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(O, config["BLOCK_O"]))
     with torch.cuda.device_of(x):
         wrap_triton(_offset_fc_fwd_kernel)[grid](x, norm_weight, norm_bias, weight, bias, offset, mean, rstd, N, C, O, eps, **config)
@@ -221,7 +223,7 @@ def _offset_fc_backward(
     B, H, W = x.shape[:3]
     N, C, O = B * H * W, int(x.shape[3]), int(weight.shape[0])  # noqa: E741
     dx = torch.empty_like(x)
-    dx_config, dw_config = (launch.config(kernel, x, O, candidates) for kernel in KERNELS["offset_fc_backward"])
+    dx_config, dw_config = (tables.config(kernel, x, O, candidates) for kernel in KERNELS["offset_fc_backward"])
     splits = triton.cdiv(N, CHUNK) + 1  # one idle split: a count that may be 1 would recompile dynamic shapes
     product = x.new_empty(splits, O, C, dtype=torch.float32)
     dbias = x.new_empty(splits, O, dtype=torch.float32)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .swap_convert import Unsuitable, convert, is_published
-from .swap_layers import MapBlock, PublishedMixer
-from .swap_report import Report, Row, multiply_adds, parameters
+from .convert import Unsuitable, convert, is_published
+from .layers import MapBlock, PublishedMixer
+from .report import Report, Row, multiply_adds, parameters
 
 Target = type[nn.Module] | str | Callable[[str, nn.Module], bool]
 
@@ -39,7 +39,7 @@ def swap(
     """Replace modules inside ``model`` by Active Token Mixers, in place; ``unswap`` puts them back.
 
     A mixer of the published implementation, recognised by its structure, keeps its parameters, their names and its function, and runs on
-    this library's operators. The others become mixers of the same widths that begin from the old weights (``swap_convert.py`` says how):
+    this library's operators. The others become mixers of the same widths that begin from the old weights (``convert.py`` says how):
 
     - convolutions of stride 1 that keep the size of their map, dense, grouped or depthwise;
     - attention of timm's vision transformers, where tokens before the grid get the mean of what the grid's tokens get;

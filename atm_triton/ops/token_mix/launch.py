@@ -8,17 +8,14 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from . import launch
-from ._triton import runs_kernels, token_stride, triton
-from .axial_gather import _axial_gather_dx_kernel
-from .axial_gather import candidates as gather_candidates
-from .mixing import Weights, _token_mix_alpha_kernel, _token_mix_pooled_kernel
-from .token_mix_kernels import (
-    _token_mix_dw_kernel,
-    _token_mix_dx_kernel,
-    _token_mix_fwd_kernel,
-)
-from .token_mix_mean import _token_mix_mean_kernel
+from ..._triton import runs_kernels, token_stride, triton
+from ...algebra import Weights
+from ...tuning import tables
+from ..axial_gather import _axial_gather_dx_kernel
+from ..axial_gather import candidates as gather_candidates
+from .alpha import _token_mix_alpha_kernel, _token_mix_pooled_kernel
+from .kernels import _token_mix_dw_kernel, _token_mix_dx_kernel, _token_mix_fwd_kernel
+from .mean import _token_mix_mean_kernel
 
 
 def _outputs(C: int, most: int) -> dict[str, int]:
@@ -33,10 +30,10 @@ def _roomy(device: torch.device) -> bool:
     return device.type != "cuda" or (torch.version.hip is None and torch.cuda.get_device_capability(device)[0] in (9, 10))
 
 
-@launch.distinct
+@tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """Launch configurations of ``kernel`` worth trying for tokens x with ``groups`` offset channels per axis; the first always works."""
-    C, T = int(x.shape[3]), launch._hint(x.shape[1]) * launch._hint(x.shape[2])
+    C, T = int(x.shape[3]), tables._hint(x.shape[1]) * tables._hint(x.shape[2])
     if kernel in ("token_mix", "token_mix_backward"):
         # Folding saves 1 product of 4 over the tokens forward, 5 of 11 backward, for matrices of C * C a sample: bytes, scarcer on a GPU.
         tokens_per_channel = T // C
@@ -97,7 +94,7 @@ def _block_of(C: int) -> int:
 
 
 def _config(kernel: str, x: Tensor, groups: int) -> dict[str, int]:
-    return launch.config(kernel, x, groups, candidates)
+    return tables.config(kernel, x, groups, candidates)
 
 
 def config_beside_d(x: Tensor, groups: int) -> dict[str, int]:
@@ -188,12 +185,12 @@ def products(dy: Tensor, x: Tensor, offset: Tensor, stride: int, alpha: Tensor, 
     config = dict(_config("token_mix_dw", x, G))
     blocks = 3 * triton.cdiv(G, config["BLOCK_G"]) * triton.cdiv(C, config["BLOCK_O"] + config["BLOCK_R"])
     share = max(1, config.pop("PROGRAMS") // blocks)
-    batch = max(1, launch._hint(B))
+    batch = max(1, tables._hint(B))
     splits, samples = B, 1
     if not folded:
         batch = min(batch, share)
         splits, samples = batch, triton.cdiv(B, batch)
-    chunks = max(1, min(share // batch, launch._hint(T) // (2 * config["BLOCK_N"])))
+    chunks = max(1, min(share // batch, tables._hint(T) // (2 * config["BLOCK_N"])))
     length = triton.cdiv(triton.cdiv(T, chunks), config["BLOCK_N"]) * config["BLOCK_N"]
     made = x.new_empty(3, splits * chunks, C, C, dtype=torch.float32)
     shape = B, T, H, W, samples, length, G, C // G, stride
@@ -232,7 +229,7 @@ def _spread(d: Tensor, offset: Tensor, along_w: bool) -> Tensor:
     G, C = int(offset.shape[3]), int(d.shape[3])
     offset, stride = token_stride(offset)
     dx = torch.empty_like(d, dtype=torch.float32)
-    config = launch.config("axial_gather_dx", d, G, gather_candidates)
+    config = tables.config("axial_gather_dx", d, G, gather_candidates)
     lines, length = (B * H, W) if along_w else (B * W, H)
     grid = (lines, triton.cdiv(length, config["BLOCK_Q"]), triton.cdiv(G, config["BLOCK_G"]))
     with torch.cuda.device_of(d):

@@ -24,8 +24,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ._triton import triton
+from .._triton import triton
 
+PACKAGE = Path(__file__).parents[1]
 SHIPPED = Path(__file__).parent / "configs"
 USER_CACHE = Path(os.path.expanduser("~/.cache/atm_triton"))
 if not USER_CACHE.is_absolute():  # there is no home
@@ -139,8 +140,8 @@ def stamp() -> None:
     """Let torch.compile find its code on disk only for the same launch configurations and the same source of this library: it knows an
     operator by its name alone."""
     digest = hashlib.sha256(json.dumps([*_given.values()], sort_keys=True).encode())
-    package = SHIPPED.parent.glob("*.py"), SHIPPED.glob("*.json"), USER_CACHE.glob("*.json")
-    for file in (file for files in package for file in sorted(files)):
+    files = *sorted(PACKAGE.rglob("*.py")), *sorted(SHIPPED.glob("*.json")), *sorted(USER_CACHE.glob("*.json"))
+    for file in files:
         with contextlib.suppress(OSError):
             digest.update(file.read_bytes())
     users = re.sub(r"atm_triton [0-9a-f]{64}", "", torch.compiler.config.cache_key_tag)

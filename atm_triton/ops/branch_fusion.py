@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from . import checks, launch, reference
-from ._triton import jit, register_flop_formula, runs_kernels, tl, triton, triton_op
+from .. import reference
+from .._triton import jit, register_flop_formula, runs_kernels, tl, triton, triton_op
+from ..tuning import tables
+from . import checks
 
 
 @jit
@@ -102,7 +104,7 @@ def _branch_fusion_bwd_kernel(
 KERNELS = {"branch_fusion": ("branch_fusion_fwd",), "branch_fusion_backward": ("branch_fusion_bwd",)}
 
 
-@launch.distinct
+@tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """Tiles of about ``elements`` values; none depends on H or W, so that dynamic shapes need one compilation."""
     elements = 2048 if kernel == "branch_fusion_fwd" else 4096
@@ -120,7 +122,7 @@ def _branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:
     B, H, W = w.shape[:3]
     C = int(w.shape[3])
     y = torch.empty_like(w)
-    config = launch.config("branch_fusion_fwd", w, C, candidates)
+    config = tables.config("branch_fusion_fwd", w, C, candidates)
     tiles = triton.cdiv(H * W, config["BLOCK_N"])
     grid = (B * tiles, triton.cdiv(C, config["BLOCK_C"]))
     with torch.cuda.device_of(w):
@@ -136,7 +138,7 @@ def _branch_fusion_backward(dy: Tensor, w: Tensor, h: Tensor, c: Tensor, logits:
     B, H, W = w.shape[:3]
     C = int(w.shape[3])
     dw, dh, dc = torch.empty_like(w), torch.empty_like(h), torch.empty_like(c)
-    config = launch.config("branch_fusion_bwd", w, C, candidates)
+    config = tables.config("branch_fusion_bwd", w, C, candidates)
     tiles = triton.cdiv(H * W, config["BLOCK_N"]) + 1  # one idle tile: a count that may be 1 would recompile dynamic shapes
     partial = torch.empty(B, tiles, 3, C, dtype=torch.float32, device=w.device)
     grid = (B * tiles, triton.cdiv(C, config["BLOCK_C"]))

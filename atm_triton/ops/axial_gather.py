@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from . import checks, launch, reference
-from ._triton import jit, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
+from .. import reference
+from .._triton import jit, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
+from ..tuning import tables
+from . import checks
 
 
 @jit
@@ -180,7 +182,7 @@ KERNELS = {"axial_gather": ("axial_gather_fwd",), "axial_gather_backward": ("axi
 TILES = [(2048, 64, 4), (1024, 64, 4), (4096, 64, 4), (4096, 64, 8), (2048, 128, 4), (4096, 128, 8), (2048, 32, 4)]
 
 
-@launch.distinct
+@tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """Tiles of about ``elements`` values by at most ``channels``; none depends on H or W, so that dynamic shapes need one compilation."""
     block_s = triton.next_power_of_2(int(x.shape[3]) // groups)
@@ -202,7 +204,7 @@ def _axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
     S = int(C) // G
     N = B * H * W
     y = torch.empty_like(x)
-    config = launch.config("axial_gather_fwd", x, G, candidates)
+    config = tables.config("axial_gather_fwd", x, G, candidates)
     grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(G, config["BLOCK_G"]))
     with torch.cuda.device_of(x):
         wrap_triton(_axial_gather_fwd_kernel)[grid](x, offset, y, N, H, W, G, S, stride, axis == "w", **config)
@@ -222,12 +224,12 @@ def _axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str, det
     along_w = axis == "w"
     dx = torch.empty_like(x) if deterministic else torch.zeros_like(x, dtype=torch.float32)
     doffset = torch.empty_like(offset, memory_format=torch.contiguous_format)
-    config = launch.config("axial_gather_bwd", x, G, candidates)
+    config = tables.config("axial_gather_bwd", x, G, candidates)
     grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(G, config["BLOCK_G"]))
     with torch.cuda.device_of(x):
         wrap_triton(_axial_gather_bwd_kernel)[grid](dy, x, offset, doffset, dx, N, H, W, G, S, stride, along_w, not deterministic, **config)
         if deterministic:
-            config = launch.config("axial_gather_dx", x, G, candidates)
+            config = tables.config("axial_gather_dx", x, G, candidates)
             lines, length = (B * H, W) if along_w else (B * W, H)
             line_grid = (lines, triton.cdiv(length, config["BLOCK_Q"]), triton.cdiv(G, config["BLOCK_G"]))
             wrap_triton(_axial_gather_dx_kernel)[line_grid](dy, offset, dx, H, W, G, S, stride, along_w, **config)

@@ -1,9 +1,9 @@
-"""The kernel of token_mix's means, and how all its kernels find their channels and tokens: see token_mix_kernels.py."""
+"""The kernel of token_mix's means, and how all its kernels find their channels and tokens: see kernels.py."""
 
 from __future__ import annotations
 
-from ._triton import jit, tl
-from .axial_gather import _taps
+from ..._triton import jit, tl
+from ..axial_gather import _taps
 
 
 @jit

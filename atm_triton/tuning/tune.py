@@ -19,11 +19,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from . import launch
-from ._triton import triton
+from .._triton import triton
+from . import tables
 from .calls import Call, find_calls, fresh_runs
-from .launch import Config
 from .spills import spills
+from .tables import Config
 
 REPEATS = 3  # of the formula's configuration and the fastest one, in turn
 FEW = 4  # registers that ptxas may keep in memory though it has others: more of them would cost a multiprocessor a program
@@ -112,7 +112,7 @@ class _Tuner:
 
     def __init__(self, calls: list[Call], device: torch.device, backward: bool, known: dict[str, Config]) -> None:
         self.device, self.backward, self.known = device, backward, known
-        self.chosen: dict[str, Config] = launch.table(device)  # what every launch sees
+        self.chosen: dict[str, Config] = tables.table(device)  # what every launch sees
         self.candidates: dict[str, list[Config]] = {}
         self.users: dict[str, dict[tuple[Call, int], None]] = {}  # by key, the calls and which of their runs launches the kernel
         self.met: list[str] = []
@@ -123,7 +123,7 @@ class _Tuner:
 
     def look_up(self, call: Call) -> None:
         for number, (op, arguments) in enumerate(fresh_runs(call, self.device, self.backward)):
-            with launch.recorded() as found, torch.no_grad():
+            with tables.recorded() as found, torch.no_grad():
                 op(*arguments)
             self.candidates |= found
             for key in found:
@@ -135,8 +135,8 @@ class _Tuner:
     def settle(self, key: str) -> Row | None:
         """Tune ``key``, unless it is known."""
         default, row = self.candidates[key][0], None
-        before = self.chosen[key] if launch.understood(self.chosen.get(key), default) else default
-        if launch.understood(self.known.get(key), default):
+        before = self.chosen[key] if tables.understood(self.chosen.get(key), default) else default
+        if tables.understood(self.known.get(key), default):
             self.chosen[key] = self.known[key]
             self.skipped += 1
         else:
@@ -186,7 +186,7 @@ class _Tuner:
 def _tensor_of(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
     tensors = [t for t in (*model.parameters(), *model.buffers(), *tree_leaves(inputs)) if isinstance(t, Tensor)]
     devices = {str(t.device) for t in tensors}
-    if len(devices) != 1 or launch.gpu_slug(tensors[0].device) is None:
+    if len(devices) != 1 or tables.gpu_slug(tensors[0].device) is None:
         where = ", ".join(sorted(devices)) or "no device"
         raise ValueError(f"tune: the kernels run on a GPU, and the model and its inputs are on {where}: move both to one, as by .cuda()")
     return tensors[0]
@@ -195,14 +195,14 @@ def _tensor_of(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
 def _measured_before(file: Path) -> dict[str, Config]:
     """What this version of Triton has measured. A file that is broken is put aside."""
     try:
-        content = launch.read_table(file)
+        content = tables.read_table(file)
     except ValueError as error:
         aside = file.with_name(f"{file.name}.broken")
         try:
             os.replace(file, aside)
         except OSError:
             raise error from None
-        launch.forget_tables()
+        tables.forget_tables()
         warnings.warn(f"{error}: it is now {aside}", stacklevel=3)
         return {}
     return content["configs"] if content.get("triton") == triton.__version__ else {}
@@ -245,13 +245,13 @@ def tune(
     device = anchor.device
     console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 140)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    files = launch.table_files(device)
+    files = tables.table_files(device)
     if export is not None:
         _check_writable(Path(export))
     known: dict[str, Config] = {}
     for file in reversed(files):
         known |= _measured_before(file)
-    before = dict(launch.table(device))
+    before = dict(tables.table(device))
     tuner: _Tuner | None = None
     unwritten: OSError | None = None
     columns = TextColumn("tuning {task.description}"), BarColumn(24), MofNCompleteColumn()
@@ -264,14 +264,14 @@ def tune(
                 if (row := tuner.settle(key)) is None:
                     continue
                 try:
-                    launch.write_table(files[0], gpu, {key: row.config})
+                    tables.write_table(files[0], gpu, {key: row.config})
                 except OSError as error:
                     unwritten = error
                 if not console.is_terminal:  # a bar is nothing for a log
                     console.print(f"tuned {key}, {len(tuner.met)} of {len(tuner.candidates)}", highlight=False)
     finally:
         if tuner is not None:  # an interrupted tuning keeps what it has
-            launch.set_table(device, before | tuner.settled())
+            tables.set_table(device, before | tuner.settled())
         if unwritten:
             warnings.warn(f"cannot write {files[0]} ({unwritten}): the configurations hold in this process only", stacklevel=2)
         if torch.cuda.is_initialized():
@@ -280,5 +280,5 @@ def tune(
     if result.rows:
         console.print(result.table())
     if export is not None:
-        launch.write_table(Path(export), gpu, result.configs)
+        tables.write_table(Path(export), gpu, result.configs)
     return result

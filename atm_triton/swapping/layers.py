@@ -8,8 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .layers import ActiveTokenMixer, EagerLayer
-from .token_mix import token_mix
+from ..layers import ActiveTokenMixer, EagerLayer
+from ..ops.token_mix import token_mix
 
 
 class PublishedMixer(EagerLayer):

@@ -7,7 +7,7 @@ With g_w, g_h the tokens gathered along the two axes and g_c = x:
 
 The mean commutes with the FCs, so alpha is known before any product over the tokens: one pass gathers and only adds up (the means), two
 small kernels make alpha of them, and one more pass gathers while it loads the operand of its products, whose results, weighted by alpha,
-share one accumulator. Where a sample has many tokens for its channels, alpha and proj are folded into per-sample matrices (mixing.py);
+share one accumulator. Where a sample has many tokens for its channels, alpha and proj are folded into per-sample matrices (algebra.py);
 elsewhere the accumulator is multiplied after each branch, and proj follows in the same kernel if a program owns whole rows.
 
 Backward: the same two ways. Everything is gathered again; only x, the offsets, the means and the weights as they are given are saved. Where
@@ -15,7 +15,7 @@ nothing is folded, the fused branches are computed again for the projection's gr
 of x begins with the branch of the tokens themselves, and the other two are added to it atomically, or in a fixed order by programs that own
 lines, where PyTorch is asked for deterministic algorithms.
 
-token_mix_kernels.py has the kernels, token_mix_launch.py how they are launched.
+kernels.py has the kernels, launch.py how they are launched.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ import math
 import torch
 from torch import Tensor
 
-from . import checks, reference
-from ._triton import register_flop_formula, runs_kernels, token_stride, triton_op
-from .mixing import Weights, branch_weights_backward, fold, fold_backward, shift, unfolded_backward
-from .token_mix_launch import alpha_and_steps, candidates, folds, mean, mix, products, token_gradients
+from ... import reference
+from ..._triton import register_flop_formula, runs_kernels, token_stride, triton_op
+from ...algebra import Weights, branch_weights_backward, fold, fold_backward, shift, unfolded_backward
+from .. import checks
+from .launch import alpha_and_steps, candidates, folds, mean, mix, products, token_gradients
 
 __all__ = ["KERNELS", "candidates", "token_mix"]
 KERNELS = {

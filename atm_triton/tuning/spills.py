@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ._triton import triton
+from .._triton import triton
 
 
 def spills(run: Callable[[], object]) -> int:

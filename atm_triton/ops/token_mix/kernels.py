@@ -1,4 +1,4 @@
-"""The kernels of token_mix; token_mix.py says what they compute together.
+"""The kernels of token_mix; op.py says what they compute together.
 
 A program owns BLOCK_N tokens of one sample. Channels come as tiles [tokens, offset channels, channels of an offset], read as one [tokens,
 channels] operand by the products. Addresses are 64-bit up to a sample's first token and 32-bit inside it: up to a fifth fewer registers on
@@ -8,9 +8,9 @@ sm_90. token_mix refuses samples of 2^31 values. axial_gather.py says how a warp
 
 from __future__ import annotations
 
-from ._triton import jit, tl
-from .axial_gather import _taps
-from .token_mix_mean import _channels, _walk
+from ..._triton import jit, tl
+from ..axial_gather import _taps
+from .mean import _channels, _walk
 
 
 @jit

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .layers import ActiveTokenMixer, ActiveTokenMixer2d, EagerLayer
-from .swap_layers import GridMixer, MapBlock, PublishedMixer
+from ..layers import ActiveTokenMixer, ActiveTokenMixer2d, EagerLayer
+from .layers import GridMixer, MapBlock, PublishedMixer
 
 # Where timm has it, now and before; what other networks call attention takes other tokens.
 VISION_TRANSFORMERS = ("timm.models.vision_transformer", "timm.layers.attention")

@@ -1,0 +1,1 @@
+"""The operators, each with its kernels: one file or one folder an operator."""
