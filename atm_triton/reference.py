@@ -1,253 +1,84 @@
-"""Every operator in plain PyTorch: the specification, and the path that runs where the Triton kernels do not.
+"""Every operator's definition in plain PyTorch: the specification, which tests hold everything else to.
 
 Layout is channels last, ``x [B, H, W, C]``. Offsets are in tokens. Arithmetic is in float32 at least, results in the input's dtype.
+Autograd of these functions defines the gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange, repeat
 from torch import Tensor
-
-from .algebra import (
-    Weights,
-    branch_weights,
-    branch_weights_backward,
-    fold,
-    fold_backward,
-    shift,
-    softmax_backward,
-    unfolded_backward,
-)
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-# ---- offset_fc: LayerNorm(x) @ weight.T + bias
-
-
 def offset_fc(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    return offset_fc_forward(x, norm_weight, norm_bias, weight, bias, eps)[0]
-
-
-def offset_fc_forward(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The offsets, and each token's mean and reciprocal deviation ``[B, H, W]``, which the backward needs."""
+    """LayerNorm(x) @ weight.T + bias"""
     acc = accumulation_dtype(x)
-    normed, mean, rstd = torch.native_layer_norm(x.to(acc), (x.shape[-1],), norm_weight.to(acc), norm_bias.to(acc), eps)
-    return F.linear(normed.to(x.dtype), weight, bias), mean.squeeze(-1), rstd.squeeze(-1)
-
-
-def offset_fc_backward(
-    doffset: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, norm_weight, norm_bias, weight and bias."""
-    acc = accumulation_dtype(x)
-    xhat = (x.to(acc) - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)
-    scaled = (doffset.to(x.dtype) @ weight).to(acc) * norm_weight.to(acc)
-    dx = (scaled - scaled.mean(-1, keepdim=True) - xhat * (scaled * xhat).mean(-1, keepdim=True)) * rstd.unsqueeze(-1)
-    doffset = rearrange(doffset, "b h w n -> (b h w) n").to(acc)
-    product = doffset.mT @ rearrange(xhat, "b h w c -> (b h w) c")
-    return dx.to(x.dtype), *offset_fc_parameter_grads(product, doffset.sum(0), norm_weight, norm_bias, weight)
-
-
-def offset_fc_parameter_grads(
-    product: Tensor, dbias: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All four parameter gradients follow from ``product = doffset.T @ xhat`` and ``dbias``: the norm is affine in xhat."""
-    dnorm_weight = (weight.to(product.dtype) * product).sum(0)
-    dnorm_bias = dbias @ weight.to(product.dtype)
-    dweight = product * norm_weight.to(product.dtype) + dbias[:, None] * norm_bias.to(product.dtype)
-    return dnorm_weight.to(norm_weight.dtype), dnorm_bias.to(norm_bias.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
-
-
-# ---- axial_gather: y[p] = sum over q of x[q] * max(0, 1 - |p + offset - q|) along one axis
-
-
-def _taps(dtype: torch.dtype, offset: Tensor, axis: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The two tokens that each offset falls between, as rows of the S channels that share it.
-
-    Returns the row indices of both taps and whether each is inside, all ``[B, H, W, G]``, and the weight of the second. Rows rather than
-    elements make the index tensors S times smaller. The floor is taken of the offset alone, not of position + offset, so that the
-    weight keeps all its bits wherever the token stands.
-    """
-    B, H, W, G = offset.shape
-    device = offset.device
-    i = torch.arange(H, device=device)[:, None, None]
-    j = torch.arange(W, device=device)[:, None]
-    position, length, step = (j, W, 1) if axis == "w" else (i, H, W)
-    # Past the border by one token or more, all offsets give zero: clamping there keeps the integers small.
-    offset = offset.to(torch.promote_types(dtype, torch.float32)).clamp(-length - 1, length + 1)
-    floor = offset.floor()
-    first = torch.where(floor.isnan(), -2, position + floor.long())  # a NaN points outside; its weight stays NaN
-    token = torch.arange(B, device=device)[:, None, None, None] * (H * W) + i * W + j
-    group = torch.arange(G, device=device)
-
-    def row(tap: Tensor) -> Tensor:
-        return (token + (tap.clamp(0, length - 1) - position) * step) * G + group
-
-    second = first + 1
-    return row(first), row(second), (first >= 0) & (first < length), (second >= 0) & (second < length), offset - floor
-
-
-def _read(rows: Tensor, index: Tensor, inside: Tensor) -> Tensor:
-    values = F.embedding(index, rows)  # rows[index], a fifth faster in eager
-    # where, not a product: an infinity at the clamped row must not become a NaN
-    return torch.where(inside.unsqueeze(-1), values, values.new_zeros(()))
-
-
-def _read_both(x: Tensor, taps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The first tap's value, and how much the second's is larger, ``[B, H, W, G, S]``."""
-    first, second, in_first, in_second, t = taps
-    rows = x.reshape(-1, x.shape[-1] // t.shape[-1])
-    a, b = (_read(rows, *tap).to(t.dtype) for tap in ((first, in_first), (second, in_second)))
-    return a, b - a
-
-
-def _scatter(dx: Tensor, dy: Tensor, taps: tuple[Tensor, ...]) -> Tensor:
-    """``dx`` plus each tap's share of ``dy [B, H, W, G, S]``."""
-    first, second, in_first, in_second, t = taps
-    S = dy.shape[-1]
-    # One flat scatter of both taps: on CPU this is what Inductor compiles best, and eager's fastest too.
-    zero = t.new_zeros(())
-    index = torch.stack([first, second]).unsqueeze(-1) * S + torch.arange(S, device=dx.device)
-    weight = torch.stack([torch.where(in_first, 1 - t, zero), torch.where(in_second, t, zero)]).unsqueeze(-1)
-    return dx.flatten().scatter_add(0, index.flatten(), (weight * dy).flatten()).view(dx.shape)
-
-
-def _gather(x: Tensor, taps: tuple[Tensor, ...]) -> Tensor:
-    a, slope = _read_both(x, taps)
-    return (a + taps[-1].unsqueeze(-1) * slope).to(x.dtype)  # [B, H, W, G, S]
+    normed = F.layer_norm(x.to(acc), norm_weight.shape, norm_weight.to(acc), norm_bias.to(acc), eps)
+    return F.linear(normed.to(x.dtype), weight, bias)
 
 
 def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
-    return rearrange(_gather(x, _taps(x.dtype, offset, axis)), "b h w g s -> b h w (g s)")
+    """y[p] = sum over q of x[q] * max(0, 1 - |p + offset - q|) along one axis, of which only the q on both sides of p + offset count.
 
+    Infinite offsets point outside and give zero, NaN gives NaN; an infinite x reaches only who reads it.
+    """
+    if axis == "h":
+        return axial_gather(x.transpose(1, 2), offset.transpose(1, 2), "w").transpose(1, 2)
+    W, acc = x.shape[2], accumulation_dtype(x)
+    offset = repeat(offset.to(acc), "b h w g -> b h w (g s)", s=x.shape[3] // offset.shape[3])
+    offset = offset.clamp(-W - 1, W + 1)  # outside all the same, and a small integer
+    floor = offset.floor()
+    first = torch.arange(W, device=x.device)[:, None] + floor.nan_to_num(-W - 1).long()
 
-def axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str) -> tuple[Tensor, Tensor]:
-    """Gradients of x and offset; the slope in the offset is that of the segment it falls in."""
-    taps = _taps(x.dtype, offset, axis)
-    _, slope = _read_both(x, taps)
-    dy = rearrange(dy, "b h w (g s) -> b h w g s", g=offset.shape[-1]).to(slope.dtype)
-    dx = _scatter(torch.zeros(x.shape, dtype=dy.dtype, device=x.device), dy, taps)
-    return dx.to(x.dtype), (dy * slope).sum(-1).to(offset.dtype)
+    def read(position: Tensor) -> Tensor:
+        inside = (position >= 0) & (position < W)
+        return torch.where(inside, x.gather(2, position.clamp(0, W - 1)), 0).to(acc)
 
-
-# ---- branch_fusion: softmax over the three branches, per channel
+    a, b = read(first), read(first + 1)
+    return (a + (offset - floor) * (b - a)).to(x.dtype)
 
 
 def branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:
+    """Softmax over the three branches, per channel: alpha_w w + alpha_h h + alpha_c c"""
     alpha = rearrange(logits.to(accumulation_dtype(w)).softmax(1), "b k c -> k b 1 1 c")
     return (alpha[0] * w + alpha[1] * h + alpha[2] * c).to(w.dtype)
 
 
-def branch_fusion_backward(dy: Tensor, w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of w, h, c and logits."""
-    acc = accumulation_dtype(w)
-    alpha = rearrange(logits.to(acc).softmax(1), "b k c -> k b 1 1 c")
-    dalpha = torch.stack([reduce(dy.to(acc) * branch, "b h w c -> b c", "sum") for branch in (w, h, c)], 1)
-    dw, dh, dc = ((alpha[k] * dy).to(w.dtype) for k in range(3))
-    return dw, dh, dc, fusion_logits_backward(dalpha, logits)
-
-
-def fusion_logits_backward(dalpha: Tensor, logits: Tensor) -> Tensor:
-    """Gradient of the logits ``[B, 3, C]`` from that of their softmax, which is accumulated in float32."""
-    return softmax_backward(dalpha, logits.to(dalpha.dtype).softmax(1)).to(logits.dtype)
-
-
-# ---- token_mix: the whole mixer
-
-
 def token_mix(x: Tensor, offset: Tensor, *weights: Tensor) -> Tensor:
-    """Its definition, as the paper has it; ``token_mix_forward`` computes the same in another order."""
-    w = Weights(*weights)
+    """The whole mixer, as the paper has it."""
+    return mix(axial_gather, x, offset, *weights)
+
+
+def mix(
+    gather: Callable[[Tensor, Tensor, str], Tensor],
+    x: Tensor,
+    offset: Tensor,
+    weight_w: Tensor,
+    bias_w: Tensor,
+    weight_h: Tensor,
+    bias_h: Tensor,
+    weight_c: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+) -> Tensor:
+    """``token_mix`` on an implementation of ``axial_gather``."""
     offset_w, offset_h = offset.chunk(2, -1)
-    branch_w = F.linear(axial_gather(x, offset_w, "w"), w.weight_w, w.bias_w)
-    branch_h = F.linear(axial_gather(x, offset_h, "h"), w.weight_h, w.bias_h)
-    branch_c = F.linear(x, w.weight_c)
-    s = (branch_w + branch_h + branch_c).mean((1, 2))
-    logits = F.linear(F.gelu(F.linear(s, w.fc1_weight, w.fc1_bias)), w.fc2_weight, w.fc2_bias)
-    y = branch_fusion(branch_w, branch_h, branch_c, rearrange(logits, "b (c k) -> b k c", k=3))
-    return F.linear(y, w.proj_weight, w.proj_bias)
-
-
-# From here on tokens are [B, N, C], and never have four dimensions: Inductor takes those before a convolution for NCHW, and would store the
-# channels of a token far apart.
-
-
-def _tokens(x: Tensor) -> Tensor:
-    return rearrange(x, "b h w g s -> b (h w) (g s)")
-
-
-def token_mix_forward(x: Tensor, offset: Tensor, weights: Weights, folded: bool) -> tuple[Tensor, Tensor]:
-    """The mixed tokens, and what the backward needs besides the inputs: the means ``[B, 3, C]``."""
-    offset_w, offset_h = offset.chunk(2, -1)
-    gathered = [_tokens(_gather(x, _taps(x.dtype, part, axis))) for part, axis in ((offset_w, "w"), (offset_h, "h"))] + [x]
-    means = torch.stack([_mean(t) for t in gathered], 1)
-    alpha = branch_weights(means, weights)
-    if folded:
-        matrices, bias = fold(alpha, weights)
-        y = torch.baddbmm(bias.to(x.dtype).unsqueeze(1), torch.cat(gathered, -1), rearrange(matrices, "k b o c -> b (k c) o"))
-    else:
-        fused = _fuse(_branches(gathered, weights), alpha, weights).to(x.dtype)
-        y = F.linear(fused, weights.proj_weight, weights.proj_bias)
-    return y, means
-
-
-def _mean(tokens: Tensor) -> Tensor:
-    """Over the tokens, ``[B, C]``."""
-    B, T, _ = tokens.shape
-    count = max(T, 1)  # of no tokens zero, as NaN would reach the weights' gradients
-    if tokens.dtype in (torch.float16, torch.bfloat16):
-        return tokens.sum(1, dtype=torch.float32) / count
-    # As a product, of two equal rows lest Inductor see a sum in it: fused with the gather, that would walk through memory channel by
-    # channel.
-    return torch.bmm(tokens.new_full((B, 2, T), 0.5 / count), tokens).sum(1)
-
-
-def _branches(gathered: list[Tensor], weights: Weights) -> list[Tensor]:
-    return [F.linear(t, weight) for t, weight in zip(gathered, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
-
-
-def _fuse(branches: list[Tensor], alpha: Tensor, weights: Weights) -> Tensor:
-    a_w, a_h, a_c = alpha.unsqueeze(2).unbind(1)
-    return a_w * branches[0] + a_h * branches[1] + a_c * branches[2] + shift(alpha, weights).unsqueeze(1)
-
-
-def token_mix_backward(
-    dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, weights: Weights, folded: bool
-) -> tuple[Tensor, Tensor, Weights]:
-    """Gradients of x, offset and the weights. The gathered tokens are gathered again, the fused ones computed again."""
-    acc = accumulation_dtype(x)
-    alpha = branch_weights(means, weights)
-    taps = [_taps(x.dtype, part, axis) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True)]
-    reads = [_read_both(x, t) for t in taps]
-    gathered = [_tokens(a + t[-1].unsqueeze(-1) * slope).to(x.dtype) for (a, slope), t in zip(reads, taps, strict=True)] + [x]
-    if folded:
-        matrices, _ = fold(alpha, weights)
-        dmatrices = torch.stack([torch.bmm(dy.mT, t) for t in gathered]).to(acc)
-        gradients = fold_backward(dmatrices, dy.sum(1, dtype=acc), alpha, weights)
-        dgathered = [torch.bmm(dy, matrix) for matrix in matrices]
-    else:
-        branches = _branches(gathered, weights)
-        fused = _fuse(branches, alpha, weights).to(x.dtype)
-        dfused = dy @ weights.proj_weight
-        dalpha = torch.stack([(dfused * branch).sum(1, dtype=acc) for branch in branches], 1)
-        scaled = [(dfused * a).to(x.dtype) for a in alpha.unsqueeze(2).unbind(1)]
-        dbranches = torch.stack([d.flatten(0, 1).mT @ t.flatten(0, 1) for d, t in zip(scaled, gathered, strict=True)]).to(acc)
-        dproj = (dy.flatten(0, 1).mT @ fused.flatten(0, 1)).to(acc)
-        gradients = unfolded_backward(dbranches, dalpha, dfused.sum(1, dtype=acc), dproj, dy.sum((0, 1), dtype=acc), alpha, weights)
-        dgathered = [d @ weight for d, weight in zip(scaled, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
-    dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
-    dgathered = [d.to(acc) + dmean / max(x.shape[1], 1) for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
-    dx = dgathered[2]
-    doffset = []
-    for d, t, (_, slope) in zip(dgathered, taps, reads, strict=False):
-        d = d.view(slope.shape)
-        doffset.append((d * slope).sum(-1))
-        dx = _scatter(dx, d, t)
-    return dx.to(x.dtype), torch.cat(doffset, -1).to(offset.dtype), dweights
+    w = F.linear(gather(x, offset_w, "w"), weight_w, bias_w)
+    h = F.linear(gather(x, offset_h, "h"), weight_h, bias_h)
+    c = F.linear(x, weight_c)
+    s = (w + h + c).mean((1, 2))
+    logits = F.linear(F.gelu(F.linear(s, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+    y = branch_fusion(w, h, c, rearrange(logits, "b (c k) -> b k c", k=3))
+    return F.linear(y, proj_weight, proj_bias)

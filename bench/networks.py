@@ -17,7 +17,7 @@ from timing import WITHOUT_GRAPHS, clean_slate, peak_memory, quantiles, what_fai
 from torch import Tensor, nn
 
 from atm_triton import OffsetFC
-from atm_triton.selftest import errors
+from atm_triton.testing import error
 from atm_triton.tuning.calls import OFFSET_SPREAD
 
 OURS = ("published", "plain, compiled", "eager", "compiled")
@@ -53,14 +53,14 @@ def create(name: str, case: Case, device: torch.device) -> nn.Module:
 def judge(reference: nn.Module, images: Tensor) -> Callable[[nn.Module], str]:
     """Says what is wrong with a model, by the tests' rule: all must compute the same function, or a benchmark would say nothing."""
     with torch.no_grad():
-        expected = [reference.eval()(images)]
-        exact = [reference.double()(images.double())]
-        plain = errors(expected, exact)
+        expected = reference.eval()(images)
+        exact = reference.double()(images.double())
+        plain = error(expected, exact)
         reference.to(images.dtype)
 
     def wrong_with(model: nn.Module) -> str:
         with torch.no_grad():
-            return wrong(errors([model.eval()(images)], exact), plain)
+            return wrong((model.eval()(images),), (plain,), (exact,))
 
     return wrong_with
 

@@ -15,110 +15,71 @@ from limits import Ceilings, Layer, Tokens
 from timing import WITHOUT_GRAPHS, captured, clean_slate, peak_memory, quantiles, what_failed
 from torch import Tensor
 
-import atm_triton
-from atm_triton import reference
-from atm_triton.selftest import DRAWS, errors, exact_and_plain, results, worst
+from atm_triton import testing
+from atm_triton.testing import Function, Shape, exact_gradients, gradients, plain_errors
 from atm_triton.tuning.calls import OFFSET_SPREAD
 
-Function = Callable[..., Tensor]
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Operator:
-    name: str
-    function: Function
-    definition: Function
+    name: str  # in the table of operators
     layer: Callable[[Tokens], Layer]
-    shapes: Callable[[Tokens], list[tuple[int, ...]]]  # of its inputs
-    offset: int | None = None  # which of the inputs is in tokens
     others: dict[str, Function] = field(default_factory=dict)  # more implementations
 
-    def inputs(self, shape: Tokens, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        generator = torch.Generator(device).manual_seed(0)
-        tensors = [torch.randn(size, generator=generator, device=device) for size in self.shapes(shape)]
-        tensors = [t * t.shape[1] ** -0.5 if t.ndim == 2 else t for t in tensors]  # weights keep products about 1
-        if self.offset is not None:
-            # To tokens nearby, in odd sixteenths: the published formulation adds them to positions in float32, and would be sent
-            # where the gradient jumps by a rounding.
-            tensors[self.offset] = ((8 * OFFSET_SPREAD * tensors[self.offset]).floor() + 0.5) / 8
-        return tuple(t.to(dtype).requires_grad_() for t in tensors)
+    @property
+    def row(self) -> testing.Operator:
+        return testing.OPERATORS[self.name]
+
+    def inputs(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        """Offsets point to tokens nearby, in odd sixteenths: the published formulation adds them to positions in float32, and would be sent
+        where the gradient jumps by a rounding."""
+        tensors = testing.make(self.row, shape, dtype, device, spread=OFFSET_SPREAD)
+        names = self.row.inputs(shape)
+        return tuple(_sixteenths(t) if name == "offset" else t for name, t in zip(names, tensors, strict=True))
 
 
-def _tokens(t: Tokens) -> tuple[int, ...]:
-    return t.B, t.H, t.W, t.C
-
-
-def _mixer_shapes(t: Tokens) -> list[tuple[int, ...]]:
-    C, hidden, fc = t.C, max(1, t.C // 4), [(t.C, t.C), (t.C,)]
-    return [_tokens(t), (t.B, t.H, t.W, 2 * t.G), *fc, *fc, (C, C), (hidden, C), (hidden,), (3 * C, hidden), (3 * C,), *fc]
-
-
-def _gather(axis: str) -> Operator:
-    return Operator(
-        f"axial_gather {axis}",
-        functools.partial(atm_triton.axial_gather, axis=axis),
-        functools.partial(reference.axial_gather, axis=axis),
-        limits.axial_gather,
-        lambda t: [_tokens(t), (t.B, t.H, t.W, t.G)],
-        offset=1,
-    )
+def _sixteenths(offset: Tensor) -> Tensor:
+    return (((8 * offset.detach().float()).floor() + 0.5) / 8).to(offset).requires_grad_()
 
 
 OPERATORS = [
-    Operator(
-        "token_mix",
-        atm_triton.token_mix,
-        reference.token_mix,
-        limits.token_mix,
-        _mixer_shapes,
-        offset=1,
-        others={"published": published.token_mix},
-    ),
-    Operator(
-        "offset_fc",
-        atm_triton.offset_fc,
-        reference.offset_fc,
-        limits.offset_fc,
-        lambda t: [_tokens(t), (t.C,), (t.C,), (2 * t.G, t.C), (2 * t.G,)],
-    ),
-    _gather("w"),
-    _gather("h"),
-    Operator(
-        "branch_fusion",
-        atm_triton.branch_fusion,
-        reference.branch_fusion,
-        limits.branch_fusion,
-        lambda t: [_tokens(t)] * 3 + [(t.B, 3, t.C)],
-    ),
+    Operator("token_mix", limits.token_mix, {"published": published.token_mix}),
+    Operator("offset_fc", limits.offset_fc),
+    Operator("axial_gather_w", limits.axial_gather),
+    Operator("axial_gather_h", limits.axial_gather),
+    Operator("branch_fusion", limits.branch_fusion),
 ]
 
 
 # ---- whether it is right
 
 
-def wrong(found: Tensor, plain: Tensor) -> str:
+def wrong(actual: tuple[Tensor, ...], plain: tuple[float, ...], exact: tuple[Tensor, ...]) -> str:
     """By the tests' rule, which the error of every tensor has to keep; empty if they do."""
-    error, allowed = worst(found, plain)
-    return "" if error <= allowed else f"wrong: relative error {error:.1e}, allowed {allowed:.1e}"  # also for a NaN
+    found, limit = testing.worst(actual, plain, exact)
+    return "" if found <= limit else f"wrong: relative error {found:.1e}, allowed {limit:.1e}"  # also for a NaN
 
 
-def check(operator: Operator, candidates: dict[str, Function], inputs: tuple[Tensor, ...], dy: Tensor) -> dict[str, str]:
+def check(operator: Operator, shape: Shape, candidates: dict[str, Function], inputs: tuple[Tensor, ...]) -> dict[str, str]:
     """What is wrong with the result or a gradient of each candidate, on the very inputs that are timed.
 
     Compiled for a CPU, a bias's gradient is summed token by token, whoever wrote it; its roundings then grow as the root of their number.
     """
-    one_by_one = torch.finfo(torch.float32).eps / 2 * math.prod(dy.shape[:3]) ** 0.5
-    summed = torch.tensor([False, *(t.shape[:3] != dy.shape[:3] for t in inputs)], device=dy.device)
-    exact, plain = exact_and_plain(operator.definition, inputs, [dy, *(torch.randn_like(dy) for _ in range(DRAWS - 1))])
+    dtype, device = inputs[0].dtype, inputs[0].device
+    plain = plain_errors(operator.name, shape, dtype, str(device), OFFSET_SPREAD)
+    one_by_one = torch.finfo(torch.float32).eps / 2 * math.prod(shape.tokens[:3]) ** 0.5
+    summed = [False, *(t.shape[:3] != shape.tokens[:3] for t in inputs)]
+    lenient = tuple(max(p, one_by_one) if many else p for p, many in zip(plain, summed, strict=True))
+    exact = exact_gradients(operator.row.definition, inputs)
     found = {}
     for name, function in candidates.items():
         try:
-            compiled = name.endswith("compiled") and dy.device.type == "cpu"
-            allowed = torch.where(summed, plain.clamp_min(one_by_one), plain) if compiled else plain
-            found[name] = wrong(errors(results(function, inputs, dy), exact), allowed)
-        except Exception as error:  # whatever a compiler or a driver may raise
-            found[name] = what_failed(error)
+            rule = lenient if name.endswith("compiled") and device.type == "cpu" else plain
+            found[name] = wrong(gradients(function, inputs), rule, exact)
+        except Exception as failure:  # whatever a compiler or a driver may raise
+            found[name] = what_failed(failure)
     return {name: message for name, message in found.items() if message}
 
 
@@ -131,15 +92,16 @@ def measure(
     """A row for each direction and implementation; without times where something is wrong."""
     clean_slate(device)
     compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
-    candidates = operator.others | {"plain, compiled": compiled(operator.definition)}
-    candidates |= {"eager": operator.function, "compiled": compiled(operator.function)}
-    inputs = operator.inputs(shape, dtype, device)
-    torch.manual_seed(0)
-    dy = torch.randn_like(operator.definition(*inputs).detach())
+    row = operator.row
+    candidates = operator.others | {"plain, compiled": compiled(row.plain or row.definition)}
+    candidates |= {"eager": row.function, "compiled": compiled(row.function)}
+    sizes = Shape(shape.B, shape.H, shape.W, shape.G, shape.C // shape.G)
+    inputs = operator.inputs(sizes, dtype, device)
     about = dict(section="operator", name=operator.name, shape=str(shape), dtype=str(dtype).removeprefix("torch."), batch=shape.B)
-    broken = check(operator, candidates, inputs, dy)
+    broken = check(operator, sizes, candidates, inputs)
     if broken.keys() & {"eager", "compiled"}:  # beside what is wrong of ours, nothing is timed
         return [about | dict(what="forward", implementation=name, note=note) for name, note in broken.items()]
+    dy = torch.randn_like(row.function(*inputs).detach())
     resident = sum(t.nbytes for t in (*inputs, dy))
     rows = []
     for what, backward in (("forward", False), ("forward+backward", True)):

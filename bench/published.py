@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from atm_triton import ActiveTokenMixer, OffsetFC, reference
+from atm_triton import plain as plain_operators
 from atm_triton.algebra import Weights
 
 TokenMix = Callable[..., Tensor]  # takes what atm_triton.token_mix takes
@@ -87,4 +88,4 @@ def published(model: nn.Module) -> nn.Module:
 
 def plain(model: nn.Module) -> nn.Module:
     """By the definitions in plain PyTorch, without any kernel of this library, on a GPU too."""
-    return composed(model, reference.token_mix, reference.offset_fc)
+    return composed(model, plain_operators.token_mix, reference.offset_fc)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import textwrap
 import pytest
 import torch
 
-from atm_triton import axial_gather, backend_info, reference, selftest
+from atm_triton import axial_gather, backend_info, reference, selftest, testing
 from atm_triton.__main__ import main
 
 
@@ -58,19 +60,22 @@ class NaNGradient(torch.autograd.Function):
     ids=["offset", "NaN gradient"],
 )
 def test_selftest_can_fail(function, capsys, monkeypatch):
-    broken = (function, *selftest.OPERATORS["axial_gather w"][1:])
-    monkeypatch.setitem(selftest.OPERATORS, "axial_gather w", broken)
+    broken = dataclasses.replace(testing.OPERATORS["axial_gather_w"], function=function)
+    monkeypatch.setattr(selftest, "OPERATORS", {"axial_gather_w": broken})
     assert main(["selftest", "--device", "cpu"]) == 1
     printed = capsys.readouterr().out
     assert "WRONG" in printed and "all operators are right" not in printed
 
 
 def test_every_tensor_is_held_to_its_own_error():
-    exact, plain = [torch.ones(4, dtype=torch.float64)] * 2, torch.tensor([0.001, 0.02])
-    error, allowed = selftest.worst(selftest.errors([1.01 * exact[0], 1.03 * exact[1]], exact), plain)
-    assert error == pytest.approx(0.01) and allowed == pytest.approx(0.002, rel=1e-3)
-    error, allowed = selftest.worst(selftest.errors([1.001 * exact[0], 1.03 * exact[1]], exact), plain)
-    assert error == pytest.approx(0.03) and allowed == pytest.approx(0.04, rel=1e-3)
+    exact, plain = (torch.ones(4, dtype=torch.float64),) * 2, (0.001, 0.02)
+
+    def worst(*factors):
+        return testing.worst(tuple((factor * e).float() for factor, e in zip(factors, exact, strict=True)), plain, exact)
+
+    assert worst(1.01, 1.03) == (pytest.approx(0.01), pytest.approx(0.002, rel=1e-3))
+    assert worst(1.001, 1.03) == (pytest.approx(0.03), pytest.approx(0.04, rel=1e-3))
+    assert all(math.isnan(worst(*factors)[0]) for factors in ((math.nan, 1.03), (1.01, math.nan)))
 
 
 WITHOUT_TRITON = """

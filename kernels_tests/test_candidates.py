@@ -6,8 +6,9 @@ from importlib import import_module
 
 import pytest
 import torch
-from cases import INTERPRETER, OPERATORS, Shape, assert_as_exact, gradients, make, plain_errors
+from cases import INTERPRETER
 
+from atm_triton.testing import OPERATORS, Shape, assert_as_exact, exact_gradients, gradients, make, plain_errors
 from atm_triton.tuning import tables
 
 MODULES = {name: import_module(f"atm_triton.ops.{name}") for name in sorted({operator.op for operator in OPERATORS.values()})}
@@ -57,7 +58,7 @@ def test_every_candidate_is_right(name, dtype, monkeypatch):
     chosen: dict[str, dict[str, int]] = {}
     monkeypatch.setattr(tables, "table", lambda device: chosen)
     inputs = make(operator, shape, dtype, "cpu")
-    exact = gradients(operator.definition, tuple(t.detach().double().requires_grad_() for t in inputs))
+    exact = exact_gradients(operator.definition, inputs)
 
     def check(what: str) -> dict[str, list[tables.Config]]:
         with INTERPRETER.active(), tables.recorded() as found:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import OPERATORS, Shape, gradients
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from triton.runtime.jit import JITFunction
 
 from atm_triton import ActiveTokenMixer
+from atm_triton.testing import OPERATORS, Shape, gradients, make
 
 MIXER = ("offset_fc", "token_mix")  # in its order
 
@@ -35,8 +35,7 @@ def written(graph: torch.fx.GraphModule) -> list[list[str]]:
 
 
 def meta_inputs(name: str, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, ...]:
-    inputs = OPERATORS[name].inputs(shape, torch.Generator().manual_seed(0))
-    return tuple(t.to("meta", dtype).requires_grad_() for t in inputs)
+    return tuple(torch.empty(size, dtype=dtype, device="meta").requires_grad_() for size in OPERATORS[name].inputs(shape).values())
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -117,10 +116,9 @@ def test_meta_agrees_with_cpu_on_shapes_dtypes_and_strides():
     for name, operator in OPERATORS.items():
         shape = Shape(2, 5, 7, 6, 3)
         on_meta = meta_inputs(name, shape, torch.float32)
-        on_cpu = operator.inputs(shape, torch.Generator().manual_seed(0))
         y = operator.function(*on_meta)
         meta = y, *torch.autograd.grad(y, on_meta, torch.empty_like(y))
-        cpu = gradients(operator.function, tuple(t.requires_grad_() for t in on_cpu))
+        cpu = gradients(operator.function, make(operator, shape, torch.float32, "cpu"))
         assert [(t.shape, t.dtype, t.stride()) for t in meta] == [(t.shape, t.dtype, t.stride()) for t in cpu]
 
 

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from cases import GPU, INTERPRETER, OPERATORS, PLAIN, Path, Shape, assert_as_exact, gradients, make, on_gpu, plain_errors
+from cases import GPU, INTERPRETER, PLAIN, Path, on_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from atm_triton import token_mix
 from atm_triton.algebra import Weights
+from atm_triton.testing import OPERATORS, Shape, assert_as_exact, exact_gradients, gradients, make, plain_errors
 from atm_triton.tuning import tables
 
 shapes = st.builds(Shape, st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.integers(1, 3), st.integers(1, 4))
@@ -172,6 +173,6 @@ def test_the_stages_cut_small(path, shape, dtype, folded, deterministic):
     inputs = make(operator, shape, dtype, path.device)
     with way(path, folded, deterministic):
         actual = gradients(operator.function, inputs)
-    exact = gradients(operator.definition, tuple(t.detach().cpu().double().requires_grad_() for t in inputs))
+    exact = exact_gradients(operator.definition, tuple(t.detach().cpu() for t in inputs))
     for a, plain, e in zip(actual, plain_errors("token_mix", shape, dtype), exact, strict=True):
         assert_as_exact(a, plain, e)

@@ -9,8 +9,9 @@ from importlib import import_module
 import pytest
 import torch
 import triton
-from cases import INTERPRETER, OPERATORS, Shape, assert_as_exact, gradients, make
+from cases import INTERPRETER
 
+from atm_triton.testing import OPERATORS, Shape, assert_as_exact, gradients, make
 from atm_triton.tuning import tables
 
 SHAPE, WIDE = Shape(2, 9, 12, 3, 2), Shape(2, 9, 12, 9, 2)  # the second: outputs that need two blocks

@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from cases import INTERPRETER, OPERATORS, PLAIN, Shape, assert_as_exact, gradients, make, offsets, tokens
+from cases import INTERPRETER, PLAIN, offsets, tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import deformable_gather, dense_gather
 from torch.testing import assert_close
 
 from atm_triton import axial_gather, branch_fusion, offset_fc
+from atm_triton.testing import OPERATORS, Shape, assert_as_exact, exact_gradients, gradients, make
 
 shapes = st.builds(Shape, st.integers(1, 2), st.integers(1, 9), st.integers(1, 19), st.integers(1, 5), st.integers(1, 5))
 seeds = st.integers(0, 2**31 - 1)
@@ -211,6 +212,6 @@ def test_gradients_of_the_kernels(shape, seed, name, dtype):
     with INTERPRETER.active():
         actual = gradients(operator.function, inputs)
     plain = gradients(operator.definition, inputs)
-    exact = gradients(operator.definition, tuple(t.detach().double().requires_grad_() for t in inputs))
+    exact = exact_gradients(operator.definition, inputs)
     for i, (a, p, e) in enumerate(zip(actual, plain, exact, strict=True)):
         assert_as_exact(a, p, e, "result" if i == 0 else f"gradient of input {i - 1}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import OPERATORS, Shape, gradients, make, on_gpu
+from cases import on_gpu
 from functorch.compile import make_boxed_func
 from interpreter import interpreted
 from test_calls import Stack
@@ -22,6 +22,7 @@ import atm_triton
 from atm_triton import ActiveTokenMixer, axial_gather
 from atm_triton.ops import axial_gather as gather
 from atm_triton.ops import offset_fc as fc
+from atm_triton.testing import OPERATORS, Shape, gradients, make
 from atm_triton.tuning import tables
 from atm_triton.tuning import tune as tuning
 

@@ -198,7 +198,7 @@ def test_autocast() -> None:
     assert y.dtype == torch.bfloat16 and (y - model(x)).norm() < 0.1 * model(x).norm()
 
 
-def test_multiply_adds_do_not_depend_on_what_offsets_are() -> None:
+def test_macs_do_not_depend_on_what_offsets_are() -> None:
     """A gather costs nothing, as the paper counts: an offset more per channel is 2 products more, in the FCs and the offset layer."""
     planar, axial, three = (macs(small(offsets=offsets), (32, 32)) for offsets in ("planar", "axial", "three"))
     tokens = [64, 16, 16, 16]  # of each block: 8 channels in the first, 16 in the others

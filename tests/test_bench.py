@@ -20,10 +20,11 @@ import targets
 import timing
 import timm
 import torch
-from atmnet.profile import LAYER_NORM_COST, macs
+from atmnet.profile import LAYER_NORM_MACS, macs
 from limits import Ceilings, Tokens
 from published import published
 
+from atm_triton import testing
 from atm_triton.tuning import tables
 
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def test_operations_are_the_profile(name, size):
         saved += len(stage.blocks) * max(0, shape.H * shape.W - 3 * shape.C) * shape.C**2
     norms += shape.size
     counted = limits.total(layers, 4, backward=False).flops // 2
-    assert counted + saved + LAYER_NORM_COST * norms == macs(model, size)
+    assert counted + saved + LAYER_NORM_MACS * norms == macs(model, size)
 
 
 def test_weights_are_all_there():
@@ -230,29 +231,29 @@ def test_a_job_that_fails_ends_no_other_and_is_done_again(tmp_path, monkeypatch,
     measure = operators.measure
 
     def ill(operator, *arguments):
-        if operator.name == "axial_gather w":
+        if operator.name == "axial_gather_w":
             raise RuntimeError("the driver is ill")
-        if operator.name == "axial_gather h":
+        if operator.name == "axial_gather_h":
             raise torch.OutOfMemoryError("no room for what all are compared with")
         return measure(operator, *arguments)
 
     monkeypatch.setattr(operators, "measure", ill)
     assert run.main(line) == 1
     printed = capsys.readouterr().out
-    assert "## Failed\n\n- axial_gather w, 2x8x8x16/G8, float32: failed: RuntimeError: the driver is ill" in printed
-    assert "- axial_gather h, 2x8x8x16/G8, float32: out of memory" in printed
+    assert "## Failed\n\n- axial_gather_w, 2x8x8x16/G8, float32: failed: RuntimeError: the driver is ill" in printed
+    assert "- axial_gather_h, 2x8x8x16/G8, float32: out of memory" in printed
     monkeypatch.setattr(operators, "measure", measure)
     monkeypatch.setattr(limits, "measure_ceilings", lambda *_: pytest.fail("measured again"))
     assert run.main([*line, "--resume"]) == 0
     names = [row["name"] for row in report.read(report.newest(tmp_path)["cpu"])]
-    assert names.count("axial_gather w") == names.count("axial_gather h") > 0 and "the driver is ill" not in capsys.readouterr().out
+    assert names.count("axial_gather_w") == names.count("axial_gather_h") > 0 and "the driver is ill" not in capsys.readouterr().out
 
 
 def test_a_wrong_operator_is_not_timed(tmp_path, monkeypatch, no_compiler):
-    gather = next(operator for operator in operators.OPERATORS if operator.name == "axial_gather w")
+    gather = testing.OPERATORS["axial_gather_w"]
     wrong = dataclasses.replace(gather, function=lambda x, offset: gather.function(x, offset + 0.01))
-    monkeypatch.setattr(operators, "OPERATORS", [wrong])
-    line = ["--model", "tiny_bench_test", "--quick", "--seconds", "0", "--output", str(tmp_path), "--only", "axial_gather w"]
+    monkeypatch.setitem(testing.OPERATORS, "axial_gather_w", wrong)
+    line = ["--model", "tiny_bench_test", "--quick", "--seconds", "0", "--output", str(tmp_path), "--only", "axial_gather_w"]
     assert run.main(line) == 1
     rows = [row for row in report.read(report.newest(tmp_path)["cpu"]) if row["section"] != "ceiling"]
     assert rows and all(row["note"].startswith("wrong") and row["p50_ms"] is None for row in rows)

@@ -140,7 +140,7 @@ def test_twelve_sizes_of_images_take_two_compilations():
     assert compiled.compilations <= 2
 
 
-# ---- multiply-adds
+# ---- MACs
 
 
 class Maps(nn.Module):

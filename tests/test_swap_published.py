@@ -175,7 +175,7 @@ def test_compile():
         assert differs(torch.compile(model[0], fullgraph=True, backend="eager")(*inputs), y) < 1e-5
 
 
-def test_multiply_adds_are_counted_alike(model, images):
+def test_macs_are_counted_alike(model, images):
     report = swap(model, example=images)
     assert report.macs_before == report.macs_after and report.macs_before > 5e5
 

@@ -9,13 +9,13 @@ from atmnet.variants import VARIANTS
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.method)
-def test_parameters_and_multiply_adds_are_the_papers(part: Part) -> None:
+def test_parameters_and_macs_are_the_papers(part: Part) -> None:
     """Within 1 %, of which the paper's rounding takes up to half in tables without decimals (25 M +- 0.5)."""
-    for name, (parameters, multiply_adds) in zip(VARIANTS, part.paper, strict=True):
+    for name, (parameters, macs) in zip(VARIANTS, part.paper, strict=True):
         ours = measure(name, part.method)
         rounding = 0.05 if part.method == "semantic-fpn" else 0.5
         assert ours[0] == pytest.approx(parameters, abs=rounding + 0.001 * parameters), name
-        assert ours[1] == pytest.approx(multiply_adds, rel=0.01), name
+        assert ours[1] == pytest.approx(macs, rel=0.01), name
 
 
 @pytest.mark.parametrize("row", NECK_ROWS, ids=lambda row: f"{row.name}-{row.method}")

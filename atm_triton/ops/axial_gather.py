@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .. import reference
+from .. import flops, plain
 from .._triton import jit, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
 from ..tuning import tables
 from . import checks
@@ -196,7 +196,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
 @triton_op("axial_gather")
 def _axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
     if not runs_kernels(x):
-        return reference.axial_gather(x, offset, axis)
+        return plain.axial_gather(x, offset, axis)
     x = x.contiguous()
     offset, stride = token_stride(offset)
     B, H, W, C = x.shape
@@ -214,7 +214,7 @@ def _axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
 @triton_op("axial_gather_backward")
 def _axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str, deterministic: bool) -> tuple[Tensor, Tensor]:
     if not runs_kernels(x):
-        return reference.axial_gather_backward(dy, x, offset, axis)
+        return plain.axial_gather_backward(dy, x, offset, axis)
     x, dy = x.contiguous(), dy.contiguous()
     offset, stride = token_stride(offset)
     B, H, W, C = x.shape
@@ -247,9 +247,8 @@ def _backward(ctx, dy):
 
 
 _axial_gather.register_autograd(_backward, setup_context=_setup_context)
-# Two products and two sums an element; the backward does them again, and twice over for the two gradients.
-register_flop_formula(torch.ops.atm_triton.axial_gather)(lambda x, *_, **__: 4 * math.prod(x))
-register_flop_formula(torch.ops.atm_triton.axial_gather_backward)(lambda dy, *_, **__: 8 * math.prod(dy))
+register_flop_formula(torch.ops.atm_triton.axial_gather)(lambda x, *_, **__: flops.GATHER[0] * math.prod(x))
+register_flop_formula(torch.ops.atm_triton.axial_gather_backward)(lambda dy, *_, **__: flops.GATHER[1] * math.prod(dy))
 
 
 def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .. import reference
+from .. import flops, plain, reference
 from .._triton import jit, register_flop_formula, runs_kernels, tl, triton, triton_op
 from ..tuning import tables
 from . import checks
@@ -133,7 +133,7 @@ def _branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:
 @triton_op("branch_fusion_backward")
 def _branch_fusion_backward(dy: Tensor, w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not runs_kernels(w):
-        return reference.branch_fusion_backward(dy, w, h, c, logits)
+        return plain.branch_fusion_backward(dy, w, h, c, logits)
     dy, w, h, c, logits = dy.contiguous(), w.contiguous(), h.contiguous(), c.contiguous(), logits.contiguous()
     B, H, W = w.shape[:3]
     C = int(w.shape[3])
@@ -144,7 +144,7 @@ def _branch_fusion_backward(dy: Tensor, w: Tensor, h: Tensor, c: Tensor, logits:
     grid = (B * tiles, triton.cdiv(C, config["BLOCK_C"]))
     with torch.cuda.device_of(w):
         wrap_triton(_branch_fusion_bwd_kernel)[grid](dy, w, h, c, logits, dw, dh, dc, partial, H * W, tiles, C, **config)
-    return dw, dh, dc, reference.fusion_logits_backward(partial.sum(1), logits)
+    return dw, dh, dc, plain.fusion_logits_backward(partial.sum(1), logits)
 
 
 def _setup_context(ctx, inputs, output):
@@ -156,9 +156,8 @@ def _backward(ctx, dy):
 
 
 _branch_fusion.register_autograd(_backward, setup_context=_setup_context)
-# Three products and two sums an element; backward: three products for the branches, three products and sums for the logits.
-register_flop_formula(torch.ops.atm_triton.branch_fusion)(lambda w, *_, **__: 5 * math.prod(w))
-register_flop_formula(torch.ops.atm_triton.branch_fusion_backward)(lambda dy, *_, **__: 9 * math.prod(dy))
+register_flop_formula(torch.ops.atm_triton.branch_fusion)(lambda w, *_, **__: flops.FUSION[0] * math.prod(w))
+register_flop_formula(torch.ops.atm_triton.branch_fusion_backward)(lambda dy, *_, **__: flops.FUSION[1] * math.prod(dy))
 
 
 def branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:

@@ -5,20 +5,19 @@ variance (the second time they come from the cache), and a third time to normali
 tokens are never written.
 
 Backward: with xhat the normalised tokens before the affine map, P = doffset.T @ xhat [O, C] and dbias = the sum of doffset give all four
-parameter gradients (reference.offset_fc_parameter_grads), so one product over all tokens serves them; tokens are split over programs, each
+parameter gradients (plain.offset_fc_parameter_grads), so one product over all tokens serves them; tokens are split over programs, each
 writes its own partial P, and a small sum adds them in a fixed order.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .. import reference
+from .. import flops, plain
 from .._triton import jit, register_flop_formula, runs_kernels, tl, triton, triton_op
 from ..tuning import tables
 from . import checks
@@ -199,7 +198,7 @@ def _offset_fc(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not runs_kernels(x):
-        return reference.offset_fc_forward(x, norm_weight, norm_bias, weight, bias, eps)
+        return plain.offset_fc_forward(x, norm_weight, norm_bias, weight, bias, eps)
     x, weight = x.contiguous(), weight.contiguous()
     norm_weight, norm_bias, bias = norm_weight.contiguous(), norm_bias.contiguous(), bias.contiguous()
     B, H, W = x.shape[:3]
@@ -218,7 +217,7 @@ def _offset_fc_backward(
     doffset: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if not runs_kernels(x):
-        return reference.offset_fc_backward(doffset, x, mean, rstd, norm_weight, norm_bias, weight)
+        return plain.offset_fc_backward(doffset, x, mean, rstd, norm_weight, norm_bias, weight)
     doffset, x, weight, norm_weight = doffset.contiguous(), x.contiguous(), weight.contiguous(), norm_weight.contiguous()
     B, H, W = x.shape[:3]
     N, C, O = B * H * W, int(x.shape[3]), int(weight.shape[0])  # noqa: E741
@@ -233,7 +232,7 @@ def _offset_fc_backward(
             doffset, x, mean, rstd, norm_weight, weight, dx, N, C, O, **dx_config
         )
         wrap_triton(_offset_fc_dw_kernel)[grid](doffset, x, mean, rstd, product, dbias, N, CHUNK, C, O, **dw_config)
-    return dx, *reference.offset_fc_parameter_grads(product.sum(0), dbias.sum(0), norm_weight, norm_bias, weight)
+    return dx, *plain.offset_fc_parameter_grads(product.sum(0), dbias.sum(0), norm_weight, norm_bias, weight)
 
 
 def _setup_context(ctx, inputs, output):
@@ -250,12 +249,10 @@ def _backward(ctx, doffset, dmean, drstd):
 _offset_fc.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _flops(x: torch.Size, norm_weight: torch.Size, norm_bias: torch.Size, weight: torch.Size, *_, **__) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
-register_flop_formula(torch.ops.atm_triton.offset_fc)(_flops)
-register_flop_formula(torch.ops.atm_triton.offset_fc_backward)(lambda doffset, x, *_, **__: 4 * math.prod(x) * doffset[-1])
+register_flop_formula(torch.ops.atm_triton.offset_fc)(
+    lambda x, norm_weight, norm_bias, weight, *_, **__: 2 * flops.offset_fc_macs(x, weight[0])
+)
+register_flop_formula(torch.ops.atm_triton.offset_fc_backward)(lambda doffset, x, *_, **__: 4 * flops.offset_fc_macs(x, doffset[-1]))
 
 
 def offset_fc(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:

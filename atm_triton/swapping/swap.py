@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .convert import Unsuitable, convert, is_published
 from .layers import MapBlock, PublishedMixer
-from .report import Report, Row, multiply_adds, parameters
+from .report import Report, Row, macs, parameters
 
 Target = type[nn.Module] | str | Callable[[str, nn.Module], bool]
 
@@ -56,10 +56,10 @@ def swap(
             several of these. By default the published implementation's mixers.
         share: Neighbouring channels that share an offset, in new mixers.
         grid: Rows and columns of a vision transformer's tokens, where the model's ``patch_embed`` does not say them.
-        example: Images that the model takes, to count multiply-adds before and after; nothing is computed with them.
+        example: Images that the model takes, to count MACs before and after; nothing is computed with them.
 
     Returns:
-        What was changed, what was left and why, parameters and multiply-adds before and after; it prints as a table.
+        What was changed, what was left and why, parameters and MACs before and after; it prints as a table.
 
     Raises:
         ValueError: nothing matches ``target``, the model itself would be replaced, or ``example`` does not go through it.
@@ -96,11 +96,11 @@ def swap(
             new[name] = replacement.new
             changed.append(Row(name, kind, type(replacement.new).__name__, replacement.note))
 
-    before = parameters(model), None if example is None else multiply_adds(model, example)
+    before = parameters(model), None if example is None else macs(model, example)
     old = {name: model.get_submodule(name) for name in new}
     try:
         _put(model, new)
-        after = parameters(model), None if example is None else multiply_adds(model, example)
+        after = parameters(model), None if example is None else macs(model, example)
     except BaseException:
         _put(model, old)
         raise

@@ -4,7 +4,7 @@
 - ``"planar"``: one sample per channel, displaced along both axes at once, in place of one along each (figure 2's ATMNet-xT_A).
 - ``"three"``: three samples per channel along each axis (figure 2's ATMNet-xT_B).
 
-The paper writes figure 2's offsets with an index per channel, and gives very close multiply-adds for xT_A and about 50 % more for xT_B.
+The paper writes figure 2's offsets with an index per channel, and gives very close MACs for xT_A and about 50 % more for xT_B.
 ``share=(1, 1, 1, 1)`` makes it so: 2 % less and 49 % more than ATMNet-xT. With ATMNet-xT's own ``share`` it is 7 % less and 33 % more.
 
 The mixers here are plain compositions to compare with, not fast ones.

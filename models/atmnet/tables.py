@@ -1,4 +1,4 @@
-"""The paper's tables of parameters and multiply-adds, ours beside them: `python -m atmnet tables`."""
+"""The paper's tables of parameters and MACs, ours beside them: `python -m atmnet tables`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Part:
 
     number: int
     method: str
-    paper: tuple[tuple[float, float], ...]  # parameters (M) and multiply-adds (G), by variant
+    paper: tuple[tuple[float, float], ...]  # parameters (M) and MACs (G), by variant
 
 
 PARTS = (
@@ -40,7 +40,7 @@ PARTS = (
 
 @dataclass
 class NeckRow:
-    """One row of table 7: multiply-adds (G) of a method with FPN and with ATMFPN."""
+    """One row of table 7: MACs (G) of a method with FPN and with ATMFPN."""
 
     name: str
     backbone: str
@@ -50,7 +50,7 @@ class NeckRow:
 
 SWIN = "swin_tiny_patch4_window7_224"
 NECK_ROWS = (
-    # Segmentation has long had its ResNet-50 with a deep stem; with it, and with it alone, FPN has the paper's multiply-adds.
+    # Segmentation has long had its ResNet-50 with a deep stem; with it, and with it alone, FPN has the paper's MACs.
     NeckRow("resnet50c", "resnet50c", "semantic-fpn", (45.9, 48.9)),
     NeckRow("swin_tiny", SWIN, "semantic-fpn", (47.5, 47.5)),
     NeckRow("atmnet_t", "atmnet_t", "semantic-fpn", (42.4, 41.4)),
@@ -69,7 +69,7 @@ class Ablation:
     name: str
     model: str
     options: dict[str, Any]
-    paper: str  # multiply-adds (G), or what the text says of them
+    paper: str  # MACs (G), or what the text says of them
 
 
 ABLATIONS = (
@@ -85,7 +85,7 @@ ABLATIONS = (
 )
 NUMBERS = [1, *(part.number for part in PARTS), 7, 8]
 
-# Table 1: parameters (M), multiply-adds at 224 x 224 (G), ImageNet-1K top-1 (%).
+# Table 1: parameters (M), MACs at 224 x 224 (G), ImageNet-1K top-1 (%).
 CLASSIFIERS = dict(
     atmnet_xt=("15", "2.2", "79.7"),
     atmnet_t=("27", "4.0", "82.0"),
@@ -96,7 +96,7 @@ CLASSIFIERS = dict(
 
 
 def measure(backbone: str, method: str, neck: str | None = None) -> tuple[float, float]:
-    """Parameters (M) and multiply-adds (G) of a segmenter for ADE20K or a detector for COCO; nothing is computed."""
+    """Parameters (M) and MACs (G) of a segmenter for ADE20K or a detector for COCO; nothing is computed."""
     model: nn.Module
     count: Callable[..., int]
     with torch.device("cpu" if backbone == SWIN else "meta"):  # where older timm cannot make a Swin
@@ -109,7 +109,7 @@ def measure(backbone: str, method: str, neck: str | None = None) -> tuple[float,
 
 
 def cost(model: str, options: dict[str, Any], size: tuple[int, int] = (224, 224)) -> tuple[float, float]:
-    """Parameters (M) and multiply-adds (G) of a classifier; nothing is computed."""
+    """Parameters (M) and MACs (G) of a classifier; nothing is computed."""
     with torch.device("meta"):
         net = timm.create_model(model, **options)
     return sum(p.numel() for p in net.parameters()) / 1e6, macs(net, size) / 1e9
@@ -129,14 +129,14 @@ def tables(numbers: list[int]) -> Iterator[Table]:
 
 
 def variants(size: tuple[int, int] = (224, 224)) -> Table:
-    """The five of table 1; multiply-adds at any image size."""
+    """The five of table 1; MACs at any image size."""
     height, width = size
     caption = "paper: table 1, at 224 x 224, trained on ImageNet-1K"
     numbers = ["parameters (M)", "paper", "MACs (G)", "paper", "top-1 (%), paper"]
     table = _table(f"ATMNet at {height} x {width}", caption, ["model"], numbers)
     for name, (paper_parameters, paper_macs, paper_top1) in CLASSIFIERS.items():
-        parameters, multiply_adds = cost(name, {}, size)
-        table.add_row(name, f"{parameters:.2f}", paper_parameters, f"{multiply_adds:.3f}", paper_macs, paper_top1)
+        parameters, count = cost(name, {}, size)
+        table.add_row(name, f"{parameters:.2f}", paper_parameters, f"{count:.3f}", paper_macs, paper_top1)
     return table
 
 
@@ -157,9 +157,9 @@ def _part(part: Part) -> Table:
     height, width = SIZES.get(part.method, DETECTOR_SIZE)
     numbers = ["parameters (M)", "paper", "", "MACs (G)", "paper", ""]
     table = _table(f"Table {part.number}: {part.method} at {height} x {width}", None, ["backbone"], numbers)
-    for name, (parameters, multiply_adds) in zip(VARIANTS, part.paper, strict=True):
+    for name, (parameters, count) in zip(VARIANTS, part.paper, strict=True):
         ours = measure(name, part.method)
-        table.add_row(name, *_cells(ours[0], parameters), *_cells(ours[1], multiply_adds))
+        table.add_row(name, *_cells(ours[0], parameters), *_cells(ours[1], count))
     return table
 
 
@@ -187,8 +187,8 @@ def _ablations() -> Table:
         table.add_column(heading, justify="right")
     whole = {row.model: cost(row.model, {})[1] for row in ABLATIONS if not row.options}
     for row in ABLATIONS:
-        parameters, multiply_adds = cost(row.model, row.options)
-        change = f"{100 * (multiply_adds / whole[row.model] - 1):+.1f} %" if row.options else ""
+        parameters, count = cost(row.model, row.options)
+        change = f"{100 * (count / whole[row.model] - 1):+.1f} %" if row.options else ""
         options = " ".join(f"{name}={value}".replace(" ", "") for name, value in row.options.items())
-        table.add_row(row.name, options, f"{parameters:.2f}", f"{multiply_adds:.3f}", row.paper, change, end_section=row.name == "T")
+        table.add_row(row.name, options, f"{parameters:.2f}", f"{count:.3f}", row.paper, change, end_section=row.name == "T")
     return table

@@ -20,12 +20,10 @@ kernels.py has the kernels, launch.py how they are launched.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ... import reference
+from ... import flops, plain
 from ..._triton import register_flop_formula, runs_kernels, token_stride, triton_op
 from ...algebra import Weights, branch_weights_backward, fold, fold_backward, shift, unfolded_backward
 from .. import checks
@@ -70,7 +68,7 @@ def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Te
     weights = parameters.to(x.dtype)
     folded = folds("token_mix", _image(x, offset), offset.shape[3] // 2)
     if not runs_kernels(x):
-        return reference.token_mix_forward(x, offset, weights, folded)
+        return plain.token_mix_forward(x, offset, weights, folded)
     x, weights = _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
     offset, stride = token_stride(offset)
     _, H, W, C = x.shape
@@ -123,7 +121,7 @@ def _gradients(
     weights = parameters.to(x.dtype)
     folded = folds("token_mix_backward", _image(x, offset), offset.shape[3] // 2)
     if not runs_kernels(x):
-        dx, doffset, dweights = reference.token_mix_backward(dy, x, offset, means, weights, folded)
+        dx, doffset, dweights = plain.token_mix_backward(dy, x, offset, means, weights, folded)
     else:
         dx, doffset, dweights = _kernel_gradients(dy, x, offset, means, weights, folded, deterministic)
     return dx, doffset, Weights(*(t.to(p.dtype) for t, p in zip(dweights, parameters, strict=True)))
@@ -170,14 +168,8 @@ def _backward(ctx, dy, dmeans):
 _token_mix.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _flops(x: torch.Size, hidden: int) -> int:
-    """Forward: four products over the tokens, two gathers, the fusion, and two FCs a sample."""
-    B, N, C = x
-    return 2 * B * (4 * N * C * C + 4 * C * hidden) + 13 * math.prod(x)
-
-
-register_flop_formula(torch.ops.atm_triton.token_mix)(lambda x, *rest, **__: _flops(x, rest[6][0]))
-register_flop_formula(torch.ops.atm_triton.token_mix_backward)(lambda dy, *rest, **__: 2 * _flops(dy, rest[8][0]))
+register_flop_formula(torch.ops.atm_triton.token_mix)(lambda x, *_, **__: flops.token_mix_flops(x))
+register_flop_formula(torch.ops.atm_triton.token_mix_backward)(lambda dy, *_, **__: 2 * flops.token_mix_flops(dy))
 
 
 def token_mix(
@@ -238,5 +230,5 @@ def token_mix(
     for name, t in weights._asdict().items():
         if checks.autocast_dtype(t) != x.dtype:
             raise TypeError(f"{op}: {name} must have x's dtype {x.dtype}, got {t.dtype}")
-    # As [B, N, C]: reference.py says what Inductor makes of four dimensions.
+    # As [B, N, C]: plain.py says what Inductor makes of four dimensions.
     return _token_mix(x.flatten(1, 2), offset, *weights)[0].view(x.shape)

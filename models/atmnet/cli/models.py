@@ -9,11 +9,11 @@ from rich.console import Console
 from ..tables import variants
 from .arguments import add_image_size
 
-HELP = "the models, their parameters and multiply-adds"
+HELP = "the models, their parameters and MACs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_image_size(parser, "of the multiply-adds (default: 224)", (224, 224))
+    add_image_size(parser, "of the MACs (default: 224)", (224, 224))
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from .. import tables
 
-HELP = "the paper's tables 1 to 8: parameters and multiply-adds, ours beside the paper's"
+HELP = "the paper's tables 1 to 8: parameters and MACs, ours beside the paper's"
 
 
 def number(text: str) -> int:

@@ -1,0 +1,230 @@
+"""What is tested and by which rule: the table of operators and the tolerance, for ``selftest``, the tests and the benchmark alike.
+
+A new operator needs one row in OPERATORS; every test of the table, the selftest and the benchmark then cover it.
+
+The rule: a result may be twice as far from the definition in float64, on the same rounded inputs, as the definition in the result's own
+dtype is, plus a tiny floor. There is no other tolerance.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from . import axial_gather, branch_fusion, offset_fc, plain, reference, token_mix
+
+Function = Callable[..., Tensor]
+Sizes = dict[str, tuple[int, ...]]  # by the name of an input
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Tokens ``[B, H, W, G * S]`` with G offset channels per axis, each for S channels."""
+
+    B: int
+    H: int
+    W: int
+    G: int
+    S: int
+
+    def __str__(self) -> str:
+        return f"{self.B}x{self.H}x{self.W}x{self.G}x{self.S}"
+
+    @property
+    def C(self) -> int:
+        return self.G * self.S
+
+    @property
+    def tokens(self) -> tuple[int, int, int, int]:
+        return self.B, self.H, self.W, self.C
+
+    @property
+    def spread(self) -> float:
+        """Of offsets, in tokens: most point inside, some far outside."""
+        return 1 + max(self.H, self.W) / 3
+
+
+@dataclass(frozen=True)
+class Operator:
+    op: str  # its name in torch.ops.atm_triton
+    function: Function
+    definition: Function
+    inputs: Callable[[Shape], Sizes]
+    wrong: Function  # must be told from the definition
+    elementwise: tuple[int, int]  # FLOPs per value of the tokens, forward and backward, that are in no GEMM
+    writes: list[list[str]]  # per forward kernel, the arguments that it writes
+    writes_backward: list[list[str]]
+    writes_deterministic: list[list[str]] | None = None  # where the deterministic backward has kernels of its own
+    plain: Function | None = None  # what to compile for comparison, where it is not the definition
+    constants: tuple[object, ...] = ()  # what the registered operator takes after the tensors
+    flat: bool = False  # whether the registered operator takes x as [B, N, C]
+
+
+def _offset_fc_inputs(shape: Shape) -> Sizes:
+    C, outputs = shape.C, 2 * shape.G
+    return {"x": shape.tokens, "norm_weight": (C,), "norm_bias": (C,), "weight": (outputs, C), "bias": (outputs,)}
+
+
+def _mixer_inputs(shape: Shape) -> Sizes:
+    C, hidden = shape.C, max(1, shape.C // 4)
+    fcs = {"w": (C, C), "h": (C, C), "c": (C, C), "fc1": (hidden, C), "fc2": (3 * C, hidden), "proj": (C, C)}
+    sizes: Sizes = {"x": shape.tokens, "offset": (*shape.tokens[:3], 2 * shape.G)}
+    for name, (outputs, inputs) in fcs.items():
+        sizes[f"{name}.weight"] = outputs, inputs
+        if name != "c":
+            sizes[f"{name}.bias"] = (outputs,)
+    return sizes
+
+
+def _gather(axis: str) -> Operator:
+    return Operator(
+        "axial_gather",
+        partial(axial_gather, axis=axis),
+        partial(reference.axial_gather, axis=axis),
+        lambda shape: {"x": shape.tokens, "offset": (*shape.tokens[:3], shape.G)},
+        lambda x, offset: reference.axial_gather(x, offset + 1, axis),
+        elementwise=(4, 8),
+        writes=[["y_ptr"]],
+        writes_backward=[["doffset_ptr", "dx_ptr"]],
+        writes_deterministic=[["doffset_ptr"], ["dx_ptr"]],
+        plain=partial(plain.axial_gather, axis=axis),
+        constants=(axis,),
+    )
+
+
+_ALPHA = [["pooled_ptr"], ["alpha_ptr", "steps_ptr"]]
+OPERATORS = {
+    "offset_fc": Operator(
+        "offset_fc",
+        offset_fc,
+        reference.offset_fc,
+        _offset_fc_inputs,
+        lambda x, norm_weight, norm_bias, weight, bias: reference.offset_fc(x, norm_weight, norm_bias, weight, bias + 1),
+        elementwise=(0, 0),
+        writes=[["offset_ptr", "mean_ptr", "rstd_ptr"]],
+        writes_backward=[["dx_ptr"], ["product_ptr", "dbias_ptr"]],
+        constants=(1e-5,),
+    ),
+    "axial_gather_w": _gather("w"),
+    "axial_gather_h": _gather("h"),
+    "branch_fusion": Operator(
+        "branch_fusion",
+        branch_fusion,
+        reference.branch_fusion,
+        lambda shape: {"w": shape.tokens, "h": shape.tokens, "c": shape.tokens, "logits": (shape.B, 3, shape.C)},
+        lambda w, h, c, logits: reference.branch_fusion(h, w, c, logits),
+        elementwise=(5, 9),
+        writes=[["y_ptr"]],
+        writes_backward=[["dw_ptr", "dh_ptr", "dc_ptr", "partial_ptr"]],
+    ),
+    "token_mix": Operator(
+        "token_mix",
+        token_mix,
+        reference.token_mix,
+        _mixer_inputs,
+        lambda x, offset, *weights: reference.token_mix(x, offset + 1, *weights),
+        elementwise=(13, 26),
+        writes=[["partial_ptr"], *_ALPHA, ["y_ptr"]],
+        writes_backward=[*_ALPHA, ["y_ptr", "partial_ptr"], ["product_ptr"], ["dx_ptr"], ["doffset_ptr", "dx_ptr"]],
+        writes_deterministic=[
+            *_ALPHA,
+            ["y_ptr", "partial_ptr"],
+            ["product_ptr"],
+            ["dx_ptr"],
+            ["doffset_ptr", "dx_ptr"],
+            ["dx_ptr"],
+            ["dx_ptr"],
+        ],
+        plain=plain.token_mix,
+        flat=True,
+    ),
+}
+
+
+# ---- inputs and results
+
+
+def make(
+    operator: Operator, shape: Shape, dtype: torch.dtype, device: torch.device | str, seed: int = 0, spread: float | None = None
+) -> tuple[Tensor, ...]:
+    """Inputs that require gradients, whose values depend on the seed alone; ``spread``: of the offsets, in tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = []
+    for name, size in operator.inputs(shape).items():
+        t = torch.randn(size, generator=generator)
+        if name == "offset":
+            t *= shape.spread if spread is None else spread
+        elif name == "norm_weight":
+            t = 1 + 0.1 * t
+        elif name == "x":  # means count
+            t += 0.5
+        elif len(size) == 2:  # products stay about 1
+            t *= size[1] ** -0.5
+        inputs.append(t.to(device, dtype).requires_grad_())
+    return tuple(inputs)
+
+
+def gradients(function: Function, inputs: tuple[Tensor, ...], seed: int = 1) -> tuple[Tensor, ...]:
+    """The result and the gradient of every input, for one upstream gradient that depends on the seed alone."""
+    y = function(*inputs)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y.device, torch.float16).to(y.dtype)
+    return y, *torch.autograd.grad(y, inputs, dy)
+
+
+def exact_gradients(definition: Function, inputs: tuple[Tensor, ...], seed: int = 1) -> tuple[Tensor, ...]:
+    """``gradients`` of the definition in float64."""
+    return tuple(t.detach() for t in gradients(definition, tuple(t.detach().double().requires_grad_() for t in inputs), seed))
+
+
+# ---- the tolerance rule
+
+DRAWS = 4  # of inputs, for the error of plain PyTorch: one draw of a small tensor says little
+
+
+def error(actual: Tensor, exact: Tensor) -> float:
+    """Relative, in the L2 norm, over all but the NaNs of ``exact``; NaN where ``actual`` has one more."""
+    known = ~exact.isnan()
+    actual, exact = actual.detach().to(exact)[known], exact[known]
+    if exact.numel() == 0:
+        return 0.0
+    difference, size = (actual - exact).norm(), exact.norm()
+    return (difference / size if size > 0 else difference).item()
+
+
+def allowed(plain_error: float, dtype: torch.dtype) -> float:
+    roundings = 64 if dtype == torch.float64 else 2  # float64 has no finer reference, only itself in another order
+    return 2 * plain_error + roundings * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+
+
+@functools.cache
+def plain_errors(name: str, shape: Shape, dtype: torch.dtype, device: str = "cpu", spread: float | None = None) -> tuple[float, ...]:
+    """How far the definition in ``dtype`` is from float64, for the result and each gradient, at most of several draws."""
+    operator, draws = OPERATORS[name], []
+    for seed in range(DRAWS):
+        inputs = make(operator, shape, dtype, device, seed, spread)
+        exact = exact_gradients(operator.definition, inputs)
+        draws.append([error(p, e) for p, e in zip(gradients(operator.definition, inputs), exact, strict=True)])
+    return tuple(max(column) for column in zip(*draws, strict=True))
+
+
+def assert_as_exact(actual: Tensor, plain: Tensor | float, exact: Tensor, what: str = "result") -> None:
+    """The tolerance rule. ``plain``: what the definition gives in ``actual``'s dtype, or how far that is."""
+    assert actual.shape == exact.shape, f"{what}: shape {list(actual.shape)}, expected {list(exact.shape)}"
+    exact = exact.detach().cpu().double()
+    assert not (actual.cpu().isnan() & ~exact.isnan()).any(), f"{what}: NaN where the reference has none"
+    assert not (exact.isnan() & ~actual.cpu().isnan()).any(), f"{what}: no NaN where the reference has one"
+    off = error(actual.cpu(), exact)
+    limit = allowed(error(plain, exact) if isinstance(plain, Tensor) else plain, actual.dtype)
+    assert off <= limit, f"{what}: relative error {off:.2e}, allowed {limit:.2e}"
+
+
+def worst(actual: tuple[Tensor, ...], plain: tuple[float, ...], exact: tuple[Tensor, ...]) -> tuple[float, float]:
+    """The error of the tensor that keeps the rule the least, and what the rule allows it; a NaN's error if there is one."""
+    pairs = [(error(a, e), allowed(p, a.dtype)) for a, p, e in zip(actual, plain, exact, strict=True)]
+    return max(pairs, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0] / pair[1])
