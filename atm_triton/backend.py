@@ -37,10 +37,10 @@ def backend_info(device: torch.device | str | int | None = None, dtype: torch.dt
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     if why is None:
-        configs = "formula"
+        configs = "defaults"
         if device.type == "cuda":
             found = [str(file) for file in tables.table_files(device) if os.path.isfile(file)]
-            configs = " over ".join([*found, "formula"])
+            configs = " over ".join([*found, "defaults"])
     return BackendInfo(
         backend="triton" if why is None else "pytorch",
         reason=why or f"Triton kernels for {dtype} on {device.type}",

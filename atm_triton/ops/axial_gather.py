@@ -5,18 +5,14 @@ With p = j + offset[b, i, j, c // S] along W (likewise i along H):
     y[b, i, j, c] = sum over q of x[b, i, q, c] * max(0, 1 - |p - q|),   q inside the image
 
 Every program owns BLOCK_N tokens in memory order, whatever the axis: only the distance in memory between neighbours differs, so H needs no
-transposed copy, and narrow images waste no lanes. Tiles are [tokens, offset channels, channels of an offset], so that the channels that
-share an offset are loaded together.
-
-A warp's threads lie side by side in a token, each with the channels of one offset, for many of them read the same lines of the L1 cache,
-which is what holds these kernels: spread over tokens, every thread would ask it for a line of its own. Triton lays threads out by what
-addresses seem to have in a row, so ``tl.max_contiguous`` says so of the pointers to such tiles; before 3.9 Triton spreads them else.
+transposed copy, and narrow images waste no lanes. gather.py has the tiles and the load of both taps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,6 +22,7 @@ from .. import flops, plain
 from .._triton import jit, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
 from ..tuning import tables
 from . import checks
+from .gather import _load_taps, _scatter_taps, _taps
 
 
 @jit
@@ -39,20 +36,6 @@ def _place(pid, H, W, ALONG_W: tl.constexpr, BLOCK_N: tl.constexpr):
     else:
         position, length, step = ((base // W % H).to(tl.int32) + column // W) % H, H, W
     return base + lane, position, length, step
-
-
-@jit
-def _taps(offset, position, length):
-    """The first of the two positions that the offset falls between, whether each is inside, and the weight of the second."""
-    # Clamped so that the integer is small; a NaN becomes -edge, which is outside, and stays a NaN in the weight.
-    edge = length + 1.0
-    clamped = tl.minimum(tl.maximum(offset, -edge), edge)
-    floor = tl.floor(clamped)
-    first = position + floor.to(tl.int32)
-    # Compared as unsigned numbers, the negative ones are large: one comparison for both ends.
-    in_first = first.to(tl.uint32) < tl.cast(length, tl.uint32)
-    in_second = (first + 1).to(tl.uint32) < tl.cast(length, tl.uint32)
-    return first, in_first, in_second, tl.where(offset == offset, clamped - floor, offset)
 
 
 @jit
@@ -73,21 +56,18 @@ def _axial_gather_fwd_kernel(
 ):
     n, position, length, step = _place(tl.program_id(0), H, W, ALONG_W, BLOCK_N)
     g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
-    s = tl.arange(0, BLOCK_S)[None, None, :]
+    s = tl.arange(0, BLOCK_S)
     inside = (n < N)[:, None] & (g < G)[None, :]
     offset = tl.load(offset_ptr + n[:, None] * OFFSET_STRIDE + g[None, :], mask=inside, other=0.0).to(tl.float32)
     first, in_first, in_second, t = _taps(offset, position[:, None], length)
-
-    channel = (g * S)[None, :, None] + s
-    mask = inside[:, :, None] & (s < S)
-    source = ((n[:, None] + (first - position[:, None]) * step) * (G * S))[:, :, None] + channel
-    a_ptr = tl.max_contiguous(x_ptr + source, (1, 2, 4 * BLOCK_S))
-    b_ptr = tl.max_contiguous(x_ptr + source + step * (G * S), (1, 2, 4 * BLOCK_S))
-    a = tl.load(a_ptr, mask=mask & in_first[:, :, None], other=0.0).to(tl.float32)
-    b = tl.load(b_ptr, mask=mask & in_second[:, :, None], other=0.0).to(tl.float32)
-    y = a + t[:, :, None] * (b - a)
-    y_ptr = tl.max_contiguous(y_ptr + (n * (G * S))[:, None, None] + channel, (1, 2, 4 * BLOCK_S))
-    tl.store(y_ptr, y.to(y_ptr.dtype.element_ty), mask=mask)
+    channel = (g * S)[None, :, None] + s[None, None, :]
+    at = ((n[:, None] + (first - position[:, None]) * step) * (G * S))[:, :, None] + channel
+    mask = inside[:, :, None] & (s < S)[None, None, :]
+    in_first, in_second, t = mask & in_first[:, :, None], mask & in_second[:, :, None], t[:, :, None]
+    a, b = _load_taps(x_ptr, at, step * (G * S), in_first, in_second, BLOCK_S)
+    own = (n * (G * S))[:, None, None] + channel
+    y = (a + t * (b - a)).to(y_ptr.dtype.element_ty)
+    tl.store(tl.max_contiguous(y_ptr + own, (1, 2, 4 * BLOCK_S)), y, mask=mask)
 
 
 @jit
@@ -112,29 +92,21 @@ def _axial_gather_bwd_kernel(
     """Gathers again for doffset and, where SCATTER, adds each tap's share of dy to dx atomically."""
     n, position, length, step = _place(tl.program_id(0), H, W, ALONG_W, BLOCK_N)
     g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
-    s = tl.arange(0, BLOCK_S)[None, None, :]
+    s = tl.arange(0, BLOCK_S)
     inside = (n < N)[:, None] & (g < G)[None, :]
     offset = tl.load(offset_ptr + n[:, None] * OFFSET_STRIDE + g[None, :], mask=inside, other=0.0).to(tl.float32)
     first, in_first, in_second, t = _taps(offset, position[:, None], length)
-
-    channel = (g * S)[None, :, None] + s
-    mask = inside[:, :, None] & (s < S)
-    mask_a = mask & in_first[:, :, None]
-    mask_b = mask & in_second[:, :, None]
-    source = ((n[:, None] + (first - position[:, None]) * step) * (G * S))[:, :, None] + channel
-    a_ptr = tl.max_contiguous(x_ptr + source, (1, 2, 4 * BLOCK_S))
-    b_ptr = tl.max_contiguous(x_ptr + source + step * (G * S), (1, 2, 4 * BLOCK_S))
-    a = tl.load(a_ptr, mask=mask_a, other=0.0).to(tl.float32)
-    b = tl.load(b_ptr, mask=mask_b, other=0.0).to(tl.float32)
-    dy_ptr = tl.max_contiguous(dy_ptr + (n * (G * S))[:, None, None] + channel, (1, 2, 4 * BLOCK_S))
-    dy = tl.load(dy_ptr, mask=mask, other=0.0).to(tl.float32)
+    channel = (g * S)[None, :, None] + s[None, None, :]
+    at = ((n[:, None] + (first - position[:, None]) * step) * (G * S))[:, :, None] + channel
+    mask = inside[:, :, None] & (s < S)[None, None, :]
+    in_first, in_second, t = mask & in_first[:, :, None], mask & in_second[:, :, None], t[:, :, None]
+    a, b = _load_taps(x_ptr, at, step * (G * S), in_first, in_second, BLOCK_S)
+    own = (n * (G * S))[:, None, None] + channel
+    dy = tl.load(tl.max_contiguous(dy_ptr + own, (1, 2, 4 * BLOCK_S)), mask=mask, other=0.0).to(tl.float32)
     doffset = tl.sum(dy * (b - a), 2)
     tl.store(doffset_ptr + n[:, None] * G + g[None, :], doffset.to(doffset_ptr.dtype.element_ty), mask=inside)
     if SCATTER:
-        a_ptr = tl.max_contiguous(dx_ptr + source, (1, 2, 4 * BLOCK_S))
-        b_ptr = tl.max_contiguous(dx_ptr + source + step * (G * S), (1, 2, 4 * BLOCK_S))
-        tl.atomic_add(a_ptr, dy * (1.0 - t)[:, :, None], mask=mask_a, sem="relaxed")
-        tl.atomic_add(b_ptr, dy * t[:, :, None], mask=mask_b, sem="relaxed")
+        _scatter_taps(dx_ptr, at, step * (G * S), in_first, in_second, dy, t, BLOCK_S)
 
 
 @jit
@@ -179,18 +151,37 @@ def _axial_gather_dx_kernel(
 
 
 KERNELS = {"axial_gather": ("axial_gather_fwd",), "axial_gather_backward": ("axial_gather_bwd", "axial_gather_dx")}
-TILES = [(2048, 64, 4), (1024, 64, 4), (4096, 64, 4), (4096, 64, 8), (2048, 128, 4), (4096, 128, 8), (2048, 32, 4)]
+
+
+@dataclass(frozen=True)
+class Tile:
+    elements: int  # of a program, about
+    channels: int  # of a token, at most
+    num_warps: int
+
+
+# The first is the default: 16 values a thread, a 128-byte line of 16-bit channels a token. None of them has been timed on a GPU.
+TILES = (
+    Tile(2048, 64, 4),
+    Tile(1024, 64, 4),
+    Tile(4096, 64, 4),
+    Tile(4096, 64, 8),
+    Tile(2048, 128, 4),
+    Tile(4096, 128, 8),
+    Tile(2048, 32, 4),
+)
 
 
 @tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
-    """Tiles of about ``elements`` values by at most ``channels``; none depends on H or W, so that dynamic shapes need one compilation."""
+    """None depends on H or W, so that dynamic shapes need one compilation."""
     block_s = triton.next_power_of_2(int(x.shape[3]) // groups)
     most = triton.next_power_of_2(groups)
     positions = "BLOCK_Q" if kernel == "axial_gather_dx" else "BLOCK_N"
-    for elements, channels, warps in TILES:
-        block_g = min(most, max(1, channels // block_s))
-        yield {positions: max(1, elements // (block_g * block_s)), "BLOCK_G": block_g, "BLOCK_S": block_s, "num_warps": warps}
+    for tile in TILES:
+        block_g = min(most, max(1, tile.channels // block_s))
+        block_n = max(1, tile.elements // (block_g * block_s))
+        yield {positions: block_n, "BLOCK_G": block_g, "BLOCK_S": block_s, "num_warps": tile.num_warps}
 
 
 @triton_op("axial_gather")

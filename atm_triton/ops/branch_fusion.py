@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -104,14 +105,24 @@ def _branch_fusion_bwd_kernel(
 KERNELS = {"branch_fusion": ("branch_fusion_fwd",), "branch_fusion_backward": ("branch_fusion_bwd",)}
 
 
+@dataclass(frozen=True)
+class Tile:
+    elements: int  # of a program forward; twice as many backward, where half of what is loaded is not kept
+    channels: int  # at most
+    num_warps: int
+
+
+# The first is the default: 16 values of each branch a thread forward. None of them has been timed on a GPU.
+TILES = (Tile(2048, 128, 4), Tile(1024, 128, 4), Tile(2048, 128, 8), Tile(4096, 128, 8), Tile(512, 128, 4), Tile(2048, 64, 4))
+
+
 @tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
-    """Tiles of about ``elements`` values; none depends on H or W, so that dynamic shapes need one compilation."""
-    elements = 2048 if kernel == "branch_fusion_fwd" else 4096
-    block_c = min(triton.next_power_of_2(int(x.shape[3])), 128)
-    for size, warps in ((elements, 4), (elements // 2, 4), (elements, 8), (2 * elements, 8), (elements // 4, 4)):
-        yield dict(BLOCK_N=size // block_c, BLOCK_C=block_c, num_warps=warps)
-    yield dict(BLOCK_N=elements // min(block_c, 64), BLOCK_C=min(block_c, 64), num_warps=4)
+    """None depends on H or W, so that dynamic shapes need one compilation."""
+    for tile in TILES:
+        block_c = min(triton.next_power_of_2(int(x.shape[3])), tile.channels)
+        elements = tile.elements if kernel == "branch_fusion_fwd" else 2 * tile.elements
+        yield dict(BLOCK_N=elements // block_c, BLOCK_C=block_c, num_warps=tile.num_warps)
 
 
 @triton_op("branch_fusion")
@@ -139,7 +150,7 @@ def _branch_fusion_backward(dy: Tensor, w: Tensor, h: Tensor, c: Tensor, logits:
     C = int(w.shape[3])
     dw, dh, dc = torch.empty_like(w), torch.empty_like(h), torch.empty_like(c)
     config = tables.config("branch_fusion_bwd", w, C, candidates)
-    tiles = triton.cdiv(H * W, config["BLOCK_N"]) + 1  # one idle tile: a count that may be 1 would recompile dynamic shapes
+    tiles = triton.cdiv(H * W, config["BLOCK_N"]) + 1  # one idle tile avoids 0/1 specialization of dynamic shapes
     partial = torch.empty(B, tiles, 3, C, dtype=torch.float32, device=w.device)
     grid = (B * tiles, triton.cdiv(C, config["BLOCK_C"]))
     with torch.cuda.device_of(w):

@@ -12,6 +12,7 @@ writes its own partial P, and a small sum adds them in a fixed order.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -165,32 +166,60 @@ def _offset_fc_dw_kernel(
         tl.store(dbias_ptr + split * O + o, dbias, mask=o < O)
 
 
-def _block(size: int, most: int) -> int:
-    return max(16, min(triton.next_power_of_2(size), most))
-
-
 CHUNK = 2048  # tokens that one program of the weight gradients adds up
-
 
 KERNELS = {"offset_fc": ("offset_fc_fwd",), "offset_fc_backward": ("offset_fc_dx", "offset_fc_dw")}
 
 
+@dataclass(frozen=True)
+class Tile:
+    tokens: int
+    outputs: int  # at most
+    channels: int  # at most
+    num_warps: int
+    num_stages: int | None = None  # the compiler's default
+
+    def config(self, C: int, O: int) -> dict[str, int]:  # noqa: E741
+        blocks = dict(BLOCK_N=self.tokens, BLOCK_O=_block(O, self.outputs), BLOCK_C=_block(C, self.channels), num_warps=self.num_warps)
+        return blocks if self.num_stages is None else blocks | dict(num_stages=self.num_stages)
+
+
+def _block(size: int, most: int) -> int:
+    return max(16, min(triton.next_power_of_2(size), most))
+
+
+def _row_tiles(tokens: int) -> tuple[Tile, ...]:
+    """Of the forward and dx kernels. The first is the default: larger blocks by 4 warps spill in float32, on every target compiled for."""
+    return (
+        Tile(tokens, 64, 64, 4),
+        Tile(tokens, 64, 64, 4, 2),
+        Tile(tokens, 64, 64, 4, 4),
+        Tile(tokens, 64, 32, 4),
+        Tile(tokens, 64, 64, 8),
+        Tile(2 * tokens, 64, 64, 8),
+        Tile(tokens // 2, 64, 64, 4),
+        Tile(tokens, 128, 64, 8),
+    )
+
+
+# Of the dw kernel. The first is the default: larger blocks by 4 warps spill everywhere but on Hopper.
+WEIGHT_TILES = (
+    Tile(32, 64, 64, 4),
+    Tile(32, 64, 64, 4, 2),
+    Tile(32, 64, 64, 4, 4),
+    Tile(32, 64, 64, 8),
+    Tile(32, 128, 64, 8),
+    Tile(32, 64, 128, 8),
+    Tile(64, 32, 64, 4),
+)
+
+
 @tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
-    """For ``groups`` = O. Larger blocks by 4 warps than the first's spill: in fwd and dx in float32, and in dw everywhere but on Hopper."""
-    C, O = int(x.shape[3]), groups  # noqa: E741
-    if kernel == "offset_fc_dw":
-        tokens = 32
-        others = [(32, 64, 64, 8), (32, 128, 64, 8), (32, 64, 128, 8), (64, 32, 64, 4)]
-    else:
-        tokens = 32 if x.dtype == torch.float32 else 64
-        others = [(tokens, 64, 32, 4), (tokens, 64, 64, 8), (2 * tokens, 64, 64, 8), (tokens // 2, 64, 64, 4), (tokens, 128, 64, 8)]
-    formula = dict(BLOCK_N=tokens, BLOCK_O=_block(O, 64), BLOCK_C=_block(C, 64), num_warps=4)
-    yield formula
-    for stages in (2, 4):
-        yield formula | dict(num_stages=stages)
-    for block_n, block_o, block_c, warps in others:
-        yield dict(BLOCK_N=block_n, BLOCK_O=_block(O, block_o), BLOCK_C=_block(C, block_c), num_warps=warps)
+    """For ``groups`` = O."""
+    row_tiles = _row_tiles(32 if x.dtype == torch.float32 else 64)
+    for tile in WEIGHT_TILES if kernel == "offset_fc_dw" else row_tiles:
+        yield tile.config(int(x.shape[3]), groups)
 
 
 @triton_op("offset_fc")
@@ -223,7 +252,7 @@ def _offset_fc_backward(
     N, C, O = B * H * W, int(x.shape[3]), int(weight.shape[0])  # noqa: E741
     dx = torch.empty_like(x)
     dx_config, dw_config = (tables.config(kernel, x, O, candidates) for kernel in KERNELS["offset_fc_backward"])
-    splits = triton.cdiv(N, CHUNK) + 1  # one idle split: a count that may be 1 would recompile dynamic shapes
+    splits = triton.cdiv(N, CHUNK) + 1  # one idle split avoids 0/1 specialization of dynamic shapes
     product = x.new_empty(splits, O, C, dtype=torch.float32)
     dbias = x.new_empty(splits, O, dtype=torch.float32)
     grid = (splits, triton.cdiv(O, dw_config["BLOCK_O"]), triton.cdiv(C, dw_config["BLOCK_C"]))

@@ -1,9 +1,9 @@
-"""Which launch configuration for which shape: the user's cache, else the table shipped for this GPU, else the kernel's formula.
+"""Which launch configuration for which shape: the user's cache, else the table shipped for this GPU, else the kernel's default.
 
 A table is one JSON file per GPU: its ``"gpu"``, the versions of ``"triton"`` and ``"torch"`` that measured, and ``"configs"``,
 ``{"<kernel>/<H>x<W>/C<C>/G<G>/<dtype>": {"BLOCK_...": int, "num_warps": int, ...}}``. What another Triton has measured is kept under
 ``"older"``, and used. Looking up never benchmarks, and never guards on H or W: under dynamic shapes the first shape seen decides, as the
-formula does for all. How many images a batch has is not in a key: what is measured holds for every batch, and is the fastest for the one
+default does for all. How many images a batch has is not in a key: what is measured holds for every batch, and is the fastest for the one
 that was tuned with.
 """
 
@@ -33,7 +33,7 @@ if not USER_CACHE.is_absolute():  # there is no home
     USER_CACHE = Path(tempfile.gettempdir(), "atm_triton")
 
 Config = dict[str, int]
-# What is worth trying for a kernel, tokens x [B, H, W, C] and G offset channels per axis; the first, its formula, always works.
+# What is worth trying for a kernel, tokens x [B, H, W, C] and G offset channels per axis; the first, its default, always works.
 Candidates = Callable[[str, Tensor, int], Iterator[Config]]
 
 
@@ -160,9 +160,9 @@ def key(kernel: str, x: Tensor, groups: int) -> str:
     return f"{kernel}/{_hint(H)}x{_hint(W)}/C{int(C)}/G{groups}/{str(x.dtype).removeprefix('torch.')}"
 
 
-def understood(config: object, formula: Config) -> bool:
-    """Whether a kernel that takes ``formula`` takes ``config``, which may come from an older version of it."""
-    return isinstance(config, dict) and config.keys() - {"num_stages"} == formula.keys() - {"num_stages"}
+def understood(config: object, default: Config) -> bool:
+    """Whether a kernel that takes ``default`` takes ``config``, which may come from an older version of it."""
+    return isinstance(config, dict) and config.keys() - {"num_stages"} == default.keys() - {"num_stages"}
 
 
 _lookups: list[dict[str, list[Config]]] = []  # a plain global: the backward of a GPU runs in a thread of its own
@@ -181,9 +181,9 @@ def recorded() -> Iterator[dict[str, list[Config]]]:
 
 def config(kernel: str, x: Tensor, groups: int, candidates: Candidates) -> Config:
     """The configuration of ``kernel`` for tokens ``x [B, H, W, C]`` with ``groups`` offset channels per axis."""
-    formula = next(candidates(kernel, x, groups))
+    default = next(candidates(kernel, x, groups))
     name = key(kernel, x, groups)
     for found in _lookups:
         found[name] = list(candidates(kernel, x, groups))
     tuned = table(x.device).get(name)
-    return cast(Config, tuned) if understood(tuned, formula) else formula
+    return cast(Config, tuned) if understood(tuned, default) else default

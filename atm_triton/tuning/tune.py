@@ -25,7 +25,7 @@ from .calls import Call, find_calls, fresh_runs
 from .spills import spills
 from .tables import Config
 
-REPEATS = 3  # of the formula's configuration and the fastest one, in turn
+REPEATS = 3  # of the default configuration and the fastest one, in turn
 FEW = 4  # registers that ptxas may keep in memory though it has others: more of them would cost a multiprocessor a program
 
 
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     """What was measured for one kernel and shape."""
 
     key: str  # "<kernel>/<H>x<W>/C<C>/G<G>/<dtype>"
-    default: float  # microseconds of the operators that launch the kernel, with its formula
+    default: float  # microseconds of the operators that launch the kernel, with its default configuration
     tuned: float
     config: Config
 
@@ -132,7 +132,7 @@ class _Tuner:
     def next(self) -> str | None:
         return next((key for key in self.candidates if key not in self.met), None)
 
-    def settle(self, key: str) -> Row | None:
+    def decide(self, key: str) -> Row | None:
         """Tune ``key``, unless it is known."""
         default, row = self.candidates[key][0], None
         before = self.chosen[key] if tables.understood(self.chosen.get(key), default) else default
@@ -148,7 +148,7 @@ class _Tuner:
                 self.look_up(call)
         return row
 
-    def settled(self) -> dict[str, Config]:
+    def decided(self) -> dict[str, Config]:
         return {key: self.chosen[key] for key in self.met}
 
     def measure(self, key: str) -> Row:
@@ -261,7 +261,7 @@ def tune(
             tuner = _Tuner(find_calls(model, *example_inputs), device, backward, {} if force else known)
             while key := tuner.next():
                 bar.update(task, description=key, completed=len(tuner.met), total=len(tuner.candidates), refresh=True)
-                if (row := tuner.settle(key)) is None:
+                if (row := tuner.decide(key)) is None:
                     continue
                 try:
                     tables.write_table(files[0], gpu, {key: row.config})
@@ -271,12 +271,12 @@ def tune(
                     console.print(f"tuned {key}, {len(tuner.met)} of {len(tuner.candidates)}", highlight=False)
     finally:
         if tuner is not None:  # an interrupted tuning keeps what it has
-            tables.set_table(device, before | tuner.settled())
+            tables.set_table(device, before | tuner.decided())
         if unwritten:
             warnings.warn(f"cannot write {files[0]} ({unwritten}): the configurations hold in this process only", stacklevel=2)
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-    result = Tuned(tuner.settled(), tuner.rows, tuner.skipped, tuner.dropped)
+    result = Tuned(tuner.decided(), tuner.rows, tuner.skipped, tuner.dropped)
     if result.rows:
         console.print(result.table())
     if export is not None:

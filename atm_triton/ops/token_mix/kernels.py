@@ -2,15 +2,14 @@
 
 A program owns BLOCK_N tokens of one sample. Channels come as tiles [tokens, offset channels, channels of an offset], read as one [tokens,
 channels] operand by the products. Addresses are 64-bit up to a sample's first token and 32-bit inside it: up to a fifth fewer registers on
-sm_90. token_mix refuses samples of 2^31 values. axial_gather.py says how a warp's threads are laid out, and why; offsets are read likewise,
+sm_90. token_mix refuses samples of 2^31 values. gather.py says how a warp's threads are laid out, and why; offsets are read likewise,
 16 bits by each thread, which is what ``tl.multiple_of`` is for.
 """
 
 from __future__ import annotations
 
 from ..._triton import jit, tl
-from ..axial_gather import _taps
-from .mean import _channels, _walk
+from ..gather import _channels, _load_taps, _scatter_taps, _tap_addresses, _walk
 
 
 @jit
@@ -57,7 +56,6 @@ def _token_mix_fwd_kernel(
     row, column = n // W, n % W
     o = tl.program_id(0) % O_TILES * BLOCK_P + tl.arange(0, BLOCK_O)
     s = tl.arange(0, BLOCK_S)
-    in_share = (s < S)[None, None, :]
     total = tl.zeros((BLOCK_O, BLOCK_N), tl.float32)
     if BLOCK_R:
         r = tl.program_id(0) % O_TILES * BLOCK_P + BLOCK_O + tl.arange(0, BLOCK_R)
@@ -77,14 +75,10 @@ def _token_mix_fwd_kernel(
                     position, length, step = row, H, W * C
                 at = tl.multiple_of(tl.max_contiguous(n[:, None] * OFFSET_STRIDE + (branch * G + g)[None, :], (1, 2)), (1, 1))
                 offset = tl.load(offset_ptr + at, mask=inside, other=float("inf")).to(tl.float32)
-                first, in_first, in_second, t = _taps(offset, position[:, None], length)
-                source = (n * C)[:, None] + (g * S)[None, :] + (first - position[:, None]) * step
-                at = source[:, :, None] + s[None, None, :]
-                a_ptr = tl.max_contiguous(x_ptr + at, (1, 2, 4 * BLOCK_S))
-                b_ptr = tl.max_contiguous(x_ptr + at + step, (1, 2, 4 * BLOCK_S))
-                a = tl.load(a_ptr, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
-                b = tl.load(b_ptr, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
-                gathered = a + t[:, :, None] * (b - a)
+                source = (n * C)[:, None] + (g * S)[None, :]
+                at, in_first, in_second, t = _tap_addresses(offset, position, length, step, source, s, S)
+                a, b = _load_taps(x_ptr, at, step, in_first, in_second, BLOCK_S)
+                gathered = a + t * (b - a)
                 operand = tl.reshape(gathered, (BLOCK_N, BLOCK_G * BLOCK_S)).to(x_ptr.dtype.element_ty)
             else:
                 operand = tl.load(x_ptr + (n * C)[:, None] + i[None, :], mask=(n < T)[:, None] & in_i[None, :], other=0.0)
@@ -172,7 +166,6 @@ def _token_mix_dw_kernel(
     program = tl.program_id(0) // BLOCKS
     g = first_group + tl.arange(0, BLOCK_G)
     s = tl.arange(0, BLOCK_S)
-    in_share = (s < S)[None, None, :]
     i, in_i = _channels(first_group, G, S, BLOCK_G, BLOCK_S)
     o = first_output + tl.arange(0, BLOCK_O)
     total = tl.zeros((BLOCK_O, BLOCK_G * BLOCK_S), tl.float32)
@@ -209,14 +202,10 @@ def _token_mix_dw_kernel(
                     position, length, step = row, H, W * C
                 pairs = tl.multiple_of(tl.max_contiguous(n[:, None] * OFFSET_STRIDE + (branch * G + g)[None, :], (1, 2)), (1, 1))
                 offset = tl.load(offset_ptr + first_token * OFFSET_STRIDE + pairs, mask=inside, other=float("inf")).to(tl.float32)
-                first, in_first, in_second, t = _taps(offset, position[:, None], length)
-                source = (n * C)[:, None] + (g * S)[None, :] + (first - position[:, None]) * step
-                at = source[:, :, None] + s[None, None, :]
-                a_ptr = tl.max_contiguous(x_ptr + first_token * C + at, (1, 2, 4 * BLOCK_S))
-                b_ptr = tl.max_contiguous(x_ptr + first_token * C + at + step, (1, 2, 4 * BLOCK_S))
-                a = tl.load(a_ptr, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
-                b = tl.load(b_ptr, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
-                gathered = a + t[:, :, None] * (b - a)
+                source = (n * C)[:, None] + (g * S)[None, :]
+                at, in_first, in_second, t = _tap_addresses(offset, position, length, step, source, s, S)
+                a, b = _load_taps(x_ptr + first_token * C, at, step, in_first, in_second, BLOCK_S)
+                gathered = a + t * (b - a)
                 operand = tl.reshape(gathered, (BLOCK_N, BLOCK_G * BLOCK_S)).to(x_ptr.dtype.element_ty)
             else:
                 own = (n * C)[:, None] + i[None, :]
@@ -274,7 +263,6 @@ def _token_mix_dx_kernel(
     row, column = n // W, n % W
     g = i_tile * BLOCK_G + tl.arange(0, BLOCK_G)
     s = tl.arange(0, BLOCK_S)
-    in_share = (s < S)[None, None, :]
     i, in_i = _channels(i_tile * BLOCK_G, G, S, BLOCK_G, BLOCK_S)
     inside = (n < T)[:, None] & (g < G)[None, :]
     own = (n * C)[:, None] + i[None, :]
@@ -306,19 +294,10 @@ def _token_mix_dx_kernel(
                 position, length, step = row, H, W * C
             at = tl.multiple_of(tl.max_contiguous(n[:, None] * OFFSET_STRIDE + (branch * G + g)[None, :], (1, 2)), (1, 1))
             offset = tl.load(offset_ptr + at, mask=inside, other=float("inf")).to(tl.float32)
-            first, in_first, in_second, t = _taps(offset, position[:, None], length)
-            source = (n * C)[:, None] + (g * S)[None, :] + (first - position[:, None]) * step
-            at = source[:, :, None] + s[None, None, :]
-            mask_a = in_first[:, :, None] & in_share
-            mask_b = in_second[:, :, None] & in_share
-            a_ptr = tl.max_contiguous(x_ptr + at, (1, 2, 4 * BLOCK_S))
-            b_ptr = tl.max_contiguous(x_ptr + at + step, (1, 2, 4 * BLOCK_S))
-            a = tl.load(a_ptr, mask=mask_a, other=0.0).to(tl.float32)
-            b = tl.load(b_ptr, mask=mask_b, other=0.0).to(tl.float32)
+            source = (n * C)[:, None] + (g * S)[None, :]
+            at, in_first, in_second, t = _tap_addresses(offset, position, length, step, source, s, S)
+            a, b = _load_taps(x_ptr, at, step, in_first, in_second, BLOCK_S)
             doffset = tl.sum(d * (b - a), 2).to(doffset_ptr.dtype.element_ty)
             tl.store(doffset_ptr + n[:, None] * (2 * G) + (branch * G + g)[None, :], doffset, mask=inside)
             if SCATTER:
-                a_ptr = tl.max_contiguous(dx_ptr + at, (1, 2, 4 * BLOCK_S))
-                b_ptr = tl.max_contiguous(dx_ptr + at + step, (1, 2, 4 * BLOCK_S))
-                tl.atomic_add(a_ptr, d * (1.0 - t)[:, :, None], mask=mask_a, sem="relaxed")
-                tl.atomic_add(b_ptr, d * t[:, :, None], mask=mask_b, sem="relaxed")
+                _scatter_taps(dx_ptr, at, step, in_first, in_second, d, t, BLOCK_S)

@@ -113,7 +113,7 @@ def mean(x: Tensor, offset: Tensor, stride: int) -> Tensor:
     B, H, W, _ = x.shape
     G, C, T = int(offset.shape[3]) // 2, int(x.shape[3]), H * W
     config = _config("token_mix_mean", x, G)
-    tiles = triton.cdiv(T, config["TOKENS"]) + 1  # one idle tile: a count that may be 1 would recompile dynamic shapes
+    tiles = triton.cdiv(T, config["TOKENS"]) + 1  # one idle tile avoids 0/1 specialization of dynamic shapes
     partial = torch.empty(B, tiles, 3, C, dtype=torch.float32, device=x.device)
     grid = (B * tiles, triton.cdiv(G, config["BLOCK_G"]))
     with torch.cuda.device_of(x):

@@ -1,31 +1,9 @@
-"""The kernel of token_mix's means, and how all its kernels find their channels and tokens: see kernels.py."""
+"""The kernel of token_mix's means."""
 
 from __future__ import annotations
 
 from ..._triton import jit, tl
-from ..axial_gather import _taps
-
-
-@jit
-def _channels(first_group, G: tl.constexpr, S: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr):
-    """The channels of BLOCK_G groups in a row, and which of them there are."""
-    k = tl.arange(0, BLOCK_G * BLOCK_S)
-    if S == BLOCK_S:  # in a way that the compiler sees as neighbours in memory
-        channel = first_group * S + k
-        inside = channel < G * S
-    else:
-        group = first_group + k // BLOCK_S
-        channel = group * S + k % BLOCK_S
-        inside = (group < G) & (k % BLOCK_S < S)
-    return channel, inside
-
-
-@jit
-def _walk(row, column, rows, columns, W):
-    """Where tokens are that lie ``rows`` and ``columns`` < W further on: dividing every token's number would cost as much as its gather."""
-    column += columns
-    wraps = column >= W
-    return row + rows + wraps.to(tl.int32), tl.where(wraps, column - W, column)
+from ..gather import _channels, _load_taps, _tap_addresses, _walk
 
 
 @jit
@@ -54,7 +32,6 @@ def _token_mix_mean_kernel(
     row, column = (tile * TOKENS + lane) // W, (tile * TOKENS + lane) % W
     g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
     s = tl.arange(0, BLOCK_S)
-    in_share = (s < S)[None, None, :]
     i, in_i = _channels(tl.program_id(1) * BLOCK_G, G, S, BLOCK_G, BLOCK_S)
     sum_w = tl.zeros((BLOCK_N, BLOCK_G, BLOCK_S), tl.float32)
     sum_h = tl.zeros((BLOCK_N, BLOCK_G, BLOCK_S), tl.float32)
@@ -69,13 +46,9 @@ def _token_mix_mean_kernel(
         for axis in tl.static_range(2):
             position, length, step = (column, W, C) if axis == 0 else (row, H, W * C)
             offset = tl.load(offset_ptr + axis * G + pairs, mask=here & (g < G)[None, :], other=float("inf")).to(tl.float32)
-            first, in_first, in_second, t = _taps(offset, position[:, None], length)
-            at = (source + (first - position[:, None]) * step)[:, :, None] + s[None, None, :]
-            a_ptr = tl.max_contiguous(x_ptr + at, (1, 2, 4 * BLOCK_S))
-            b_ptr = tl.max_contiguous(x_ptr + at + step, (1, 2, 4 * BLOCK_S))
-            a = tl.load(a_ptr, mask=in_first[:, :, None] & in_share, other=0.0).to(tl.float32)
-            b = tl.load(b_ptr, mask=in_second[:, :, None] & in_share, other=0.0).to(tl.float32)
-            gathered = a + t[:, :, None] * (b - a)
+            at, in_first, in_second, t = _tap_addresses(offset, position, length, step, source, s, S)
+            a, b = _load_taps(x_ptr, at, step, in_first, in_second, BLOCK_S)
+            gathered = a + t * (b - a)
             if axis == 0:
                 sum_w += gathered
             else:
