@@ -50,7 +50,7 @@ machine-code: $(VENV)/installed  ## what every kernel compiles to for every GPU;
 # Each goes on after what fails, and ends with its status. GPU_PYTEST="-n 8" tests in eight processes, where pytest-xdist is installed.
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
 GPU_RUN = PYTHONPATH=.:models$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON)
-GPU_TUNE = $(GPU_RUN) -m atm_triton tune --model atmnet-t --export
+GPU_TUNE = $(GPU_RUN) -m atmnet tune --model atmnet-t --export
 
 gpu-check:  ## on a machine with a GPU: its tests, then tuning, then the benchmark; an hour or two
 	$(MAKE) -k -j 1 gpu-test gpu-tune gpu-bench

@@ -1,4 +1,4 @@
-"""python -m atm_triton tune"""
+"""python -m atmnet tune"""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 
 import pytest
 import torch
+from atmnet.__main__ import main
+from atmnet.cli import tune as command
 
-import atm_triton.__main__ as command
 from atm_triton.tuning import tables
 from atm_triton.tuning.tune import Tuned
 
@@ -34,7 +35,7 @@ def made_up_gpu(monkeypatch, tmp_path):
 
 def test_every_resolution_is_tuned(made_up_gpu, capsys):
     line = "tune --model atmnet-xt --resolution 32 64 32x48 --batch 2"
-    assert command.main(line.split()) == 0
+    assert main(line.split()) == 0
     options = {"backward": True, "force": False, "export": None}
     shapes = [(2, 3, 32, 32), (2, 3, 64, 64), (2, 3, 32, 48)]
     assert made_up_gpu == [("ATMNet", 4, True, shape, torch.bfloat16, options) for shape in shapes]
@@ -44,7 +45,7 @@ def test_every_resolution_is_tuned(made_up_gpu, capsys):
 
 @pytest.mark.parametrize(("export", "file"), [("--export", "SHIPPED/made-up.json"), ("--export here.json", "here.json")])
 def test_options(made_up_gpu, tmp_path, export, file):
-    assert command.main(f"tune --model ATMNet-XT --resolution 32 --batch 1 --dtype fp32 --inference --force {export}".split()) == 0
+    assert main(f"tune --model ATMNet-XT --resolution 32 --batch 1 --dtype fp32 --inference --force {export}".split()) == 0
     ((_, _, training, _, autocast, options),) = made_up_gpu
     assert not training and autocast is None
     assert options | {"export": str(options["export"]).removeprefix(f"{tmp_path}/")} == {"backward": False, "force": True, "export": file}
@@ -52,7 +53,7 @@ def test_options(made_up_gpu, tmp_path, export, file):
 
 def test_a_model_without_our_operators(made_up_gpu, monkeypatch, capsys):
     monkeypatch.setattr(command, "tune", lambda *args, **kwargs: Tuned())
-    assert command.main(["tune", "--model", "test_convnext", "--resolution", "32", "--batch", "1"]) == 1
+    assert main(["tune", "--model", "test_convnext", "--resolution", "32", "--batch", "1"]) == 1
     assert "test_convnext has none of the operators of this library" in capsys.readouterr().out
 
 
@@ -62,7 +63,7 @@ def test_a_batch_that_does_not_fit(made_up_gpu, monkeypatch, capsys):
 
     monkeypatch.setattr(command, "tune", full)
     with pytest.raises(SystemExit, match="2"):
-        command.main(["tune", "--model", "atmnet-xt", "--resolution", "32", "--batch", "7"])
+        main(["tune", "--model", "atmnet-xt", "--resolution", "32", "--batch", "7"])
     assert "--batch 7 at 32 x 32 does not fit this GPU: give a smaller one (CUDA out of memory)" in capsys.readouterr().err
 
 
@@ -75,7 +76,7 @@ def test_a_table_that_cannot_be_read_or_written(made_up_gpu, monkeypatch, capsys
 
     monkeypatch.setattr(command, "tune", fails)
     with pytest.raises(SystemExit, match="2"):
-        command.main(["tune", "--model", "atmnet-xt", "--resolution", "32", "--batch", "1"])
+        main(["tune", "--model", "atmnet-xt", "--resolution", "32", "--batch", "1"])
     assert capsys.readouterr().err.endswith(f"error: {error}\n")
 
 
@@ -85,9 +86,9 @@ def test_a_table_that_cannot_be_read_or_written(made_up_gpu, monkeypatch, capsys
         ("--model atmnet-xt --resolution 224", r"there is no GPU here that torch .* can use"),
         ("--model atmnet-q --resolution 224", r"--model atmnet-q: timm knows no such model; it knows atmnet_b, atmnet_l"),
         ("--model nothing_like_it --resolution 224", r"--model nothing_like_it: timm knows no such model"),
-        ("--model atmnet-xt --resolution big", r"'big' is no resolution: give pixels as 224, or height and width as 800x1280"),
-        ("--model atmnet-xt --resolution 224x0", r"'224x0' is no resolution"),
-        ("--model atmnet-xt --resolution 224 --batch 0", r"at least 1, got 0"),
+        ("--model atmnet-xt --resolution big", r"must be such as 512, or 600x800 for height x width, at least 3 pixels, got 'big'"),
+        ("--model atmnet-xt --resolution 224x0", r"at least 3 pixels, got '224x0'"),
+        ("--model atmnet-xt --resolution 224 --batch 0", r"at least 1, got '0'"),
         ("--model atmnet-xt --resolution 224 --dtype fp64", r"invalid choice: 'fp64'"),
         ("--model atmnet-xt", r"required: --resolution"),
     ],
@@ -96,5 +97,5 @@ def test_what_cannot_work_is_said_at_once(flags, says, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(command, "tune", lambda *args, **kwargs: pytest.fail("it tunes"))
     with pytest.raises(SystemExit, match="2"):
-        command.main(["tune", *flags.split()])
+        main(["tune", *flags.split()])
     assert re.search(says, capsys.readouterr().err)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("models", "tables", "predict", "export", "offsets")
+COMMANDS = ("models", "tables", "predict", "export", "offsets", "tune")
 
 
 def build_parser() -> argparse.ArgumentParser:
