@@ -41,3 +41,42 @@ def test_files_are_short(path):
 def test_the_library_reads_no_environment_variable():
     for path in (ROOT / "atm_triton").rglob("*.py"):
         assert "environ" not in path.read_text() and "getenv" not in path.read_text(), path.name
+
+
+# The operator library from below; a module may import those before its own line, and its neighbours on it.
+LAYERS = (
+    ("_triton", "flops", "reference"),
+    ("algebra",),
+    ("plain",),
+    ("tuning.tables",),
+    ("ops",),
+    ("layers",),
+    ("backend", "swapping", "tuning"),
+    ("",),  # the public names
+    ("testing",),
+    ("selftest",),
+    ("__main__",),
+)
+
+
+def layer(module: str) -> int:
+    """Of the line that names the module or, at most precisely, a package around it."""
+    around = {part: number for number, parts in enumerate(LAYERS) for part in parts if f"{module}.".startswith(f"{part}.") or not part}
+    return around[max(around, key=len)]
+
+
+def test_the_library_imports_from_below():
+    root = ROOT / "atm_triton"
+    modules = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix("__init__").rstrip("."): path for path in root.rglob("*.py")
+    }
+    for module, path in modules.items():
+        package = path.relative_to(root).parent.parts
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or node.level == 0:
+                continue
+            base = [*package[: len(package) - node.level + 1], *filter(None, (node.module or "").split("."))]
+            for name in node.names:
+                found = ".".join([*base, name.name])
+                found = found if found in modules else ".".join(base)
+                assert layer(found) <= layer(module), f"{path.relative_to(ROOT)} imports {found} from above"
