@@ -64,6 +64,7 @@ class Operator:
     plain: Function | None = None  # what to compile for comparison, where it is not the definition
     constants: tuple[object, ...] = ()  # what the registered operator takes after the tensors
     flat: bool = False  # whether the registered operator takes x as [B, N, C]
+    mean: float = 0.0  # of x
 
 
 def _offset_fc_inputs(shape: Shape) -> Sizes:
@@ -110,6 +111,7 @@ OPERATORS = {
         writes=[["offset_ptr", "mean_ptr", "rstd_ptr"]],
         writes_backward=[["dx_ptr"], ["product_ptr", "dbias_ptr"]],
         constants=(1e-5,),
+        mean=0.5,
     ),
     "axial_gather_w": _gather("w"),
     "axial_gather_h": _gather("h"),
@@ -162,8 +164,8 @@ def make(
             t *= shape.spread if spread is None else spread
         elif name == "norm_weight":
             t = 1 + 0.1 * t
-        elif name == "x":  # means count
-            t += 0.5
+        elif name == "x":
+            t += operator.mean
         elif len(size) == 2:  # products stay about 1
             t *= size[1] ** -0.5
         inputs.append(t.to(device, dtype).requires_grad_())

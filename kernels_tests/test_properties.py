@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import INTERPRETER, PLAIN, offsets, tokens
+from cases import INTERPRETER, PLAIN
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import deformable_gather, dense_gather
@@ -22,8 +22,8 @@ on_both_paths = pytest.mark.parametrize("path", [PLAIN, INTERPRETER], ids=str)
 
 
 def random(shape: Shape, seed: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return tokens(shape, generator).to(dtype), offsets(shape, generator).to(dtype)
+    x, offset = make(OPERATORS["axial_gather_w"], shape, dtype, "cpu", seed)
+    return x.detach(), offset.detach()
 
 
 def along(x: torch.Tensor, axis: str) -> torch.Tensor:
