@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("train", "models", "bench")]
+
+
+def reset_accelerate() -> None:
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
 
 
 @pytest.fixture
@@ -19,8 +25,34 @@ def fresh_accelerate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)  # whatever a failing test writes
     torch.set_num_threads(1)
     yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    reset_accelerate()
+
+
+@pytest.fixture(scope="session")
+def run_here() -> Callable[..., None]:
+    """`run_here(main, *flags)`: a training program in this process, as starting another takes longer than most runs."""
+
+    def run(main: Callable[[list[str]], None], *flags: object) -> None:
+        torch.set_num_threads(1)
+        try:
+            main([*map(str, flags)])
+        finally:
+            reset_accelerate()
+
+    return run
+
+
+@pytest.fixture
+def two_processes() -> Callable[..., None]:
+    """`two_processes(main, *arguments)`: in two processes that begin as copies of this one, with all that it has imported and patched."""
+    if torch.accelerator.is_available():
+        pytest.skip("a process that uses a GPU cannot be copied")
+
+    def run(main: Callable[..., None], *arguments: object) -> None:
+        reset_accelerate()
+        debug_launcher(main, arguments)
+
+    return run
 
 
 @pytest.fixture

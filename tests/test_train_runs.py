@@ -1,15 +1,21 @@
-"""The training program as a user runs it: real processes, real files, killed, stopped, resumed and spread over processes."""
+"""The training program as a user runs it: real processes, real files, killed, stopped, resumed and spread over processes.
+
+What is compared with them runs in this process: a start of Python takes longer than most of these runs.
+"""
 
 import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import imagenet
 import numpy as np
 import pytest
 import torch
@@ -30,6 +36,7 @@ TINY = [
 # One of ours instead, that makes offsets in three blocks and takes them over in one.
 ATMNET = ["--model", "atmnet-xt", "--model-kwargs", "depths=(1,3)", "dims=(16,32)", "mlp_ratios=(2,2)", "share=(2,4)", "period=1"]
 STILL = ["--mixup", "0", "--cutmix", "0", "--drop-path", "0"]
+Run = Callable[..., None]
 
 
 def draw_images(root: Path, per_class: int, seed: int = 0) -> Path:
@@ -61,9 +68,8 @@ def command(*args: object, processes: int = 1) -> list[str]:
     return [*launch, PROGRAM, *map(str, args)]
 
 
-def run(*args: object, processes: int = 1, status: int = 0, launcher: tuple[str, ...] = ()) -> str:
-    line = [sys.executable, *launcher, PROGRAM, *map(str, args)] if launcher else command(*args, processes=processes)
-    result = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
+def run(*args: object, processes: int = 1, status: int = 0) -> str:
+    result = subprocess.run(command(*args, processes=processes), env=environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode == status, f"exit status {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
     return result.stdout + result.stderr
 
@@ -157,10 +163,24 @@ def test_ema_has_clean_names_and_moves(uninterrupted: Path) -> None:
     assert list(load_file(uninterrupted / "best_ema.safetensors").keys()) == sorted(state["ema"])
 
 
-def test_killed_in_the_middle_of_an_epoch_it_resumes_exactly(recipe: list[object], uninterrupted: Path, tmp_path: Path) -> None:
+def assert_stopped_cleanly(output: Path, said: str, updates: int) -> None:
+    assert f"go on with the same command and --resume {output}" in said, said[-3000:]
+    saved = torch.load(output / "last.pt", weights_only=True)["progress"]
+    assert 3 <= saved["updates"] < updates
+    assert rows(output)[-1]["update"] == saved["updates"]
+    assert not json.loads((output / "summary.json").read_text())["finished"]
+
+
+def test_stopped_and_killed_in_the_middle_of_an_epoch_it_resumes_exactly(recipe: list[object], uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    process = start_and_wait(output, 15, *recipe, "--checkpoint-steps", 2)
-    kill(process)
+    process = start_and_wait(output, 3, *recipe)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.killpg(process.pid, number)  # as a cluster does: the data-loading workers get it too
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 0, said[-3000:]
+    assert_stopped_cleanly(output, said, 27)
+
+    kill(start_and_wait(output, 15, *recipe, "--checkpoint-steps", 2, "--resume", output))
     saved = torch.load(output / "last.pt", weights_only=True)["progress"]
     assert saved["updates"] < 27 and saved["update"] > 0, "killed too late to test anything"
     # Another number of workers: whoever loads a sample draws the same random numbers.
@@ -177,68 +197,70 @@ def test_killed_in_the_middle_of_an_epoch_it_resumes_exactly(recipe: list[object
     ]
 
 
-@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGUSR1, 1)])
-def test_a_signal_saves_and_stops_cleanly(number: int, processes: int, recipe: list[object], uninterrupted: Path, tmp_path: Path) -> None:
+def test_it_learns_and_eval_says_what_training_said(images: Path, tmp_path: Path, run_here: Run, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "run"
-    flags = [*recipe, "--batch-size", 8 // processes]
-    process = start_and_wait(output, 3, *flags, processes=processes)
-    if processes == 1:
-        os.killpg(process.pid, number)  # as a cluster does: the data-loading workers get it too
-        said = process.communicate(timeout=100)[0]
-        assert process.returncode == 0, said[-3000:]
-    else:
-        process.send_signal(number)  # the launcher passes it on, and then ends by it itself
-        said = process.communicate(timeout=100)[0]
-    assert f"go on with the same command and --resume {output}" in said, said[-3000:]
-    saved = torch.load(output / "last.pt", weights_only=True)["progress"]
-    assert 3 <= saved["updates"] < 27
-    assert rows(output)[-1]["update"] == saved["updates"]
-    assert not json.loads((output / "summary.json").read_text())["finished"]
-    if (number, processes) == (signal.SIGTERM, 1):
-        run(*flags, "--output", output, "--resume", output)
-        assert losses(output) == losses(uninterrupted)
-
-
-def test_it_learns_and_eval_says_what_training_said(images: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    gentle = ["--aa", "none", "--reprob", 0, "--scale", 0.6, 1, "--color-jitter", 0]
+    gentle = ["--aa", "none", "--reprob", 0, "--scale", 0.6, 1, "--color-jitter", 0, "--workers", 0]
     flags = [*TINY, *STILL, *gentle, "--data-dir", images, "--epochs", 8, "--model-ema-decay", 0, "--aug-repeats", 0]
-    run(*flags, "--output", output)
+    run_here(imagenet.main, *flags, "--output", output)
     found = losses(output)
     assert np.mean(found[-5:]) < np.mean(found[:5]) - 0.3
     epochs = rows(output, "summary.csv")
     best = max(epochs, key=lambda row: row["val_top1"])
     assert best["val_top1"] > 50  # of four classes
+    capsys.readouterr()
     flags = ["--eval", output, "--data-dir", images, "--workers", 0, "--batch-size", 7, "--output", tmp_path / "eval"]
-    said = run(*flags, launcher=("-m", "accelerate.commands.launch", "--cpu"))
-    assert "test_convnext" in said
+    run_here(imagenet.main, *flags)
+    assert "test_convnext" in capsys.readouterr().out
     result = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert result["top1"] == best["val_top1"] and result["images"] == 40
     assert result["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
 
 
-def test_the_number_of_processes_does_not_matter(images: Path, tmp_path: Path) -> None:
-    """The same global batch by one process, by two, and by accumulation: the same samples, losses and learning rates."""
+@pytest.fixture(scope="module")
+def whole_batch(images: Path) -> list[object]:
+    """A recipe by which the same global batch gives the same losses, whoever computes them."""
     flags = [*TINY, *ATMNET, *STILL, "--data-dir", images, "--epochs", 2, "--lr-base", 0.05]
     del flags[flags.index("--lr") : flags.index("--lr") + 2]
-    run(*flags, "--output", tmp_path / "one")
-    two = [*flags, "--batch-size", 8, "--checkpoint-steps", 2]
-    process = start_and_wait(tmp_path / "two", 6, *two, processes=2)
-    kill(process)
-    assert 0 < torch.load(tmp_path / "two" / "last.pt", weights_only=True)["progress"]["updates"] < 18
-    run(*two, "--output", tmp_path / "two", "--resume", "auto", processes=2)
-    run(*flags, "--output", tmp_path / "accumulated", "--batch-size", 4, "--grad-accum-steps", 4)
-    one = losses(tmp_path / "one")
-    assert len(one) == 18 and len(set(one)) > 15
+    return flags
+
+
+@pytest.fixture(scope="module")
+def one(whole_batch: list[object], tmp_path_factory: pytest.TempPathFactory, run_here: Run) -> Path:
+    output = tmp_path_factory.mktemp("one")
+    run_here(imagenet.main, *whole_batch, "--workers", 0, "--output", output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def stopped(whole_batch: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two processes, in the middle of an epoch."""
+    output = tmp_path_factory.mktemp("stopped")
+    process = start_and_wait(output, 3, *whole_batch, "--batch-size", 8, processes=2)
+    process.send_signal(signal.SIGTERM)  # the launcher passes it on, and then ends by it itself
+    assert_stopped_cleanly(output, process.communicate(timeout=100)[0], 18)
+    return output
+
+
+def test_the_number_of_processes_does_not_matter(
+    whole_batch: list[object], one: Path, stopped: Path, tmp_path: Path, run_here: Run
+) -> None:
+    """The same global batch by one process, by two, and by accumulation: the same samples, losses and learning rates."""
+    shutil.copytree(stopped, tmp_path / "two")
+    run(*whole_batch, "--batch-size", 8, "--output", tmp_path / "two", "--resume", "auto", processes=2)
+    accumulated = ["--batch-size", 4, "--grad-accum-steps", 4, "--workers", 0]
+    run_here(imagenet.main, *whole_batch, *accumulated, "--output", tmp_path / "accumulated")
+    expected = losses(one)
+    assert len(expected) == 18 and len(set(expected)) > 15
     for name in ("two", "accumulated"):
-        assert losses(tmp_path / name) == pytest.approx(one, rel=1e-5), name
-        assert [row["lr"] for row in rows(tmp_path / name)] == [row["lr"] for row in rows(tmp_path / "one")]
-        for ours, theirs in zip(rows(tmp_path / name, "summary.csv"), rows(tmp_path / "one", "summary.csv"), strict=True):
+        assert losses(tmp_path / name) == pytest.approx(expected, rel=1e-5), name
+        assert [row["lr"] for row in rows(tmp_path / name)] == [row["lr"] for row in rows(one)]
+        for ours, theirs in zip(rows(tmp_path / name, "summary.csv"), rows(one, "summary.csv"), strict=True):
             assert ours["val_images"] == 40 and ours["val_top1"] == theirs["val_top1"]
             assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
-    assert rows(tmp_path / "one")[0]["lr"] == pytest.approx(0.05 * 16 / 1024)
+    assert rows(one)[0]["lr"] == pytest.approx(0.05 * 16 / 1024)
 
 
+@pytest.mark.exhaustive
 def test_what_one_process_cannot_read_ends_all(tmp_path: Path) -> None:
     data = draw_images(tmp_path / "images", per_class=8)
     sampler = GlobalBatchSampler(32, 4, 1, num_processes=2, process_index=1, seed=42)
@@ -278,15 +300,13 @@ run_program(main)
 """
 
 
-def test_fsdp2_repeats_one_process_and_goes_on_from_its_checkpoint(images: Path, tmp_path: Path) -> None:
-    flags = [*TINY, *ATMNET, *STILL, "--data-dir", images, "--epochs", 2]
-    one, sharded = tmp_path / "one", tmp_path / "sharded"
-    run(*flags, "--output", one)
-    process = start_and_wait(sharded, 5, *flags, "--checkpoint-steps", 2)
-    kill(process)
+@pytest.mark.exhaustive
+def test_fsdp2_goes_on_from_a_checkpoint_as_one_process(whole_batch: list[object], one: Path, stopped: Path, tmp_path: Path) -> None:
+    sharded = tmp_path / "sharded"
+    shutil.copytree(stopped, sharded)
     (tmp_path / "driver.py").write_text(FSDP2_ON_CPU.format(train=str(ROOT / "train")))
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "driver.py")]
-    line += [*map(str, flags), "--batch-size", "8", "--output", str(sharded), "--resume", "auto"]
+    line += [*map(str, whole_batch), "--batch-size", "8", "--output", str(sharded), "--resume", "auto"]
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
     fsdp |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Block", "FSDP_RESHARD_AFTER_FORWARD": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
     result = subprocess.run(line, env=environment() | fsdp, capture_output=True, text=True, timeout=300)
