@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
-ROOT = Path(__file__).parents[1]
 TINY = ("depths=(1,1,1,1)", "dims=(16,32,32,32)", "mlp_ratios=(2,2,2,2)", "share=(2,4,4,4)")
 FLAGS = [*("--model", "atmnet-xt", "--model-kwargs", *TINY, "--crop-size", "64", "--batch-size", "4", "--workers", "0")]
 FLAGS += [*("--report-to", "none", "--warmup-updates", "0", "--pictures", "0", "--log-interval", "10")]
@@ -44,7 +41,11 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(data: Path, output: Path, *flags: object) -> None:
-    ade20k.main([*map(str, flags), "--data-dir", str(data), "--output", str(output)])
+    ade20k.main(line(data, output, *flags))
+
+
+def line(data: Path, output: Path, *flags: object) -> list[str]:
+    return [*map(str, flags), "--data-dir", str(data), "--output", str(output)]
 
 
 def rows(output: Path, name: str = "steps.csv") -> list[dict[str, float]]:
@@ -114,31 +115,12 @@ def test_interrupted_it_goes_on_exactly(head: str, narrow: None, data: Path, tmp
     assert all(torch.equal(then[name], now[name]) for name in then)
 
 
-DRIVER = """
-import sys
-sys.path[:0] = {paths!r}
-import torch
-import atmnet.segmentation
-from common.errors import run_program
-
-torch.set_num_threads(1)
-atmnet.segmentation.DROPOUT = 0.0  # processes draw their own
-import ade20k
-run_program(ade20k.main)
-"""
-
-
-def test_two_processes_are_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_are_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_processes: Callable[..., None]) -> None:
     """The same losses and scores, though the processes validate three images, one more than the other."""
     flags = [*SHORT, "--neck", "atmfpn", "--drop-path", "0"]
-    monkeypatch.setattr(atmnet.segmentation, "DROPOUT", 0.0)
+    monkeypatch.setattr(atmnet.segmentation, "DROPOUT", 0.0)  # processes draw their own
     run(data, tmp_path / "one", *flags)
-    driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER.format(paths=[str(ROOT), str(ROOT / "models"), str(ROOT / "train")]))
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(driver), *flags]
-    line += ["--batch-size", "2", "--pictures", "3", "--data-dir", str(data), "--output", str(tmp_path / "two")]
-    result = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    two_processes(ade20k.main, line(data, tmp_path / "two", *flags, "--batch-size", 2, "--pictures", 3))
     assert column(tmp_path / "two", "loss") == pytest.approx(column(tmp_path / "one", "loss"), rel=1e-4)
     for metric in ("val_mIoU", "val_mAcc", "val_aAcc"):
         ours, theirs = (column(tmp_path / name, metric, "summary.csv") for name in ("two", "one"))

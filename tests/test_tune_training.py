@@ -1,7 +1,5 @@
 """Training tunes first on a GPU, once for all processes; nothing of it can end a run. The GPU here is made up."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from common import run
 from common.tuning import tune_kernels
-from test_train_runs import ROOT, environment
 from torch import nn
 
 import atm_triton
@@ -83,43 +80,31 @@ def test_the_program_tunes_before_it_compiles(
     assert order == ([] if flags else [(4, 3, 32, 32)]) + ["compile"]
 
 
-PROCESSES = """
-import sys
-from pathlib import Path
-import torch
-from accelerate import Accelerator
-import atm_triton
-from atm_triton.tuning import tables
-sys.path.insert(0, {train!r})
-from common.tuning import tune_kernels
+def tune_in_one_of_two(fails: bool) -> None:
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    table = tables.table(CPU)
+    table["of this process alone"] = dict(BLOCK_N=rank)
 
-accelerator = Accelerator(cpu=True)
-rank = accelerator.process_index
-tables.gpu_slug = lambda device: "made-up"
-tables.USER_CACHE = Path("nowhere")
-table = tables.table(torch.device("cpu"))
-table["of this process alone"] = dict(BLOCK_N=rank)
+    def tune(model: nn.Module, images: torch.Tensor) -> None:
+        assert rank == 0, "only the first process measures"
+        if fails:
+            raise MemoryError("full")
+        table["tuned"] = dict(BLOCK_N=64)
 
-def tune(model, images):
-    assert rank == 0, "only the first process measures"
-    if {fails}:
-        raise MemoryError("full")
-    table["tuned"] = dict(BLOCK_N=64)
-
-atm_triton.tune = tune
-tune_kernels(accelerator, torch.nn.Linear(1, 1), (2, 3, 4, 4))
-Path(f"process {{rank}}").write_text(str(tables.table(torch.device("cpu"))))
-accelerator.end_training()
-"""
+    atm_triton.tune = tune
+    tune_kernels(accelerator, nn.Linear(1, 1), (2, 3, 4, 4))
+    Path(f"process {rank}").write_text(str(tables.table(CPU)))
+    accelerator.end_training()
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["tuned", "failed"])
-def test_all_processes_take_the_result_of_the_first(fails: bool, tmp_path: Path) -> None:
-    (tmp_path / "driver.py").write_text(PROCESSES.format(train=str(ROOT / "train"), fails=fails))
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "driver.py")]
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_all_processes_take_the_result_of_the_first(
+    fails: bool, made_up_gpu, fresh_accelerate, two_processes: Callable[..., None], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    two_processes(tune_in_one_of_two, fails)
     held = {} if fails else {"of this process alone": {"BLOCK_N": 0}, "tuned": {"BLOCK_N": 64}}
     for rank in (0, 1):
         assert (tmp_path / f"process {rank}").read_text() == str(held)
-    assert done.stdout.count("tuning failed") == done.stdout.count("tuning failed (MemoryError: full)") == fails
+    said = capfd.readouterr().out
+    assert said.count("tuning failed") == said.count("tuning failed (MemoryError: full)") == fails
