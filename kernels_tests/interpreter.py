@@ -7,6 +7,9 @@ interpreted only inside ``with interpreted():``. This leans on private names of 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+from types import SimpleNamespace
 
 import numpy as np
 import triton
@@ -28,11 +31,18 @@ def _bf16_as_fp32(handle):
     return _interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
 
+# Looking a function over takes longer than a small one runs: once is enough.
+_Interpreted = functools.cache(_interpreter.InterpretedFunction)
+_EVERY_LANGUAGE_MODULE = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})  # as if a function saw both
+
+
 @contextlib.contextmanager
 def interpreted():
     Builder = _interpreter.InterpreterBuilder
     cast_impl, create_dot = Builder.cast_impl, Builder.create_dot
     call, run = JITFunction.__call__, JITFunction.run
+    patch_lang, builder = _interpreter._patch_lang, _interpreter.interpreter_builder
+    options = builder.options
 
     def cast(self, src, dst_type):
         if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
@@ -43,21 +53,25 @@ def interpreted():
         return create_dot(self, _bf16_as_fp32(a), _bf16_as_fp32(b), *rest)
 
     def call_interpreted(self, *args, **kwargs):  # a jitted function called inside a kernel
-        scope = _interpreter._patch_lang(self.fn)
-        try:
-            return _interpreter.InterpretedFunction(self.fn).rewrite()(*args, **kwargs)
-        finally:
-            scope.restore()
+        return _Interpreted(self.fn).rewrite()(*args, **kwargs)
 
     def run_interpreted(self, *args, grid, warmup=False, **kwargs):
-        return _interpreter.InterpretedFunction(self.fn).run(*args, grid=grid, warmup=warmup, **kwargs)
+        scope = patch_lang(_EVERY_LANGUAGE_MODULE)  # for the kernel and all that it calls
+        try:
+            return _Interpreted(self.fn).run(*args, grid=grid, warmup=warmup, **kwargs)
+        finally:
+            scope.restore()
 
     with triton.knobs.runtime.scope():
         triton.knobs.runtime.interpret = True
         Builder.cast_impl, Builder.create_dot = cast, dot
         JITFunction.__call__, JITFunction.run = call_interpreted, run_interpreted
+        _interpreter._patch_lang = lambda fn: _interpreter._LangPatchScope()
+        # Otherwise it computes whether integers overflow, and asks nobody: that takes as long as everything else.
+        builder.options = dataclasses.replace(options, sanitize_overflow=False)
         try:
             yield
         finally:
             Builder.cast_impl, Builder.create_dot = cast_impl, create_dot
             JITFunction.__call__, JITFunction.run = call, run
+            _interpreter._patch_lang, builder.options = patch_lang, options
