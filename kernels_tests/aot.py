@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import re
+import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
@@ -70,30 +72,65 @@ def compile_kernel(kernel, arguments: dict[str, str], constexprs: dict, name: in
     """Compile for target ``name``. ``arguments``: type of each runtime argument, such as ``*bf16``; pointers are 16-byte aligned."""
     signature = {a: "constexpr" if a in constexprs else arguments[a] for a in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if signature[a].startswith("*")}
+    # Otherwise it computes whether integers overflow, and throws that away: the machine code is the same.
+    options = options | {"sanitize_overflow": False}
     return triton.compile(ASTSource(kernel, signature, constexprs, aligned), target=target(name), options=options)
 
 
 def resources(compiled) -> Resources:
-    if "amdgcn" in compiled.asm:
-        assembly = compiled.asm["amdgcn"]
-        fields = {k: int(v) for k, v in re.findall(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)", assembly)}
-        names = collections.Counter(re.findall(r"^\s+([a-z]+_[a-z0-9_]+)", assembly, re.M))
-        return Resources(
-            fields["vgpr_count"], fields["vgpr_spill_count"] + fields["private_segment_fixed_size"], compiled.metadata.shared, names
-        )
+    return all_resources([compiled])[0]
+
+
+def all_resources(compiled: list) -> list[Resources]:
+    """Of kernels for one target."""
+    if compiled and "amdgcn" in compiled[0].asm:
+        return [_amd_resources(kernel) for kernel in compiled]
+    found = []
+    for kernel, lines in zip(compiled, _disassembled(compiled), strict=True):
+        names = collections.Counter(name for _, name, _ in lines)
+        lines = [line for line in lines if line[1] != "NOP"]
+        jumps = [re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None for _, name, rest in lines]
+        code = [(int(at, 16), int(jump[1] if jump else at, 16)) for (at, _, _), jump in zip(lines, jumps, strict=True)]
+        found.append(Resources(*registers_and_spills(kernel.asm["cubin"]), kernel.metadata.shared, names, code))
+    return found
+
+
+def _amd_resources(compiled) -> Resources:
+    assembly = compiled.asm["amdgcn"]
+    fields = {k: int(v) for k, v in re.findall(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)", assembly)}
+    names = collections.Counter(re.findall(r"^\s+([a-z]+_[a-z0-9_]+)", assembly, re.M))
+    spills = fields["vgpr_spill_count"] + fields["private_segment_fixed_size"]
+    return Resources(fields["vgpr_count"], spills, compiled.metadata.shared, names)
+
+
+def registers_and_spills(cubin: bytes) -> tuple[int, int]:
+    # STACK holds 16 bytes of parameters for some targets even without a spill: local loads and stores are the proof.
+    use = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _run("cuobjdump", cubin, "--dump-resource-usage")))
+    return int(use["REG"]), int(use["STACK"]) + int(use["LOCAL"])
+
+
+def _disassembled(compiled: list) -> list[list[tuple[str, str, str]]]:
+    """Of each kernel, its instructions: addresses, names and the rest. In one go: the disassembler takes a third of a second to start."""
+    codes = [_instructions(kernel.asm["cubin"]) for kernel in compiled]
+    target = f"SM{compiled[0].metadata.target.arch}"
+    assembly = _run("nvdisasm", b"".join(codes), "--no-dataflow", "--binary", target)
+    lines = iter(re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", assembly, re.M))
+    found = [list(itertools.islice(lines, len(code) // 16)) for code in codes]
+    assert not list(lines) and all(found)
+    return found
+
+
+def _instructions(cubin: bytes) -> bytes:
+    """Of its kernel, 16 bytes each: the section .text.<kernel> of an ELF file, whose table names each with where it lies and its length."""
+    table, size, count, names = *struct.unpack_from("<Q", cubin, 40), *struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<I20xQQ", cubin, table + i * size) for i in range(count)]
+    (code,) = (cubin[at : at + length] for name, at, length in sections if cubin.startswith(b".text.", sections[names][1] + name))
+    return code
+
+
+def _run(tool: str, content: bytes, *flags: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(content)
         file.flush()
-
-        def dump(*flags: str) -> str:
-            command = [triton.knobs.nvidia.cuobjdump.path, *flags, file.name]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-        use = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("--dump-resource-usage"))}
-        # STACK holds 16 bytes of parameters for some targets even without a spill: local loads and stores are the proof.
-        lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", dump("-sass"), re.M)
-    names = collections.Counter(name for _, name, _ in lines)
-    lines = [line for line in lines if line[1] != "NOP"]
-    jumps = [re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None for _, name, rest in lines]
-    code = [(int(at, 16), int(jump[1] if jump else at, 16)) for (at, _, _), jump in zip(lines, jumps, strict=True)]
-    return Resources(use["REG"], use["STACK"] + use["LOCAL"], compiled.metadata.shared, names, code)
+        command = [getattr(triton.knobs.nvidia, tool).path, *flags, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
 import triton
-from aot import resources, target
+from aot import registers_and_spills, target
 from interpreter import interpreted
 
 from atm_triton.ops import axial_gather as gather
@@ -41,8 +40,8 @@ class Driver:
         return lambda *args: pytest.fail("it runs")
 
     def load_binary(self, name, binary, shared, device):
-        use = resources(SimpleNamespace(asm={"cubin": binary}, metadata=SimpleNamespace(shared=shared)))
-        return "module", "function", use.registers, use.spills // 4, 1024
+        registers, size = registers_and_spills(binary)
+        return "module", "function", registers, size // 4, 1024
 
 
 @pytest.fixture
