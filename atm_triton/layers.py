@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .ops.axial_gather import axial_gather
 from .ops.branch_fusion import branch_fusion
 from .ops.offset_fc import offset_fc
 from .ops.token_mix import token_mix
+
+Layer = Callable[[Tensor], Tensor]
 
 # Symbolic tracing (torch.fx) records calls of these, for they look at shapes, which its proxies do not have.
 for _function in ("axial_gather", "branch_fusion", "offset_fc", "rearrange", "token_mix"):
@@ -40,6 +47,44 @@ def _map(name: str, x: Tensor, channels: int) -> Tensor:
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"{name} must be [B, {channels}, H, W] (NCHW), got {list(x.shape)}")
     return rearrange(x, "b c h w -> b h w c").contiguous()
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Whether calling ``layer`` is the forward of ``kind`` and nothing else, so that an operator may read its parameters instead.
+
+    Not so for an adapter in its place, hooks (pruning, FSDP), a ``forward`` of its own (Accelerate) or a weight that is no ordinary tensor
+    (torchao). A parametrization is in the parameters that are read.
+    """
+    return (type(layer) is kind or type_before_parametrizations(layer) is kind) and not (
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in layer.__dict__
+        or is_traceable_wrapper_subclass(layer._parameters.get("weight"))
+    )
+
+
+def weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
+    """Of an FC, or of a 1 x 1 convolution as one."""
+    weight, bias = layer.weight.flatten(1), layer.bias
+    return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
+
+
+def fuse(x: Tensor, offset: Tensor, fc_w: Any, fc_h: Any, fc_c: Any, logits: Any, proj: Any) -> Tensor:
+    """The mixer of plain layers: their parameters are read."""
+    branches = *weight_and_bias(fc_w), *weight_and_bias(fc_h), fc_c.weight
+    return token_mix(x, offset, *branches, *weight_and_bias(logits.fc1), *weight_and_bias(logits.fc2), *weight_and_bias(proj))
+
+
+def compose(x: Tensor, offset: Tensor, fc_w: Layer, fc_h: Layer, fc_c: Layer, logits: Layer, proj: Layer) -> Tensor:
+    """The mixer of any layers: they are called."""
+    along_w, along_h = offset.chunk(2, -1)
+    w = fc_w(axial_gather(x, along_w, "w"))
+    h = fc_h(axial_gather(x, along_h, "h"))
+    c = fc_c(x)
+    s = w.mean((1, 2)) + h.mean((1, 2)) + c.mean((1, 2))
+    return proj(branch_fusion(w, h, c, logits(s)))
 
 
 class EagerLayer(nn.Module):
@@ -95,6 +140,12 @@ class BranchLogits(nn.Module):
         return rearrange(self.fc2(F.gelu(self.fc1(s))), "b (c k) -> b k c", k=3)
 
 
+def _are_plain(fc_w: Any, fc_h: Any, fc_c: Any, logits: Any, proj: Any) -> bool:
+    """Whether ``fuse`` does what ``compose`` would."""
+    fcs_are = is_plain(fc_w) and is_plain(fc_h) and is_plain(fc_c) and fc_c.bias is None and is_plain(proj)
+    return fcs_are and is_plain(logits, BranchLogits) and is_plain(logits.fc1) and is_plain(logits.fc2)
+
+
 class ActiveTokenMixer(EagerLayer):
     """Active Token Mixer (paper, section 3.2): ``[B, H, W, dim] -> [B, H, W, out_dim]``.
 
@@ -107,6 +158,9 @@ class ActiveTokenMixer(EagerLayer):
 
     ``forward(x, offset=None)``: ``offset [B, H, W, 2 * dim // share]`` in tokens, the first half along W, the second along H; without it
     the mixer predicts its own from x.
+
+    ``token_mix`` computes it at once from the layers' parameters, parametrized ones too. Where something took the place of a layer (an
+    adapter) or hooks it, every layer is called instead, between ``axial_gather`` and ``branch_fusion``. Register hooks before compiling.
     """
 
     def __init__(self, dim: int, share: int = 1, *, out_dim: int | None = None, own_offset: bool = True, proj_drop: float = 0.0) -> None:
@@ -134,21 +188,9 @@ class ActiveTokenMixer(EagerLayer):
                 raise ValueError("this mixer was made with own_offset=False: pass offset [B, H, W, 2 * dim // share]")
             offset = self.offset(x)
         offset = _offsets(offset, self.dim, self.share)
-        return self.proj_drop(self._fused(x, offset) if self.out_dim == self.dim else self._composed(x, offset))
-
-    def _fused(self, x: Tensor, offset: Tensor) -> Tensor:
-        branches = self.fc_w.weight, self.fc_w.bias, self.fc_h.weight, self.fc_h.bias, self.fc_c.weight
-        fc1, fc2 = self.logits.fc1, self.logits.fc2
-        return token_mix(x, offset, *branches, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.proj.weight, self.proj.bias)
-
-    def _composed(self, x: Tensor, offset: Tensor) -> Tensor:
-        """The same of its parts: token_mix is for as many channels out as in."""
-        along_w, along_h = offset.chunk(2, -1)
-        w = self.fc_w(axial_gather(x, along_w, "w"))
-        h = self.fc_h(axial_gather(x, along_h, "h"))
-        c = self.fc_c(x)
-        s = w.mean((1, 2)) + h.mean((1, 2)) + c.mean((1, 2))
-        return self.proj(branch_fusion(w, h, c, self.logits(s)))
+        layers = self.fc_w, self.fc_h, self.fc_c, self.logits, self.proj
+        mix = fuse if self.out_dim == self.dim and _are_plain(*layers) else compose
+        return self.proj_drop(mix(x, offset, *layers))
 
     def extra_repr(self) -> str:
         out = "" if self.out_dim == self.dim else f", out_dim={self.out_dim}"
