@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ..layers import ActiveTokenMixer, ActiveTokenMixer2d, EagerLayer
+from ..layers import ActiveTokenMixer, ActiveTokenMixer2d, EagerLayer, is_plain
 from .layers import GridMixer, MapBlock, PublishedMixer
 
 # Where timm has it, now and before; what other networks call attention takes other tokens.
@@ -83,20 +84,14 @@ def _published(layer: Any) -> Replacement:
         raise Unsuitable(f"weights {shapes} where the published mixer has {expected}")
     if {"forward", "_compiled_call_impl"} & set(vars(layer)):
         raise Unsuitable("its forward was replaced or compiled by itself")
-    if layer.atm_c.bias is not None:
-        raise Unsuitable("atm_c has a bias")
     for name in ("atm_h", "atm_w"):
         op = holders[name]
         for setting, usual in (("stride", 1), ("padding", 0), ("dilation", 1)):
             if (value := getattr(op, setting, usual)) not in (usual, (usual, usual)):
                 raise Unsuitable(f"{name} has {setting} {value}")
-    for name, part in fusion.named_children():
-        exact_gelu = isinstance(part, nn.GELU) and part.approximate == "none"
-        if not (name in ("fc1", "fc2") or exact_gelu or isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and part.p == 0)):
-            raise Unsuitable(f"fusion.{name} is {part}, which the operator does not compute")
-    hooked = [name for name, m in {**holders, "fusion": fusion}.items() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks]
-    if hooked:
-        raise Unsuitable(f"{', '.join(hooked)} has hooks, which would not be called")
+        more = {parameter.split(".")[0] for parameter, _ in op.named_parameters()} - {"weight", "bias", "parametrizations"}
+        if more and is_plain(op, type(op)):
+            raise Unsuitable(f"{name} has {', '.join(sorted(more))} beside weight and bias: merge its adapter first")
     return Replacement(layer, PublishedMixer(layer), "the same parameters and function")
 
 
@@ -157,6 +152,9 @@ def _check_share(channels: int, share: int) -> None:
 
 def _check_widths(attention: Any, share: int) -> int:
     qkv, proj = attention.qkv, attention.proj
+    for name, fc in (("qkv", qkv), ("proj", proj)):
+        if type_before_parametrizations(fc) is not nn.Linear:
+            raise Unsuitable(f"its {name} is a {type(fc).__name__}, whose weight is not all that it computes: merge its adapter first")
     if not qkv.in_features == proj.in_features == proj.out_features == qkv.out_features // 3:
         raise Unsuitable(f"widths differ: qkv {qkv.in_features} to {qkv.out_features}, proj {proj.in_features} to {proj.out_features}")
     _check_share(qkv.in_features, share)
@@ -187,5 +185,5 @@ def _begin(mixer: ActiveTokenMixer, branches: Sequence[Tensor]) -> None:
 
 
 def _note(layer: nn.Module, *notes: str) -> str:
-    hooks = "its hooks rest until unswap" if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks else ""
-    return "; ".join(note for note in (*notes, hooks) if note)
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return "; ".join(note for note in (*notes, "its hooks rest until unswap" if hooked else "") if note)

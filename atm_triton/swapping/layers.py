@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ..layers import ActiveTokenMixer, EagerLayer
-from ..ops.token_mix import token_mix
+from ..layers import ActiveTokenMixer, EagerLayer, compose, fuse, is_plain, weight_and_bias
+
+
+class Published(NamedTuple):
+    """What a ``PublishedMixer`` stands for; a tuple, so that the layer is none of the mixer's modules."""
+
+    layer: nn.Module
+    channels: int
+    kinds: dict[str, type[nn.Module]]  # of its parts that have the published code's own classes
 
 
 class PublishedMixer(EagerLayer):
-    """The published implementation's mixer on this library's operator: its modules, parameters, names and hooks, and its function.
+    """The published implementation's mixer on this library's operators: its modules, parameters, names and hooks, and its function.
 
     ``forward(x [B, H, W, C], offset [B, 2 * C, H, W]) -> [B, H, W, C]``: offsets in tokens for every channel, first along W, then along H.
+
+    As in ``ActiveTokenMixer``, adapters and layers with hooks are called. ``atm_w`` and ``atm_h`` are called by the published code itself.
     """
 
     # Of the layer that it stands for.
@@ -26,27 +37,42 @@ class PublishedMixer(EagerLayer):
     proj: Any
     proj_drop: Any
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         vars(self).update(vars(layer))  # the very registries of its modules and hooks, so that what is changed in one is in both
+        kinds = {name: type_before_parametrizations(getattr(layer, name)) for name in ("atm_h", "atm_w", "fusion")}
+        self._published = Published(layer, len(layer.atm_c.weight), kinds)
+
+    def train(self, mode: bool = True) -> Self:
+        self._published.layer.training = mode
+        return super().train(mode)
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        channels = self.atm_c.in_features
+        layer, channels, kinds = self._published
         if x.ndim != 4 or x.shape[3] != channels:
             raise ValueError(f"x must be [B, H, W, {channels}] (channels last), got {list(x.shape)}")
         if offset.shape != (x.shape[0], 2 * channels, *x.shape[1:3]):
             raise ValueError(f"offset must be [B, 2 * C, H, W] for x {list(x.shape)}, got {list(offset.shape)}")
-        w, h = (rearrange(layer.weight, "o i 1 1 -> o i") for layer in (self.atm_w, self.atm_h))
-        fc1, fc2, proj = self.fusion.fc1, self.fusion.fc2, self.proj
-        y = token_mix(
-            *(x, rearrange(offset, "b c h w -> b h w c")),
-            *(w, _bias(self.atm_w), h, _bias(self.atm_h), self.atm_c.weight),
-            *(fc1.weight, _bias(fc1), fc2.weight, _bias(fc2), proj.weight, _bias(proj)),
-        )
+        if not (is_plain(self.atm_w, kinds["atm_w"]) and is_plain(self.atm_h, kinds["atm_h"])):
+            return layer.forward(x, offset)  # the published code alone knows what it calls them with
+        offset = rearrange(offset, "b c h w -> b h w c")
+        if self._is_plain(kinds["fusion"]):
+            y = fuse(x, offset, self.atm_w, self.atm_h, self.atm_c, self.fusion, self.proj)
+        else:
+            w, h = weight_and_bias(self.atm_w), weight_and_bias(self.atm_h)
+            y = compose(x, offset, lambda t: F.linear(t, *w), lambda t: F.linear(t, *h), self.atm_c, self._logits, self.proj)
         return self.proj_drop(y)
 
+    def _is_plain(self, fusion: type[nn.Module]) -> bool:
+        """Whether ``fuse`` does what ``compose`` would."""
+        fcs_are = is_plain(self.atm_c) and self.atm_c.bias is None and is_plain(self.proj)
+        return fcs_are and is_plain(self.fusion, fusion) and all(_is_in_token_mix(*part) for part in self.fusion.named_children())
+
+    def _logits(self, s: Tensor) -> Tensor:
+        return rearrange(self.fusion(s), "b (c k) -> b k c", k=3)
+
     def extra_repr(self) -> str:
-        return str(self.atm_c.in_features)
+        return str(self._published.channels)
 
 
 class GridMixer(ActiveTokenMixer):
@@ -106,5 +132,9 @@ class MapBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-def _bias(layer: Any) -> Tensor:
-    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
+def _is_in_token_mix(name: str, part: Any) -> bool:
+    """Whether a part of the published fusion is what ``token_mix`` has in its place."""
+    if name in ("fc1", "fc2"):
+        return is_plain(part)
+    exact_gelu = is_plain(part, nn.GELU) and part.approximate == "none"
+    return exact_gelu or is_plain(part, nn.Identity) or (is_plain(part, nn.Dropout) and part.p == 0)

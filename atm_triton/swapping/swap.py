@@ -19,7 +19,7 @@ Target = type[nn.Module] | str | Callable[[str, nn.Module], bool]
 ORIGINAL = "_original"  # of a replacement; a tuple, so that what it holds is none of the model's modules
 
 
-OF_ONE = (ORIGINAL, "forward", "_compiled_call_impl")  # attributes that a published mixer and its replacement do not share
+OF_ONE = (ORIGINAL, "_published", "forward", "_compiled_call_impl")  # attributes that a published mixer and its replacement do not share
 
 
 class Original(NamedTuple):
