@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atm_triton import ActiveTokenMixer, ActiveTokenMixer2d
-from atm_triton.swap_layers import GridMixer
+from atm_triton.swapping.layers import GridMixer
 
 SHAPE = (2, 3, 5, 8)
 LAYERS = ["fc_w", "fc_h", "fc_c", "proj", "logits.fc1", "logits.fc2"]
