@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all exhaustive check docs test-oldest machine-code gpu-check gpu-test gpu-tune gpu-bench bench clean
+.PHONY: demo test test-all exhaustive check docs test-oldest machine-code gpu-report gpu-test gpu-tune gpu-bench bench clean
 
 # With torch's own wheels, which bring Triton. constraints.txt is the tested set.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -46,14 +46,15 @@ test-oldest: .venv-oldest/installed  ## all tests on the oldest supported torch,
 machine-code: $(VENV)/installed  ## what every kernel compiles to for every GPU; ONLY=token_mix_fwd for one kernel's rows
 	PYTHONPATH=.:models $(BIN)/python kernels_tests/machine_code.py --only '$(ONLY)'
 
-# The targets for a machine with a GPU install nothing, so that they also run where there is no network: make gpu-check GPU_PYTHON=python3
-# Each goes on after what fails, and ends with its status. GPU_PYTEST="-n 8" tests in eight processes, where pytest-xdist is installed.
+# The targets for a machine with a GPU install nothing, so that they also run where there is no network: make gpu-report GPU_PYTHON=python3
+# gpu-report is for minutes; the others do one thing in full, go on after what fails, and end with its status. GPU_PYTEST="-n 8" tests in eight
+# processes, where pytest-xdist is installed.
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
 GPU_RUN = PYTHONPATH=.:models$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON)
 GPU_TUNE = $(GPU_RUN) -m atmnet tune --model atmnet-t --export
 
-gpu-check:  ## on a machine with a GPU: its tests, then tuning, then the benchmark; an hour or two
-	$(MAKE) -k -j 1 gpu-test gpu-tune gpu-bench
+gpu-report:  ## on a machine with a GPU: the most important of all that follows, in six minutes; GPU_REPORT_FLAGS='--minutes 10 --resume'
+	$(GPU_RUN) bench/gpu_report.py $(GPU_REPORT_FLAGS)
 
 gpu-test:  ## the tests of the operators and of the benchmark on this GPU
 	@status=0; set -x; \

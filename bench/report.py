@@ -117,7 +117,7 @@ def _cost(row: Row) -> str:
     return f"{per_token(row):.4g}" if row["p50_ms"] else ""
 
 
-def _about(rows: list[Row]) -> str:
+def about(rows: list[Row]) -> str:
     commits, configs = (", ".join(dict.fromkeys(row[name] for row in rows)) for name in ("commit", "configs"))  # what resuming may change
     first = rows[0]
     versions = f"torch {first['torch']}, Triton {first['triton'] or 'not installed'}"
@@ -136,10 +136,21 @@ def _resolution(rows: list[Row]) -> list[Row]:
     return sorted((row for row in timed if len(sizes[tuple(row[g] for g in groups)]) > 1), key=pixels)
 
 
-def markdown(rows: list[Row], title: str) -> str:
-    operators = [row for row in rows if row["section"] == "operator"]
-    networks = [row for row in rows if row["section"] == "network"]
-    lines = [f"# {title}", "", _about(rows), "", "Medians; in brackets, how many times as fast as the published formulation.", ""]
+def _training(rows: list[Row]) -> Iterator[str]:
+    columns = ("program", "model", "shape", "dtype", "batch", "timed as", "images/s", "peak GiB", "")
+    yield f"| {' | '.join(columns)} |"
+    yield "|" + "---|" * len(columns)
+    for row in rows:
+        texts = [row[name] for name in ("what", "name", "shape", "dtype", "batch", "implementation")]
+        peak = f"{row['peak_mib'] / 1024:.3g}" if row["peak_mib"] else ""
+        speed = f"{row['images_per_s']:.0f}"
+        yield f"| {' | '.join([*texts, speed, peak, row['note']])} |"
+
+
+def tables(rows: list[Row]) -> list[str]:
+    """All that is in a results file."""
+    operators, networks, training = ([row for row in rows if row["section"] == section] for section in ("operator", "network", "training"))
+    lines = ["Medians; in brackets, how many times as fast as the published formulation.", ""]
     lines += ["A training step is forward and backward in the dtype named, without autocast and without an optimizer's step.", ""]
     lines += ["| ceiling | |", "|---|---|"]
     for row in rows:
@@ -160,12 +171,17 @@ def markdown(rows: list[Row], title: str) -> str:
             lines += ["", "Peak memory, GiB:", "", *_table(group, ("shape", "dtype", "batch"), _memory)]
         if several := [row for row in _resolution(rows) if row["what"] == what]:
             lines += ["", "Cost against resolution, ns per token of stage 1:", "", *_table(several, ("shape", "dtype", "batch"), _cost)]
+    if training:
+        lines += ["", "## Training programs, on generated images", "", *_training(training)]
     lines += ["", "## Ours in detail", "", *_details([*operators, *networks])]
     if failed := [row for row in rows if row["section"] == "failed"]:
         lines += ["", "## Failed", "", *(f"- {row['name']}: {row['note']}" for row in failed)]
     lines += ["", "## Targets", "", "| target | measured | met |", "|---|---|---|"]
-    lines += [f"| {target} | {measured} | {met} |" for target, measured, met in judge(rows)]
-    return "\n".join(lines) + "\n"
+    return lines + [f"| {target} | {measured} | {met} |" for target, measured, met in judge(rows)]
+
+
+def markdown(rows: list[Row], title: str) -> str:
+    return "\n".join([f"# {title}", "", about(rows), "", *tables(rows)]) + "\n"
 
 
 # ---- plots
@@ -235,7 +251,7 @@ def block(files: Iterable[Path]) -> str:
     for file in files:
         if rows := [row for row in read(file) if row["section"] == "network" and row["shape"] == SQUARE]:
             name = rows[0]["name"].replace("atmnet_t", "ATMNet-T")
-            title = f"{name}, {SQUARE.replace('x', ' × ')}, batch {rows[0]['batch']}, on {_about(rows)}:"
+            title = f"{name}, {SQUARE.replace('x', ' × ')}, batch {rows[0]['batch']}, on {about(rows)}:"
             parts += [title, "", *_table(rows, ("what", "dtype"), _time), ""]
     return "\n".join(parts[:-1]) or "Not measured yet."
 

@@ -12,60 +12,30 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
 import itertools
-import os
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-import first_step
+import jobs
 import limits
 import networks
-import operators
 import report
 import torch
-from networks import Case
+from about import MODE, MODEL, commit, describe
+from jobs import Bench, Job, name_of
 from operators import Row
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from timing import clean_slate, what_failed
+from timing import what_failed
 
 import atm_triton
 from atm_triton.__main__ import device as parse_device
 from atm_triton.tuning import tables
 
 KEY = ("section", "name", "what", "shape", "dtype", "batch", "implementation")
-MODEL, MODE = "atmnet_t", "default"
 MODES = (MODE, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-
-
-class Job(NamedTuple):
-    """What is measured together."""
-
-    title: str
-    dtype: torch.dtype
-    run: Callable[[limits.Ceilings], list[Row]]
-
-
-def commit() -> str:
-    """What was measured; a plus sign: with changes that are not committed."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
-    try:
-        described = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    except OSError:  # no git here
-        described = ""
-    return described or f"release {atm_triton.__version__}"
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,58 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
-    """Everything that is measured; what the targets are about comes first."""
-    model = limits.on_meta(args.model)
-    gpu, bf16, fp32 = args.device.type == "cuda", torch.bfloat16, torch.float32
-    of_operator, of_network = (args.seconds,) * 2 if args.seconds is not None else (0.5, 0.5) if gpu else (1, 4)
-    # Batches of about as many tokens each.
-    square = {(32, 32): 2} if args.quick else {(224, 224): 128 if gpu else 4}
-    others = {(64, 64): 2}
-    if not args.quick:
-        others = {(800, 1280): 6, (384, 384): 48, (512, 2048): 6} if gpu else {(384, 384): 1, (512, 2048): 1, (800, 1280): 1}
-
-    mixer = [operator for operator in operators.OPERATORS if operator.name == "token_mix"]
-    its_parts = [operator for operator in operators.OPERATORS if operator not in mixer]
-
-    def operator_jobs(chosen: list[operators.Operator], dtype: torch.dtype, sizes: dict[tuple[int, int], int], stages: slice) -> list[Job]:
-        jobs = []
-        for operator, (size, batch) in itertools.product(chosen, sizes.items()):
-            for shape in limits.stages(model, batch, size)[stages]:
-                arguments = operator, shape, dtype, args.device, args.compile_mode, of_operator
-                title = f"{operator.name}, {shape}, {str(dtype).removeprefix('torch.')}"
-                jobs.append(Job(title, dtype, functools.partial(operators.measure, *arguments)))
-        return jobs
-
-    def network_jobs(dtype: torch.dtype, sizes: dict[tuple[int, int], int], what: str, *implementations: str) -> list[Job]:
-        jobs = []
-        for size, batch in sizes.items():
-            case = Case(what, size, batch, dtype, implementations or networks.ALL)
-            arguments = args.model, case, args.device, args.compile_mode, of_network
-            jobs.append(Job(f"network, {case}", dtype, functools.partial(networks.measure, *arguments)))
-        return jobs
-
-    def first_step_job() -> Job:
-        def run(_: limits.Ceilings) -> list[Row]:
-            clean_slate(args.device)  # the process needs room
-            note = first_step.benchmarks(args.model, str(args.device))
-            return [dict(section="first step", name=args.model, what="first step", implementation="", note=note)]
-
-        return Job("first step", bf16, run)
-
-    every, second, first = slice(1 if args.quick else None), slice(None, 1 if args.quick else None, 2), slice(1)
-    if not gpu:
-        jobs = network_jobs(fp32, square, "inference") + network_jobs(fp32, square, "training step", *networks.OURS)
-        jobs += network_jobs(fp32, others, "inference", "eager")
-        jobs += operator_jobs(mixer, fp32, square, every) + operator_jobs(mixer, fp32, others, first)
-        return jobs + operator_jobs(its_parts, fp32, square, second)
-    jobs = []
-    for dtype in (bf16, fp32):
-        jobs += operator_jobs(mixer, dtype, square, every)
-        jobs += network_jobs(dtype, square, "inference") + network_jobs(dtype, square, "training step")
-        jobs += [first_step_job()] if dtype == bf16 else []
-        jobs += network_jobs(dtype, others, "inference") + network_jobs(dtype, others, "training step")
-        jobs += operator_jobs(mixer, dtype, others, every) + operator_jobs(its_parts, dtype, square, every)
-    return jobs
+    gpu = args.device.type == "cuda"
+    seconds = (args.seconds,) * 2 if args.seconds is not None else (0.5, 0.5) if gpu else (1, 4)
+    bench = Bench(args.model, args.device, args.compile_mode, *seconds)
+    return (jobs.on_gpu if gpu else jobs.on_cpu)(bench, args.quick)
 
 
 def with_speedups(rows: list[Row]) -> list[Row]:
@@ -150,7 +72,7 @@ def with_speedups(rows: list[Row]) -> list[Row]:
 
 
 def ceiling_rows(ceilings: limits.Ceilings, dtype: torch.dtype) -> list[Row]:
-    about = dict(section="ceiling", dtype=str(dtype).removeprefix("torch."))
+    about = dict(section="ceiling", dtype=name_of(dtype))
     return [
         about | dict(what="copy", gb_per_s=ceilings.bandwidth / 1e9),
         about | dict(what="matrix product", tflop_per_s=ceilings.rate / 1e12),
@@ -158,7 +80,7 @@ def ceiling_rows(ceilings: limits.Ceilings, dtype: torch.dtype) -> list[Row]:
 
 
 def ceilings_in(rows: Iterable[Row], dtype: torch.dtype) -> limits.Ceilings | None:
-    found = {row["what"]: row for row in rows if row["section"] == "ceiling" and row["dtype"] == str(dtype).removeprefix("torch.")}
+    found = {row["what"]: row for row in rows if row["section"] == "ceiling" and row["dtype"] == name_of(dtype)}
     if not found:
         return None
     return limits.Ceilings(1e9 * found["copy"]["gb_per_s"], 1e12 * found["matrix product"]["tflop_per_s"])
@@ -166,6 +88,12 @@ def ceilings_in(rows: Iterable[Row], dtype: torch.dtype) -> limits.Ceilings | No
 
 def went_wrong(row: Row) -> bool:
     return row["section"] == "failed" or str(row.get("note", "")).startswith(("wrong", "failed"))
+
+
+def in_short(rows: list[Row]) -> str:
+    """What was measured last, or what is wrong with it."""
+    row = rows[-1]
+    return f"{row['implementation']} {row['p50_ms']:.3g} ms" if row.get("p50_ms") else row.get("note", "")
 
 
 def results_file(folder: Path, device: str, resume: bool) -> Path:
@@ -186,28 +114,14 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace, a
             parser.error(f"{file} is of {name} {other[0]}, not {about[name]}: leave --resume out to begin another file")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(arguments)
-    if args.device.type not in ("cpu", "cuda"):
-        parser.error(f"--device {args.device}: nothing here runs on it")
-    try:
-        info = atm_triton.backend_info(args.device)
-    except ValueError as error:  # a GPU that is not there
-        parser.error(f"--device {args.device}: {error}")
-    file = results_file(args.output or report.RESULTS, tables.gpu_slug(args.device) or "cpu", args.resume)
-    kept = report.read(file) if file.is_file() else []
-    about = dict(device=device_name(args.device), torch=info.torch, triton=info.triton, commit=args.commit or commit())
-    about |= dict(configs=info.configs.replace(os.path.expanduser("~"), "~"), model=args.model, mode=args.compile_mode)
-    check_arguments(parser, args, about, file, kept)
-    jobs = [job for job in plan(args) if args.only in job.title]
-    if not jobs:
-        parser.error(f"--only {args.only}: nothing that is measured here has this in its title")
-    if args.device.type == "cuda":
-        torch.cuda.set_device(args.device.index or 0)
+def measure(todo: list[Job], device: torch.device, file: Path, about: Row, minutes: float = float("inf")) -> None:
+    """Writes ``file`` after every job. What it holds is not measured again, but for what failed. Begins nothing after so many minutes."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
     torch.backends.cudnn.allow_tf32 = False  # as products: all float32 here is float32
     console, begun = Console(soft_wrap=True), time.monotonic()
-    again = {row["job"] for row in kept if row["job"] and went_wrong(row)}
+    kept = report.read(file) if file.is_file() else []
+    again = {row["job"] for row in kept if went_wrong(row)} & {job.title for job in todo}
     rows = {tuple(row[name] for name in KEY): row for row in kept if row["job"] not in again}
     done = {row["job"] for row in rows.values()}
 
@@ -215,12 +129,12 @@ def main(arguments: list[str] | None = None) -> int:
         rows.update({tuple(str(row.get(name, "")) for name in KEY): row | about for row in found})
         report.write(file, rows.values())
 
-    def measure(job: Job) -> list[Row]:
+    def run(job: Job) -> list[Row]:
         """Whatever happens, the other jobs are done too."""
         try:
             ceilings = ceilings_in(rows.values(), job.dtype)
             if ceilings is None:
-                ceilings = limits.measure_ceilings(args.device, job.dtype)
+                ceilings = limits.measure_ceilings(device, job.dtype)
                 keep(ceiling_rows(ceilings, job.dtype))
             return with_speedups(job.run(ceilings))
         except Exception as error:
@@ -228,18 +142,38 @@ def main(arguments: list[str] | None = None) -> int:
 
     columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=len(jobs))
-        for job in jobs:
+        task = bar.add_task("", total=len(todo))
+        for job in todo:
             bar.update(task, description=job.title)
-            if job.title not in done and time.monotonic() - begun < 60 * args.minutes:
-                keep([row | dict(job=job.title) for row in measure(job)])
+            if job.title not in done and time.monotonic() - begun < 60 * minutes:
+                found = [row | dict(job=job.title) for row in run(job)]
+                keep(found)
                 if not console.is_terminal:  # a bar is nothing for a log
-                    console.print(f"{time.monotonic() - begun:5.0f} s  {job.title}", highlight=False)
+                    console.print(f"{time.monotonic() - begun:5.0f} s  {job.title}: {in_short(found)}", highlight=False, markup=False)
             bar.advance(task)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if args.device.type not in ("cpu", "cuda"):
+        parser.error(f"--device {args.device}: nothing here runs on it")
+    try:
+        atm_triton.backend_info(args.device)
+    except ValueError as error:  # a GPU that is not there
+        parser.error(f"--device {args.device}: {error}")
+    file = results_file(args.output or report.RESULTS, tables.gpu_slug(args.device) or "cpu", args.resume)
+    kept = report.read(file) if file.is_file() else []
+    about = describe(args.device, args.model, args.compile_mode, args.commit or commit())
+    check_arguments(parser, args, about, file, kept)
+    todo = [job for job in plan(args) if args.only in job.title]
+    if not todo:
+        parser.error(f"--only {args.only}: nothing that is measured here has this in its title")
+    measure(todo, args.device, file, about, args.minutes)
     if not file.is_file():
         parser.error(f"--minutes {args.minutes:g} is too short to begin anything")
     written = report.render(file)
-    measured = report.read(file)
+    measured, console = report.read(file), Console(soft_wrap=True)
     console.print(written[0].read_text(), highlight=False, markup=False)
     console.print("wrote", file, *written, highlight=False)
     return int(any(went_wrong(row) for row in measured))

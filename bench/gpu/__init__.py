@@ -1,0 +1,1 @@
+"""The steps of `make gpu-report` (bench/gpu_report.py), each a process of its own."""
