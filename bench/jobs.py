@@ -45,6 +45,11 @@ def chosen(*names: str) -> list[operators.Operator]:
     return [operator for operator in operators.OPERATORS if (operator.name in names if names else operator.name != "token_mix")]
 
 
+@functools.cache
+def stages(model: str, batch: int, size: tuple[int, int]) -> list[limits.Tokens]:
+    return limits.stages(limits.on_meta(model), batch, size)
+
+
 @dataclass(frozen=True)
 class Bench:
     """Makes jobs for one model on one device."""
@@ -55,16 +60,14 @@ class Bench:
     seconds_operator: float = 0.5  # for each implementation
     seconds_network: float = 0.5
 
-    def stages(self, size: tuple[int, int], batch: int) -> list[limits.Tokens]:
-        return limits.stages(limits.on_meta(self.model), batch, size)
-
     def operator_jobs(
-        self, names: Iterable[operators.Operator], dtype: torch.dtype, sizes: Sizes, stages: Iterable[int] = (1, 2, 3, 4)
+        self, some: Iterable[operators.Operator], dtype: torch.dtype, sizes: Sizes, at: Iterable[int] = (1, 2, 3, 4)
     ) -> list[Job]:
+        """``at``: at the shapes of these stages."""
         jobs = []
-        for operator, (size, batch) in itertools.product(names, sizes.items()):
-            shapes = self.stages(size, batch)
-            for shape in [shapes[stage - 1] for stage in stages]:
+        for operator, (size, batch) in itertools.product(some, sizes.items()):
+            for stage in at:
+                shape = stages(self.model, batch, size)[stage - 1]
                 arguments = operator, shape, dtype, self.device, self.mode, self.seconds_operator
                 title = f"{operator.name}, {shape}, {name_of(dtype)}"
                 jobs.append(Job(title, dtype, functools.partial(operators.measure, *arguments)))

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from cost_model import predicted_ms
 from targets import SQUARE, Row, judge
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +137,21 @@ def _resolution(rows: list[Row]) -> list[Row]:
     return sorted((row for row in timed if len(sizes[tuple(row[g] for g in groups)]) > 1), key=pixels)
 
 
+def _predicted(rows: list[Row]) -> Iterator[str]:
+    """Beside what was measured, what the cost model makes of our compiled token_mix, where it knows the kernels."""
+    columns = ("name", "what", "shape", "dtype", "measured", "predicted", "measured / predicted")
+    found = []
+    for row in rows:
+        if row["name"] == "token_mix" and row["implementation"] == "compiled" and row["p50_ms"]:
+            texts = [row[name] for name in ("name", "what", "shape", "dtype")]
+            if ms := predicted_ms(row["shape"], row["dtype"], row["what"], row["device"]):
+                ratio = f"{row['p50_ms'] / ms:.2f}"
+                found.append(f"| {' | '.join([*texts, _ms(row['p50_ms']), _ms(ms), ratio])} |")
+    if found:
+        yield from ("", "## Measured and predicted", "", "Ours, compiled; the prediction is bench/cost_model.py's, not a measurement.", "")
+        yield from (f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *found)
+
+
 def _training(rows: list[Row]) -> Iterator[str]:
     columns = ("program", "model", "shape", "dtype", "batch", "timed as", "images/s", "peak GiB", "")
     yield f"| {' | '.join(columns)} |"
@@ -171,6 +187,7 @@ def tables(rows: list[Row]) -> list[str]:
             lines += ["", "Peak memory, GiB:", "", *_table(group, ("shape", "dtype", "batch"), _memory)]
         if several := [row for row in _resolution(rows) if row["what"] == what]:
             lines += ["", "Cost against resolution, ns per token of stage 1:", "", *_table(several, ("shape", "dtype", "batch"), _cost)]
+    lines += _predicted(operators)
     if training:
         lines += ["", "## Training programs, on generated images", "", *_training(training)]
     lines += ["", "## Ours in detail", "", *_details([*operators, *networks])]
@@ -245,15 +262,30 @@ def render(file: Path) -> list[Path]:
 # ---- the README
 
 
+def _time_and_memory(row: Row) -> str:
+    return _time(row) + (f", {_memory(row)} GiB" if row["peak_mib"] else "")
+
+
 def block(files: Iterable[Path]) -> str:
-    """What stands between the README's markers: networks at 224 x 224."""
+    """What stands between the README's markers: networks at 224 x 224, and what was measured on a GPU besides."""
     parts = []
     for file in files:
-        if rows := [row for row in read(file) if row["section"] == "network" and row["shape"] == SQUARE]:
-            name = rows[0]["name"].replace("atmnet_t", "ATMNet-T")
-            title = f"{name}, {SQUARE.replace('x', ' × ')}, batch {rows[0]['batch']}, on {about(rows)}:"
-            parts += [title, "", *_table(rows, ("what", "dtype"), _time), ""]
-    return "\n".join(parts[:-1]) or "Not measured yet."
+        rows, date = read(file), re.findall(r"\d{4}-\d\d-\d\d", file.stem)[0]
+
+        def title(what: str, rows: list[Row], date: str = date) -> list[str]:
+            return ["", f"{what}, batch {rows[0]['batch']}, on {about(rows)}, {date}:", ""]
+
+        if networks := [row for row in rows if row["section"] == "network" and row["shape"] == SQUARE]:
+            name = networks[0]["name"].replace("atmnet_t", "ATMNet-T")
+            parts += [*title(f"{name}, {SQUARE.replace('x', ' × ')}", networks), *_table(networks, ("what", "dtype"), _time)]
+        if "threads" in rows[0]["device"]:
+            continue
+        if mixers := [row for row in rows if row["section"] == "operator" and row["name"] == "token_mix"]:
+            parts += [*title("`token_mix`, time and peak memory", mixers)]
+            parts += _table([row for row in mixers if row["implementation"] != "eager"], ("shape", "what", "dtype"), _time_and_memory)
+        if training := [row for row in rows if row["section"] == "training"]:
+            parts += ["", f"Training programs on generated images, on {about(training)}, {date}:", "", *_training(training)]
+    return "\n".join(parts[1:]) or "Not measured yet."
 
 
 def with_block(readme: str, text: str) -> str:

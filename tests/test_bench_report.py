@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import networks
@@ -69,6 +70,26 @@ def test_newest(tmp_path):
     assert report.newest(tmp_path) == {"cpu": tmp_path / "cpu-2026-02-01-10.csv", "gpu-9": tmp_path / "gpu-9-2026-01-01.csv"}
     assert run.results_file(tmp_path, "cpu", resume=True).name == "cpu-2026-02-01-10.csv"
     assert not run.results_file(tmp_path, "cpu", resume=False).exists()
+
+
+def test_readme_block_of_a_gpu(tmp_path):
+    """Says what was measured, on what, and when; in eager mode too, but that does not fit in."""
+    about = dict(device="GPU 9", torch="2.11", triton="3.6", commit="abc", mode="default", configs="none")
+    training = dict(
+        section="training", what="imagenet.py, 30 updates", name="atmnet_b", batch="128", images_per_s=900, note="data wait 3 %"
+    )
+    blank = dict.fromkeys((*report.TEXT, *report.ABOUT), "") | dict.fromkeys(report.NUMBERS)
+    report.write(tmp_path / "gpu-9-2026-01-02.csv", [row | about for row in [*gpu_rows(ours=0.05), blank | training]])
+    block = report.block(report.newest(tmp_path).values())
+    assert block.count("on GPU 9, torch 2.11, Triton 3.6, mode default, commit abc, 2026-01-02:") == 3
+    assert "| 128x14x14x320/G80 | forward | bfloat16 | 1 ms | 1 ms | 0.05 ms |" in block
+    assert "| imagenet.py, 30 updates | atmnet_b |" in block
+
+
+def test_no_time_stands_in_the_readme_by_hand():
+    readme = (ROOT / "README.md").read_text()
+    by_hand = report.with_block(readme, "")
+    assert not re.findall(r"\d\s?(?:ms|µs|GiB|TFLOP/s|GB/s)\b", by_hand)
 
 
 def test_readme_has_the_newest_figures():

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import sys
 from pathlib import Path
 
+import jobs
 import limits
 import operators
 import report
@@ -30,14 +32,13 @@ DRY_MODEL = "atmnet_xt"
 
 def correctness(bench: Bench, dry: bool) -> list[Job]:
     """Result and gradients of every operator at real shapes, by the tests' rule."""
-    jobs = []
+    found = []
     for operator in [*chosen("token_mix"), *chosen()]:
-        for size, batch in (SQUARE_QUICK if dry else SQUARE).items():
-            shapes = bench.stages(size, batch)
-            for shape in [shapes[stage - 1] for stage in (DRY_STAGES if dry else STAGES)]:
-                title = f"correctness of {operator.name}, {shape}, {name_of(BF16)}"
-                jobs.append(Job(title, BF16, functools.partial(judge, operator, shape, BF16, bench.device)))
-    return jobs
+        for (size, batch), stage in itertools.product((SQUARE_QUICK if dry else SQUARE).items(), DRY_STAGES if dry else STAGES):
+            shape = jobs.stages(bench.model, batch, size)[stage - 1]
+            title = f"correctness of {operator.name}, {shape}, {name_of(BF16)}"
+            found.append(Job(title, BF16, functools.partial(judge, operator, shape, BF16, bench.device)))
+    return found
 
 
 def judge(operator: operators.Operator, shape: limits.Tokens, dtype: torch.dtype, device: torch.device, _: limits.Ceilings) -> list[Row]:
@@ -57,21 +58,21 @@ def token_mix(bench: Bench, dry: bool) -> list[Job]:
 
 def networks(bench: Bench, dry: bool) -> list[Job]:
     """One implementation at a time, so that what is cut short has the most important ones."""
-    square, jobs = SQUARE_QUICK if dry else SQUARE, []
+    square, found = SQUARE_QUICK if dry else SQUARE, []
     for implementation in IMPLEMENTATIONS:
         for what in DIRECTIONS:
-            jobs += bench.network_jobs(BF16, square, what, implementation)
-    return jobs
+            found += bench.network_jobs(BF16, square, what, implementation)
+    return found
 
 
 def sizes(bench: Bench, dry: bool) -> list[Job]:
     """float32, and larger images."""
     square, others, stages = (SQUARE_QUICK, OTHERS_QUICK, DRY_STAGES) if dry else (SQUARE, OTHERS, STAGES)
-    jobs = bench.operator_jobs(chosen("token_mix"), FP32, square, stages)
+    found = bench.operator_jobs(chosen("token_mix"), FP32, square, stages)
     for dtype, at in ((FP32, square), (BF16, others)):
         for what in DIRECTIONS:
-            jobs += bench.network_jobs(dtype, at, what, "compiled")
-    return jobs
+            found += bench.network_jobs(dtype, at, what, "compiled")
+    return found
 
 
 STEPS = {"correctness": correctness, "token_mix": token_mix, "networks": networks, "sizes": sizes}

@@ -1,0 +1,77 @@
+"""The cost model: what it was calibrated on, what it says for, and that it is told apart from what was measured."""
+
+from __future__ import annotations
+
+import cost_design
+import cost_model
+import cost_resources
+import pytest
+import report
+from cost_resources import Constant
+
+
+def test_kernels_measured_on_an_h200():
+    """All but fwd at stage 4."""
+    measured = cost_model.measured_kernels()
+    ratios = {(t, name): cost_model.today(t)[name] / us for (t, name), us in measured.items()}
+    off = [key for key, ratio in ratios.items() if not 0.75 <= ratio <= 1.25]
+    assert len(ratios) == 16 and off == [(cost_model.AT_224[3], "fwd")]
+
+
+def test_every_constant_says_where_it_comes_from():
+    constants = {name: value for name, value in (vars(cost_resources) | vars(cost_design)).items() if isinstance(value, float)}
+    assert len(constants) > 20 and all(isinstance(value, Constant) for value in constants.values())
+    assert {value.origin for value in constants.values()} == {"measured", "derived", "assumed"}
+    assert all(value.unit and value.source for value in constants.values())
+
+
+def test_ceilings_are_those_measured():
+    rows = report.read(report.RESULTS / "nvidia-h200-2026-11-26.csv")
+    ceilings = {row["what"]: row["gb_per_s"] or row["tflop_per_s"] for row in rows if row["section"] == "ceiling"}
+    assert 1e3 * ceilings["copy"] == pytest.approx(cost_resources.BANDWIDTH, rel=1e-3)
+    assert 1e6 * ceilings["matrix product"] == pytest.approx(cost_resources.GEMM_RATE, rel=1e-3)
+
+
+def test_token_mix_as_it_was_measured():
+    """Of the two stages that were timed as a whole."""
+    rows = report.read(report.RESULTS / "nvidia-h200-2026-11-26.csv")
+    timed = [row for row in rows if row["section"] == "operator" and row["implementation"] == "compiled"]
+    for row in timed:
+        assert 0.7 < cost_model.predicted_ms(row["shape"], row["dtype"], row["what"], row["device"]) / row["p50_ms"] < 1.3
+    assert len(timed) == 4
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        ("128x56x56x64/G32", "float32", "NVIDIA H200"),
+        ("128x56x56x64/G32", "bfloat16", "NVIDIA A100"),
+        ("6x9x9x64/G32", "bfloat16", "NVIDIA H200"),
+    ],
+)
+def test_nothing_is_predicted_of_what_is_not_known(of):
+    shape, dtype, device = of
+    assert cost_model.predicted_ms(shape, dtype, "forward", device) is None
+
+
+@pytest.mark.parametrize("stages", [cost_model.AT_224, cost_model.AT_800X1280])
+def test_no_design_is_faster_than_the_limit(stages):
+    for t in stages:
+        forward, both = (
+            1e6 * cost_model.limit([cost_model.token_mix(t)], 2, backward, cost_resources.CEILINGS) for backward in (False, True)
+        )
+        for title, parts in cost_design.alternatives(t).items():
+            assert sum(parts.values()) > (forward if title.startswith("forward") else both - forward), title
+
+
+def test_the_report_tells_predicted_from_measured():
+    text = report.markdown(report.read(report.RESULTS / "nvidia-h200-2026-11-26.csv"), "title")
+    assert "the prediction is bench/cost_model.py's, not a measurement" in text
+    assert "| name | what | shape | dtype | measured | predicted |" in text
+    assert "predicted" not in report.markdown(report.read(report.newest(report.RESULTS)["cpu"]), "title")
+
+
+def test_command(capsys):
+    cost_model.main()
+    printed = capsys.readouterr().out
+    assert "predicted, never measured" in printed and "assumed" in printed and "128x14x14x320/G80" in printed
