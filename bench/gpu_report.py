@@ -29,7 +29,7 @@ from gpu.steps import STEPS, Place, Step
 from rich.console import Console
 from rich.table import Table
 
-from atm_triton import launch
+from atm_triton.tuning import tables
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": ":".join(str(ROOT / folder) for folder in ("", "models", "bench", "tests"))}
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None, steps: Sequence[Step] = STEPS) -> i
     # Fewer steps share all the time.
     scale = max(args.minutes / BUDGETS_FOR, 60 * args.minutes / max(1, sum(step.seconds for step in todo)))
     with tempfile.TemporaryDirectory(prefix="gpu-report-") as work:
-        place = Place(args.out.absolute(), Path(work), args.dry_run, about["commit"], launch.table_files(device))
+        place = Place(args.out.absolute(), Path(work), args.dry_run, about["commit"], tables.table_files(device))
         found = Report(place, about, records, names)
         for step in todo:
             left = end - time.monotonic()

@@ -95,10 +95,9 @@ def measure(
     row = operator.row
     candidates = operator.others | {"plain, compiled": compiled(row.plain or row.definition)}
     candidates |= {"eager": row.function, "compiled": compiled(row.function)}
-    sizes = Shape(shape.B, shape.H, shape.W, shape.G, shape.C // shape.G)
-    inputs = operator.inputs(sizes, dtype, device)
+    inputs = operator.inputs(shape.shape, dtype, device)
     about = dict(section="operator", name=operator.name, shape=str(shape), dtype=str(dtype).removeprefix("torch."), batch=shape.B)
-    broken = check(operator, sizes, candidates, inputs)
+    broken = check(operator, shape.shape, candidates, inputs)
     if broken.keys() & {"eager", "compiled"}:  # beside what is wrong of ours, nothing is timed
         return [about | dict(what="forward", implementation=name, note=note) for name, note in broken.items()]
     dy = torch.randn_like(row.function(*inputs).detach())

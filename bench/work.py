@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from atm_triton import flops
+from atm_triton.testing import Shape
+
 
 class Ceilings(NamedTuple):
     """What a device was measured to do at best."""
@@ -55,6 +58,10 @@ class Tokens(NamedTuple):
     G: int
 
     @property
+    def shape(self) -> Shape:
+        return Shape(self.B, self.H, self.W, self.G, self.C // self.G)
+
+    @property
     def size(self) -> int:
         return self.B * self.H * self.W * self.C
 
@@ -72,23 +79,22 @@ class Tokens(NamedTuple):
 
 def offset_fc(t: Tokens) -> Layer:
     weights = 2 * t.G * (t.C + 1) + 2 * t.C
-    return Layer("offset_fc", t.size, t.offsets, weights, 2 * t.size * 2 * t.G)
+    return Layer("offset_fc", t.size, t.offsets, weights, 2 * flops.offset_fc_macs(t.shape.tokens, 2 * t.G))
 
 
 def axial_gather(t: Tokens) -> Layer:
-    return Layer("axial_gather", t.size + t.offsets // 2, t.size, 0, 4 * t.size)
+    return Layer("axial_gather", t.size + t.offsets // 2, t.size, 0, flops.GATHER[0] * t.size)
 
 
 def branch_fusion(t: Tokens) -> Layer:
-    return Layer("branch_fusion", 3 * t.size + 3 * t.B * t.C, t.size, 0, 5 * t.size)
+    return Layer("branch_fusion", 3 * t.size + 3 * t.B * t.C, t.size, 0, flops.FUSION[0] * t.size)
 
 
 def token_mix(t: Tokens) -> Layer:
-    """Four products of [C, C] over all tokens; or three, if the projection is folded into them for each sample (atm_triton/mixing.py)."""
-    hidden = max(1, t.C // 4)
-    products = min(4 * t.H * t.W, 3 * t.H * t.W + 3 * t.C) * t.C**2
+    """Folding (atm_triton/algebra.py) saves one of four GEMMs over the tokens, for three of [C, C] by [C, C] a sample."""
+    hidden, saved = max(1, t.C // 4), t.B * max(0, t.H * t.W - 3 * t.C) * t.C**2
     weights = 4 * t.C**2 + 3 * t.C + hidden * (t.C + 1) + 3 * t.C * (hidden + 1)
-    return Layer("token_mix", t.size + t.offsets, t.size, weights, 2 * t.B * (products + 4 * t.C * hidden))
+    return Layer("token_mix", t.size + t.offsets, t.size, weights, 2 * (flops.token_mix_macs(t.shape.tokens) - saved))
 
 
 # ---- of several layers

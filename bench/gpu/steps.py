@@ -83,7 +83,7 @@ def tune(place: Place) -> list[str]:
         place.tables[0].parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place.table, place.tables[0])
     flags = ["--model", "atmnet-t", "--dtype", "bf16", "--resolution", "224", "--batch", "128"]
-    return [sys.executable, "-m", "atm_triton", "tune", *flags, "--export", str(place.table)]
+    return [sys.executable, "-m", "atmnet", "tune", *flags, "--export", str(place.table)]
 
 
 def tuned(place: Place, log: str) -> list[Row]:
