@@ -17,12 +17,13 @@ SHAPES = [
     Shape(1, 1, 9, 3, 1),  # one row
     Shape(2, 11, 1, 2, 4),  # one column
     Shape(1, 1, 1, 4, 2),
-    Shape(3, 7, 13, 5, 3),  # primes, C not a power of two
-    Shape(1, 6, 10, 80, 4),  # stage 3's channels: more than one block of them
+    Shape(2, 3, 13, 5, 3),  # primes, C not a power of two
+    Shape(1, 3, 5, 40, 4),  # more than one block of channels
     Shape(2, 3, 4, 1, 8),  # all channels share one offset
     Shape(0, 8, 4, 1, 2),  # empty batch
-    Shape(1, 3, 70, 2, 8),  # a line longer than a block
+    Shape(1, 2, 70, 2, 8),  # a line longer than a block
 ]
+STAGE_3 = Shape(1, 2, 7, 80, 4)  # its channels, over which the interpreter loops for seconds
 
 
 @dataclass(frozen=True)

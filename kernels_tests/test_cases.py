@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import GPU, INTERPRETER, PATHS, PLAIN, SHAPES, on_gpu
+from cases import GPU, INTERPRETER, PATHS, PLAIN, SHAPES, STAGE_3, on_gpu
 
 import atm_triton
 from atm_triton.testing import OPERATORS, Shape, assert_as_exact, error, exact_gradients, gradients, make, plain_errors
@@ -22,7 +22,7 @@ RUNS = [
 SMALL = Shape(2, 5, 7, 8, 2)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, pytest.param(STAGE_3, marks=pytest.mark.exhaustive)], ids=str)
 @pytest.mark.parametrize("name,path,dtype,deterministic", RUNS)
 def test_forward_and_gradients(name, shape, path, dtype, deterministic):
     operator = OPERATORS[name]
