@@ -7,7 +7,7 @@ import torch
 import triton
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("kernels", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("kernels", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("kernels")
 
 

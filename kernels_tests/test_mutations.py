@@ -94,6 +94,11 @@ MUTATIONS = [
 ]
 
 
+# The first of every function at once, the others with the exhaustive tests.
+FIRST = {function: mutation for mutation in reversed(MUTATIONS) for function in [mutation[1]]}
+BY_LENGTH = [pytest.param(*of, marks=() if of is FIRST[of[1]] else pytest.mark.exhaustive) for of in MUTATIONS]
+
+
 @pytest.fixture(autouse=True)
 def ways(request, monkeypatch):
     """The mixer folded, or not; its weight gradients in several chunks of a sample, or of several samples together."""
@@ -138,7 +143,7 @@ def test_the_unbroken_kernels_pass(name):
     check(name)
 
 
-@pytest.mark.parametrize("name,function,right,broken", MUTATIONS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize("name,function,right,broken", BY_LENGTH, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_broken_kernel_fails(name, function, right, broken, monkeypatch, tmp_path):
     modules = [module for path, module in sys.modules.items() if path.startswith("atm_triton.ops.")]
     users = [module for module in modules if hasattr(module, function)]

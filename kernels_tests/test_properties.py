@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from cases import INTERPRETER, PLAIN
-from hypothesis import given
 from hypothesis import strategies as st
 from oracles import deformable_gather, dense_gather
+from searches import search
 from torch.testing import assert_close
 
 from atm_triton import axial_gather, branch_fusion, offset_fc
@@ -18,6 +19,7 @@ from atm_triton.testing import OPERATORS, Shape, assert_as_exact, exact_gradient
 shapes = st.builds(Shape, st.integers(1, 2), st.integers(1, 9), st.integers(1, 19), st.integers(1, 5), st.integers(1, 5))
 seeds = st.integers(0, 2**31 - 1)
 axes = st.sampled_from("wh")
+searched = partial(search, 20, 40)
 on_both_paths = pytest.mark.parametrize("path", [PLAIN, INTERPRETER], ids=str)
 
 
@@ -32,7 +34,7 @@ def along(x: torch.Tensor, axis: str) -> torch.Tensor:
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, axis=axes)
+@searched(shape=shapes, seed=seeds, axis=axes)
 def test_offset_zero_is_the_identity(path, shape, seed, axis):
     x, offset = random(shape, seed)
     with path.active():
@@ -40,7 +42,7 @@ def test_offset_zero_is_the_identity(path, shape, seed, axis):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, axis=axes, shift=st.integers(-20, 20))
+@searched(shape=shapes, seed=seeds, axis=axes, shift=st.integers(-20, 20))
 def test_integer_offsets_shift(path, shape, seed, axis, shift):
     x, offset = random(shape, seed)
     with path.active():
@@ -54,7 +56,7 @@ def test_integer_offsets_shift(path, shape, seed, axis, shift):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, axis=axes, scale=st.floats(-8, 8))
+@searched(shape=shapes, seed=seeds, axis=axes, scale=st.floats(-8, 8))
 def test_linear_in_x(path, shape, seed, axis, scale):
     x, offset = random(shape, seed)
     other, _ = random(shape, seed + 1)
@@ -65,7 +67,7 @@ def test_linear_in_x(path, shape, seed, axis, scale):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, axis=axes, value=st.floats(-100, 100, width=32))
+@searched(shape=shapes, seed=seeds, axis=axes, value=st.floats(-100, 100, width=32))
 def test_a_constant_stays_constant_inside(path, shape, seed, axis, value):
     x, offset = random(shape, seed)
     x = torch.full_like(x, value)
@@ -81,7 +83,7 @@ def test_a_constant_stays_constant_inside(path, shape, seed, axis, value):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, axis=axes)
+@searched(shape=shapes, seed=seeds, axis=axes)
 def test_the_written_out_sum(path, shape, seed, axis):
     x, offset = random(shape, seed)
     with path.active():
@@ -90,7 +92,7 @@ def test_the_written_out_sum(path, shape, seed, axis):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, axis=axes)
+@searched(shape=shapes, seed=seeds, axis=axes)
 def test_deformable_convolution(path, shape, seed, axis):
     """Forward and both gradients. The slope is undefined where an offset is an integer: none is drawn near one."""
     x, offset = random(shape, seed)
@@ -104,7 +106,7 @@ def test_deformable_convolution(path, shape, seed, axis):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, axis=axes, extreme=st.sampled_from([math.inf, -math.inf, 1e30, -1e4, 3e9]))
+@searched(shape=shapes, seed=seeds, axis=axes, extreme=st.sampled_from([math.inf, -math.inf, 1e30, -1e4, 3e9]))
 def test_far_offsets_read_zero(path, shape, seed, axis, extreme):
     x, offset = random(shape, seed)
     offset[..., 0] = extreme
@@ -116,7 +118,7 @@ def test_far_offsets_read_zero(path, shape, seed, axis, extreme):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, axis=axes, deterministic=st.booleans())
+@searched(shape=shapes, seed=seeds, axis=axes, deterministic=st.booleans())
 def test_nan_offsets_give_nan_and_harm_nobody_else(path, shape, seed, axis, deterministic):
     x, offset = random(shape, seed)
     clean = axial_gather(x, offset, axis)
@@ -133,7 +135,7 @@ def test_nan_offsets_give_nan_and_harm_nobody_else(path, shape, seed, axis, dete
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, axis=axes, deterministic=st.booleans())
+@searched(shape=shapes, seed=seeds, axis=axes, deterministic=st.booleans())
 def test_nothing_is_read_outside(path, shape, seed, axis, deterministic):
     """Tokens, offsets and gradients lie between guard bands of NaN; one value read from there would show."""
     x, offset = random(shape, seed)
@@ -152,7 +154,7 @@ def test_nothing_is_read_outside(path, shape, seed, axis, deterministic):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds)
+@searched(shape=shapes, seed=seeds)
 def test_infinite_tokens_stay_where_they_are(path, shape, seed):
     """An infinity at the border must not reach those that look past the border."""
     x, offset = random(shape, seed)
@@ -162,7 +164,7 @@ def test_infinite_tokens_stay_where_they_are(path, shape, seed):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, spread=st.floats(0, 60))
+@searched(shape=shapes, seed=seeds, spread=st.floats(0, 60))
 def test_fusion_is_convex(path, shape, seed, spread):
     w, h = random(shape, seed)[0], random(shape, seed + 1)[0]
     c = random(shape, seed + 2)[0]
@@ -176,7 +178,7 @@ def test_fusion_is_convex(path, shape, seed, spread):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, shift=st.floats(-50, 50))
+@searched(shape=shapes, seed=seeds, shift=st.floats(-50, 50))
 def test_fusion_ignores_a_common_shift_of_the_logits(path, shape, seed, shift):
     w, h, c, logits = (t.detach() for t in make(OPERATORS["branch_fusion"], shape, torch.float32, "cpu", seed))
     with path.active():
@@ -184,7 +186,7 @@ def test_fusion_ignores_a_common_shift_of_the_logits(path, shape, seed, shift):
 
 
 @on_both_paths
-@given(shape=shapes, seed=seeds, shift=st.floats(-30, 30), scale=st.floats(0.5, 20))
+@searched(shape=shapes, seed=seeds, shift=st.floats(-30, 30), scale=st.floats(0.5, 20))
 def test_offset_fc_ignores_shift_and_scale_of_a_token(path, shape, seed, shift, scale):
     """LayerNorm's invariance, but for eps, which counts where a token hardly varies: C = 1 and 2 are left out."""
     shape = Shape(shape.B, shape.H, shape.W, shape.G + 2, shape.S)
@@ -202,7 +204,7 @@ def test_offset_fc_of_one_channel_is_the_norms_bias(path):
     assert_close(y, (0.5 * weight[:, 0] + bias).expand_as(y))
 
 
-@given(shape=shapes, seed=seeds, name=st.sampled_from(sorted(OPERATORS)), dtype=st.sampled_from(INTERPRETER.dtypes))
+@searched(shape=shapes, seed=seeds, name=st.sampled_from(sorted(OPERATORS)), dtype=st.sampled_from(INTERPRETER.dtypes))
 def test_gradients_of_the_kernels(shape, seed, name, dtype):
     """On drawn shapes, against the float64 definition, by the tolerance rule."""
     if name == "offset_fc":  # too few tokens or channels: the rule compares two single roundings
