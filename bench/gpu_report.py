@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -32,8 +33,7 @@ from rich.table import Table
 from atm_triton.tuning import tables
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": ":".join(str(ROOT / folder) for folder in ("", "models", "bench", "tests"))}
-DRY = {"TORCH_COMPILE_DISABLE": "1"}
+FOLDERS = [str(ROOT / folder) for folder in ("", "models", "bench", "tests")]  # that steps import from
 BUDGETS_FOR = 6  # minutes
 LEAST = 0.5  # of its budget: a step is not begun with less
 LOG = 200_000  # characters kept of what a step prints
@@ -106,11 +106,16 @@ def earlier(parser: argparse.ArgumentParser, out: Path, about: dict[str, Any], r
     return content["steps"]
 
 
+def environment(dry: bool) -> dict[str, str]:
+    path = os.pathsep.join([*FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path} | ({"TORCH_COMPILE_DISABLE": "1"} if dry else {})
+
+
 def run(step: Step, place: Place, budget: float, console: Console) -> tuple[str, float]:
     """Status and seconds."""
     waiting = console.status(f"{step.name}, up to {budget:.0f} s") if console.is_terminal else nullcontext()
     with waiting:
-        return process.run(step.command(place), place.log(step.name), budget, ROOT, ENVIRONMENT | (DRY if place.dry else {}))
+        return process.run(step.command(place), place.log(step.name), budget, ROOT, environment(place.dry))
 
 
 def main(arguments: list[str] | None = None, steps: Sequence[Step] = STEPS) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +40,13 @@ def made(tmp_path: Path) -> Callable[..., dict[str, dict]]:
         return json.loads((tmp_path / "out" / "steps.json").read_text())["steps"]
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 # ---- steps
@@ -127,6 +135,11 @@ def test_without_a_gpu(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         gpu_report.main(["--out", str(tmp_path / "out")])
     assert "there is no GPU here" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_steps_find_what_the_caller_has_put_on_the_path(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/somewhere/wheels")
+    assert gpu_report.environment(dry=False)["PYTHONPATH"].endswith(f"tests{os.pathsep}/somewhere/wheels")
 
 
 # ---- what the steps do

@@ -31,12 +31,12 @@ def batches(seed: int, updates: int, batch: int, size: int, device: torch.device
     for _ in range(updates):
         labels = torch.randint(CLASSES, (batch,), generator=generator, device=device)
         angle, phase = (labels * torch.pi / CLASSES)[:, None, None], 6.3 * torch.rand(batch, 1, 1, generator=generator, device=device)
-        gratings = torch.sin(20 * (x * angle.cos() + y * angle.sin()) + phase)
-        yield gratings[:, None] + torch.randn(batch, 3, size, size, generator=generator, device=device), labels
+        gratings = torch.sin(0.4 * size * (x * angle.cos() + y * angle.sin()) + phase)  # of 16 pixels
+        yield gratings[:, None] + 0.3 * torch.randn(batch, 3, size, size, generator=generator, device=device), labels
 
 
 def losses(model: nn.Module, seed: int, updates: int, batch: int, size: int, device: torch.device) -> list[float]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=20)
     found = []
     for images, labels in batches(seed, updates, batch, size, device):

@@ -17,8 +17,8 @@ from typing import Any
 
 Row = dict[str, Any]
 ROOT = Path(__file__).parents[2]
-COMMON = "--no-tune --report-to none"
-TINY = "--model-kwargs depths=(1,1,1,1) dims=(16,32,48,64) --workers 0 --log-interval 1"
+COMMON = "--no-tune --report-to none --log-interval 1"
+TINY = "--model-kwargs depths=(1,1,1,1) dims=(16,32,48,64) --workers 0"
 SPEED = re.compile(r"(\d+) images/s · data wait (\d+)%")
 
 
@@ -36,7 +36,7 @@ class Program:
 
 
 IMAGENET = dict(file="imagenet.py", model="atmnet-b", batch=128, updates=30, shape="224x224")
-IMAGENET |= dict(flags="--epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --log-interval 10", dry_flags="--img-size 32 --lr 1e-4")
+IMAGENET |= dict(flags="--epochs 1 --warmup-epochs 0 --cooldown-epochs 0", dry_flags="--img-size 32 --lr 1e-4")
 PROGRAMS = {
     "imagenet": Program(**IMAGENET),
     "imagenet-compile": Program(**IMAGENET, compiled=True),
@@ -46,7 +46,7 @@ PROGRAMS = {
         batch=2,
         updates=10,
         shape="800x1067",
-        flags="--detector mask-rcnn --epochs 1 --warmup-updates 0 --clip-grad 1 --pictures 0 --log-interval 5",
+        flags="--detector mask-rcnn --epochs 1 --warmup-updates 0 --clip-grad 1 --pictures 0",
         dry_flags="--min-size 64 --max-size 96",
     ),
     "ade20k": Program(
@@ -55,7 +55,7 @@ PROGRAMS = {
         batch=4,
         updates=10,
         shape="512x512",
-        flags="--head semantic-fpn --iterations 10 --eval-interval 10 --pictures 0 --log-interval 5",
+        flags="--head semantic-fpn --iterations 10 --eval-interval 10 --pictures 0",
         dry_flags="--crop-size 64 --iterations 2 --eval-interval 2",
     ),
 }
