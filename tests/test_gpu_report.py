@@ -161,8 +161,8 @@ def test_jobs_are_in_the_order_of_importance(monkeypatch):
 @pytest.fixture
 def one_operator(monkeypatch):
     """The steps that are jobs, of token_mix alone."""
-    monkeypatch.setattr(torch, "compile", torch.compile)  # which a dry run replaces
-    monkeypatch.setattr(measure.timing, "CACHE", 2**20)
+    for module, name in ((torch, "compile"), *((measure.timing, name) for name in ("CACHE", "WARM_UP", "TURNS"))):
+        monkeypatch.setattr(module, name, getattr(module, name))  # which a dry run replaces
     monkeypatch.setattr(measure.run.limits, "measure_ceilings", lambda *_: measure.limits.Ceilings(1e10, 1e11))
     monkeypatch.setattr(measure, "chosen", lambda *names: jobs.chosen(*names) if names else [])
 

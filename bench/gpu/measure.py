@@ -89,7 +89,7 @@ def summary(rows: list[Row]) -> str:
         groups: dict[str, list[str]] = {}
         for row in timed:
             where = f" {row['shape']} {row['dtype']}" if len(several) > 1 else ""
-            groups.setdefault(row["implementation"] + where, []).append(f"{row['images_per_s']:.0f}")
+            groups.setdefault(row["implementation"] + where, []).append(f"{row['images_per_s']:.4g}")
         parts.append("images/s in inference, training: " + "; ".join(f"{name} {', '.join(speeds)}" for name, speeds in groups.items()))
     return "; ".join(parts)
 
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU; no time means anything")
     args = parser.parse_args(arguments)
     if args.dry_run:
-        timing.CACHE = 2**20
+        timing.CACHE, timing.WARM_UP, timing.TURNS = 2**20, 0, 2
         torch.compile = lambda target, **_: target  # it would take minutes
         bench = Bench(DRY_MODEL, torch.device("cpu"), MODE, 0, 0)
     else:

@@ -51,7 +51,7 @@ class Step:
     command: Callable[[Place], list[str]]
     rows: Callable[[Place, str], list[Row]] = lambda place, log: []  # that it does not write to results.csv itself, from what it printed
     needs: tuple[str, ...] = ()  # packages
-    gpu: bool = False  # cannot be rehearsed without one
+    gpu: bool = False  # cannot be tried without one
 
     def missing(self, place: Place) -> list[str]:
         absent = [name for name in self.needs if importlib.util.find_spec(name.replace("-", "_")) is None]
