@@ -1,14 +1,17 @@
 """Shared by the tests of the programs."""
 
+import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
+from torch import distributed
+from torch.multiprocessing import start_processes
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("train", "models", "bench")]
@@ -42,15 +45,21 @@ def run_here() -> Callable[..., None]:
     return run
 
 
+def _one_of_two(rank: int, store: Path, main: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    distributed.init_process_group("gloo", store=distributed.FileStore(str(store), 2), rank=rank, world_size=2)
+    main(*arguments)
+
+
 @pytest.fixture
-def two_processes() -> Callable[..., None]:
+def two_processes(tmp_path: Path) -> Callable[..., None]:
     """`two_processes(main, *arguments)`: in two processes that begin as copies of this one, with all that it has imported and patched."""
     if torch.accelerator.is_available():
         pytest.skip("a process that uses a GPU cannot be copied")
 
     def run(main: Callable[..., None], *arguments: object) -> None:
         reset_accelerate()
-        debug_launcher(main, arguments)
+        start_processes(_one_of_two, (tmp_path / "store", main, arguments), nprocs=2, start_method="fork")
 
     return run
 
@@ -66,7 +75,25 @@ def two_classes(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def small_run(fresh_accelerate: None) -> Callable[..., None]:
+def narrow_segmenters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segmentation networks that a CPU trains in seconds; how wide they are by default, their parameters in test_tables.py show."""
+    from atmnet import segmentation
+
+    for name, dim in (("SemanticFPNHead", 64), ("UperNetHead", 32), ("FCNHead", 32)):  # the first normalises over 32 groups of channels
+        monkeypatch.setattr(segmentation, name, partial(getattr(segmentation, name), dim=dim))
+    monkeypatch.setattr(segmentation, "NECKS", {name: partial(neck, dim=32) for name, neck in segmentation.NECKS.items()})
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a run's curves takes as long as the smallest runs themselves."""
+    import common.run
+
+    monkeypatch.setattr(common.run, "draw_curves", lambda *_: None)
+
+
+@pytest.fixture
+def small_run(fresh_accelerate: None, no_curves: None) -> Callable[..., None]:
     """`small_run(data, output, *flags)`: two epochs of a network of 0.2 M parameters."""
     import imagenet
 

@@ -16,6 +16,9 @@ TINY: dict[str, Any] = dict(depths=(1, 1, 1, 1), dims=(16, 32, 48, 64), mlp_rati
 NETWORKS = [("semantic-fpn", "fpn"), ("semantic-fpn", "atmfpn"), ("upernet", None)]
 
 
+pytestmark = pytest.mark.usefixtures("narrow_segmenters")
+
+
 @pytest.fixture(autouse=True)
 def deterministic():
     torch.set_num_threads(1)

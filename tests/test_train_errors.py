@@ -18,7 +18,7 @@ TINY = (
 )
 
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "no_curves")
 
 
 @pytest.fixture

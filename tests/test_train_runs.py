@@ -242,11 +242,12 @@ def stopped(whole_batch: list[object], tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_the_number_of_processes_does_not_matter(
-    whole_batch: list[object], one: Path, stopped: Path, tmp_path: Path, run_here: Run
+    whole_batch: list[object], one: Path, stopped: Path, tmp_path: Path, run_here: Run, two_processes: Run
 ) -> None:
     """The same global batch by one process, by two, and by accumulation: the same samples, losses and learning rates."""
     shutil.copytree(stopped, tmp_path / "two")
-    run(*whole_batch, "--batch-size", 8, "--output", tmp_path / "two", "--resume", "auto", processes=2)
+    resumed = [*whole_batch, "--batch-size", 8, "--workers", 0, "--output", tmp_path / "two", "--resume", "auto"]
+    two_processes(imagenet.main, [*map(str, resumed)])
     accumulated = ["--batch-size", 4, "--grad-accum-steps", 4, "--workers", 0]
     run_here(imagenet.main, *whole_batch, *accumulated, "--output", tmp_path / "accumulated")
     expected = losses(one)
