@@ -111,8 +111,8 @@ def environment(dry: bool) -> dict[str, str]:
     return {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path} | ({"TORCH_COMPILE_DISABLE": "1"} if dry else {})
 
 
-def run(step: Step, place: Place, budget: float, console: Console) -> tuple[str, float]:
-    """Status and seconds."""
+def run(step: Step, place: Place, budget: float, console: Console) -> str:
+    """Its status."""
     waiting = console.status(f"{step.name}, up to {budget:.0f} s") if console.is_terminal else nullcontext()
     with waiting:
         return process.run(step.command(place), place.log(step.name), budget, ROOT, environment(place.dry))
@@ -138,18 +138,19 @@ def main(arguments: list[str] | None = None, steps: Sequence[Step] = STEPS) -> i
         place = Place(args.out.absolute(), Path(work), args.dry_run, about["commit"], tables.table_files(device))
         found = Report(place, about, records, names)
         for step in todo:
-            left = end - time.monotonic()
-            budget, status, seconds = min(scale * step.seconds, left), "stopped", 0.0
+            begun = time.monotonic()
+            left, status = end - begun, "stopped"
+            budget = min(scale * step.seconds, left)
             try:
                 if missing := step.missing(place):
                     status = f"skipped: needs {', '.join(missing)}"
                 elif budget < LEAST * step.seconds * min(1, scale):
                     status = f"not begun: {max(0, left):.0f} s were left"
                 else:
-                    status, seconds = run(step, place, budget, console)
+                    status = run(step, place, budget, console)
             finally:  # also when interrupted
-                record = found.note(step, status, seconds, budget)
-            console.print(f"{seconds:5.0f} s  {step.name}: {status}. {record['result']}", highlight=False, markup=False)
+                record = found.note(step, status, time.monotonic() - begun, budget)
+            console.print(f"{record['seconds']:5.0f} s  {step.name}: {status}. {record['result']}", highlight=False, markup=False)
     table = Table("step", "status", "seconds", "result")
     for name, record in found.records.items():
         table.add_row(name, record["status"], f"{record['seconds']:.0f}", record["result"])
@@ -159,4 +160,7 @@ def main(arguments: list[str] | None = None, steps: Sequence[Step] = STEPS) -> i
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # what is known is written
+        sys.exit(130)

@@ -85,7 +85,7 @@ def test_a_step_over_budget_is_killed_with_its_children_and_the_rest_goes_on(mad
 
 def test_what_is_not_worth_beginning_is_not_begun(made):
     records = made(step("long", "import time; time.sleep(2)", seconds=60), step("late", "", seconds=600), flags="--minutes 0.03")
-    assert records["late"]["status"].startswith("not begun: ") and records["late"]["seconds"] == 0
+    assert records["late"]["status"].startswith("not begun: ") and records["late"]["seconds"] < 1
 
 
 def test_a_missing_package_is_named(made):
@@ -256,7 +256,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = os.pathsep.join(str(Path(gpu_report.ROOT, folder)) for folder in ("", "models"))
     line = [sys.executable, str(Path(gpu_report.ROOT, "bench", "gpu_report.py")), "--dry-run", "--minutes", "60", "--out", str(out)]
     log = out.parent / "log"
-    status, _ = process.run(line, log, 3600, out.parent, {"PYTHONPATH": path})
+    status = process.run(line, log, 3600, out.parent, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
     assert status == "ok", log.read_text()
     return out
 
