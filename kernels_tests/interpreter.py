@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from importlib import import_module
 from types import SimpleNamespace
 from unittest import mock
 
@@ -18,6 +17,8 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter as _interpreter
 from triton.runtime.jit import JITFunction
+
+from atm_triton.ops import offset_fc
 
 
 def _round_to_bf16(a: np.ndarray) -> np.ndarray:
@@ -35,7 +36,6 @@ def _bf16_as_fp32(handle):
 
 # Looking a function over takes longer than a small one runs: once is enough.
 _Interpreted = functools.cache(_interpreter.InterpretedFunction)
-offset_fc = import_module("atm_triton.offset_fc")
 _EVERY_LANGUAGE_MODULE = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})  # as if a function saw both
 
 
