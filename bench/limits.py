@@ -21,8 +21,6 @@ from rich.table import Table
 from timing import quantiles
 from torch import nn
 from work import Ceilings, Layer, Tokens, limit, offset_fc, token_mix, total
-from work import axial_gather as axial_gather
-from work import branch_fusion as branch_fusion
 
 from atm_triton import ActiveTokenMixer
 from atm_triton.__main__ import device as parse_device

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import limits
 import published
 import torch
-from limits import Ceilings, Layer, Tokens
+import work as least
 from timing import WITHOUT_GRAPHS, captured, clean_slate, peak_memory, quantiles, what_failed
 from torch import Tensor
+from work import Ceilings, Layer, Tokens
 
 from atm_triton import testing
 from atm_triton.testing import Function, Shape, exact_gradients, gradients, plain_errors
@@ -45,11 +45,11 @@ def _sixteenths(offset: Tensor) -> Tensor:
 
 
 OPERATORS = [
-    Operator("token_mix", limits.token_mix, {"published": published.token_mix}),
-    Operator("offset_fc", limits.offset_fc),
-    Operator("axial_gather_w", limits.axial_gather),
-    Operator("axial_gather_h", limits.axial_gather),
-    Operator("branch_fusion", limits.branch_fusion),
+    Operator("token_mix", least.token_mix, {"published": published.token_mix}),
+    Operator("offset_fc", least.offset_fc),
+    Operator("axial_gather_w", least.axial_gather),
+    Operator("axial_gather_h", least.axial_gather),
+    Operator("branch_fusion", least.branch_fusion),
 ]
 
 
@@ -124,8 +124,8 @@ def measure(
             except Exception as error:  # one implementation's trouble must not end the others' measurement
                 failed[name] = what_failed(error)
         graphed = all(graphs[name] for name in steps)  # all or none, as only a graph leaves the CPU's part out
-        work = limits.total([operator.layer(shape)], dtype.itemsize, backward)
-        limit = limits.limit([operator.layer(shape)], dtype.itemsize, backward, ceilings)
+        work = least.total([operator.layer(shape)], dtype.itemsize, backward)
+        limit = least.limit([operator.layer(shape)], dtype.itemsize, backward, ceilings)
         times = quantiles({name: graphs[name] if graphed else steps[name] for name in steps}, device, seconds, failed)
         for name, t in times.items():
             rows.append(
