@@ -94,12 +94,15 @@ def test_opcheck(name, path, shape):
         torch.library.opcheck(op, (x.detach().flatten(1, 2).requires_grad_() if operator.flat else x, *rest, *operator.constants))
 
 
-# What is compiled automatically is static first.
-@pytest.mark.parametrize(
-    "dynamic,backend",
-    [(False, "aot_eager"), (None, "aot_eager"), (None, "inductor")],
-    ids=["static-aot_eager", "automatic-aot_eager", "automatic-inductor"],
-)
+COMPILATIONS = [
+    (False, "inductor"),
+    (None, "aot_eager"),  # whose first shape is compiled as a static one
+    pytest.param(None, "inductor", marks=pytest.mark.exhaustive),
+    pytest.param(False, "aot_eager", marks=pytest.mark.exhaustive),
+]
+
+
+@pytest.mark.parametrize("dynamic,backend", COMPILATIONS, ids=lambda value: {False: "static", None: "automatic"}.get(value, value))
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_compile(name, path, dynamic, backend):

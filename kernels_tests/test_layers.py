@@ -110,15 +110,28 @@ def test_kernels_and_plain_path_train_alike(mixer):
 
 
 @pytest.mark.parametrize(
-    "mixer,training", [(None, True), (20, False), pytest.param(None, False, marks=pytest.mark.exhaustive)], indirect=["mixer"]
+    "mixer", [None, pytest.param(20, marks=pytest.mark.exhaustive)], indirect=True, ids=lambda out_dim: f"out_dim={out_dim}"
 )
-def test_compile(mixer, training):
-    mixer.train(training)
-    compiled = torch.compile(mixer, fullgraph=True)
-    with torch.set_grad_enabled(training):
-        for x in (
-            (torch.randn(2, 5, 7, 12), torch.randn(3, 8, 4, 12)) if training else (torch.randn(2, 5, 7, 12), torch.randn(1, 6, 30, 12))
-        ):
+def test_compile(mixer):
+    compiled, x = torch.compile(mixer, fullgraph=True), torch.randn(2, 5, 7, 12)
+    actual, expected = compiled(x), mixer(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    parameters = tuple(mixer.parameters())
+    gradients = (torch.autograd.grad(y.square().mean(), parameters) for y in (actual, expected))
+    for a, e in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
+
+
+ANY_SIZE = [(None, "aot_eager"), (20, "aot_eager"), pytest.param(None, "inductor", marks=pytest.mark.exhaustive)]
+
+
+@pytest.mark.parametrize("mixer,backend", ANY_SIZE, indirect=["mixer"])
+def test_compile_for_any_size(mixer, backend):
+    mixer.eval()
+    compiled = torch.compile(mixer, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        for size in (2, 5, 7), (3, 8, 4), (1, 6, 30):
+            x = torch.randn(*size, 12)
             torch.testing.assert_close(compiled(x), mixer(x), rtol=1e-4, atol=1e-4)
 
 
