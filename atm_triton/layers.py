@@ -49,6 +49,12 @@ def _map(name: str, x: Tensor, channels: int) -> Tensor:
     return rearrange(x, "b c h w -> b h w c").contiguous()
 
 
+@torch.fx.wrap
+def _mean(x: Tensor) -> Tensor:
+    """Over the tokens; of no tokens zero, as NaN would reach the weights' gradients."""
+    return x.mean((1, 2)) if x.shape[1] * x.shape[2] else x.sum((1, 2))
+
+
 def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     """Whether calling ``layer`` is the forward of ``kind`` and nothing else, so that an operator may read its parameters instead.
 
@@ -83,8 +89,7 @@ def compose(x: Tensor, offset: Tensor, fc_w: Layer, fc_h: Layer, fc_c: Layer, lo
     w = fc_w(axial_gather(x, along_w, "w"))
     h = fc_h(axial_gather(x, along_h, "h"))
     c = fc_c(x)
-    s = w.mean((1, 2)) + h.mean((1, 2)) + c.mean((1, 2))
-    return proj(branch_fusion(w, h, c, logits(s)))
+    return proj(branch_fusion(w, h, c, logits(_mean(w) + _mean(h) + _mean(c))))
 
 
 class EagerLayer(nn.Module):

@@ -18,12 +18,12 @@ SHAPES = [
     Shape(2, 11, 1, 2, 4),  # one column
     Shape(1, 1, 1, 4, 2),
     Shape(2, 3, 13, 5, 3),  # primes, C not a power of two
-    Shape(1, 3, 5, 40, 4),  # more than one block of channels
+    Shape(2, 3, 13, 40, 4),  # more than one block of tokens and of channels, of more than one sample
     Shape(2, 3, 4, 1, 8),  # all channels share one offset
     Shape(0, 8, 4, 1, 2),  # empty batch
     Shape(1, 2, 70, 2, 8),  # a line longer than a block
 ]
-STAGE_3 = Shape(1, 2, 7, 80, 4)  # its channels, over which the interpreter loops for seconds
+STAGE_3 = Shape(2, 6, 10, 80, 4)  # its channels, over which the interpreter loops for seconds
 
 
 @dataclass(frozen=True)

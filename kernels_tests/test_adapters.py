@@ -345,13 +345,15 @@ def test_autocast_with_adapters(path):
     assert actual.dtype == torch.bfloat16 and (actual.float().cpu() - y).norm() < 0.03 * y.norm()
 
 
+@pytest.mark.parametrize("size", [(0, 3, 5), (2, 0, 5), (2, 3, 0)], ids=str)
 @on_every_path
-def test_an_empty_batch_with_adapters(path):
+def test_nothing_with_adapters(path, size):
+    """No sample, row or column: gradients of zero, not NaN, which the mean of nothing is."""
     mixer, x = adapted()
     mixer.to(path.device)
     with path.active():
-        y, dx = step(mixer, x[:0].to(path.device))
-    assert y.shape == dx.shape == (0, *SHAPE[1:])
+        y, dx = step(mixer, torch.zeros(*size, SHAPE[3], device=path.device))
+    assert y.shape == dx.shape == (*size, SHAPE[3])
     assert all(p.grad is not None and not p.grad.any() for p in mixer.parameters())
 
 

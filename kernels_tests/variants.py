@@ -47,7 +47,7 @@ class Variant:
 
 
 def variants(stage: str, dtype: str, target: int | str = 90, candidates: bool = False) -> list[Variant]:
-    """As launched on ``target``: with the formula's configuration of each kernel alone, or with every candidate's."""
+    """As launched on ``target``: with the default configuration of each kernel alone, or with every candidate's."""
     with mock.patch.object(token_mix, "_roomy", lambda device: target in (90, 100)):
         return list(_variants(stage, dtype, candidates))
 

@@ -1,11 +1,11 @@
 """offset_fc: where each token looks, a LayerNorm and a linear layer in one kernel: LayerNorm(x) @ weight.T + bias.
 
 A program owns BLOCK_N tokens by BLOCK_O offset channels. It walks over the channels of its tokens twice, for the mean and for the centred
-variance (the second time they come from the cache), and a third time to normalise them on their way into the product: the normalised
+variance (the second time they come from the cache), and a third time to normalise them on their way into the GEMM: the normalised
 tokens are never written.
 
 Backward: with xhat the normalised tokens before the affine map, P = doffset.T @ xhat [O, C] and dbias = the sum of doffset give all four
-parameter gradients (plain.offset_fc_parameter_grads), so one product over all tokens serves them; tokens are split over programs, each
+parameter gradients (plain.offset_fc_parameter_grads), so one GEMM over all tokens serves them; tokens are split over programs, each
 writes its own partial P, and a small sum adds them in a fixed order.
 """
 
@@ -94,7 +94,7 @@ def _offset_fc_dx_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """d = (doffset @ weight) * gamma;  dx = (d - mean(d) - xhat * mean(d * xhat)) * rstd. The product is made twice rather than kept."""
+    """d = (doffset @ weight) * gamma;  dx = (d - mean(d) - xhat * mean(d * xhat)) * rstd. The GEMM is computed twice rather than kept."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_n = n < N
     row = n[:, None] * C

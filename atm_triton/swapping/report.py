@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..flops import count_macs
+from ..profile import count_macs
 
 
 class Row(NamedTuple):

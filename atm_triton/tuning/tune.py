@@ -235,7 +235,7 @@ def tune(
         example_inputs: What the model is called with. Their shapes count, not their values.
         backward: Tune the gradients' kernels too.
         force: Measure again what this version of Triton has measured before, here or for the shipped table.
-        export: A file that gets the configurations too, such as ``atm_triton/configs/<gpu>.json`` to ship them.
+        export: A file that gets the configurations too, such as ``atm_triton/tuning/configs/<gpu>.json`` to ship them.
         progress: Show a bar, and a table of what was measured.
 
     Raises:

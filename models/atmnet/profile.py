@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from atm_triton.flops import count_macs
+from atm_triton.profile import count_macs
 
 LAYER_NORM_MACS = 5  # per element, as fvcore and the paper have it
 

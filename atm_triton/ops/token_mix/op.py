@@ -12,7 +12,7 @@ elsewhere the accumulator is multiplied after each branch, and proj follows in t
 
 Backward: the same two ways. Everything is gathered again; only x, the offsets, the means and the weights as they are given are saved. Where
 nothing is folded, the fused branches are computed again for the projection's gradient, which also gives the gradient of alpha. The gradient
-of x begins with the branch of the tokens themselves, and the other two are added to it atomically, or in a fixed order by programs that own
+of x begins with the identity branch, and the other two are added to it atomically, or in a fixed order by programs that own
 lines, where PyTorch is asked for deterministic algorithms.
 
 kernels.py has the kernels, launch.py how they are launched.
