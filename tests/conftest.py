@@ -15,6 +15,7 @@ from torch.multiprocessing import start_processes
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("train", "models", "bench")]
+torch.set_num_threads(1)  # there is a process of tests for every core: more threads would only wait for each other, and busily
 
 
 def reset_accelerate() -> None:

@@ -107,7 +107,6 @@ def assert_figures(rows: list[targets.Row]) -> None:
 
 
 def test_runs_through(tmp_path, monkeypatch, capsys, no_compiler):
-    torch.set_num_threads(2)
     monkeypatch.setattr(torch, "compile", lambda target, **how: target)  # to trace all that is measured takes a minute; other tests trace
     line = ["--model", "tiny_bench_test", "--quick", "--seconds", "0", "--output", str(tmp_path)]
     assert run.main([*line, "--only", "token_mix", "--commit", "the first"]) == 0
@@ -169,7 +168,7 @@ def test_runs_through(tmp_path, monkeypatch, capsys, no_compiler):
 )
 def test_wrong_arguments(flags, says, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run.main(["--quick", "--output", str(tmp_path), *flags.split()])
+        run.main(["--quick", "--commit", "none", "--output", str(tmp_path), *flags.split()])
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
