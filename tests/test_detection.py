@@ -225,7 +225,7 @@ def test_names_what_it_knows():
         tiny("mask-rcnn", neck="pafpn")
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "mask-rcnn"])
+@pytest.mark.parametrize("detector", [pytest.param("retinanet", marks=pytest.mark.exhaustive), "mask-rcnn"])
 def test_the_pyramid_compiles_whole(detector):
     """It is what train/coco.py compiles. Much smaller images would make the coarsest map one pixel, which is another graph."""
     pyramid = create_detector("test_resnet", detector, dim=16).backbone.train()

@@ -68,11 +68,11 @@ def test_onnx_of_standard_operators(program, model, tmp_path):
     assert_same(FORMATS["onnx"].open(tmp_path / "model.onnx"), model)
 
 
-def test_the_command_makes_a_package_and_says_how_to_run_it(program, model, tmp_path, monkeypatch, capsys):
-    """With AOTInductor."""
+@pytest.mark.parametrize("format", ["exported-program", pytest.param("aoti", marks=pytest.mark.exhaustive)])  # a minute of C++
+def test_the_command_makes_a_package_and_says_how_to_run_it(format, program, model, tmp_path, monkeypatch, capsys):
     model.save_pretrained(tmp_path / "saved")
     monkeypatch.setattr(exporting, "export_program", lambda model, img_size: (program, (7, 7)))
-    flags = ["--checkpoint", str(tmp_path / "saved"), "--format", "aoti", "--img-size", "64x48"]
+    flags = ["--checkpoint", str(tmp_path / "saved"), "--format", format, "--img-size", "64x48"]
     with torch._inductor.config.patch({"cpp.simdlen": 0}):  # choosing vectors takes half of the compilation
         assert main(["export", *flags, "--out", str(tmp_path / "model.pt2")]) == 0
     printed = capsys.readouterr().out

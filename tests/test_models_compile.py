@@ -103,7 +103,7 @@ def test_inductor_stores_tokens_contiguously(train, monkeypatch):
     assert tokens and all(stride[-1] == 1 for _, stride in tokens), tokens
 
 
-@pytest.mark.exhaustive  # a minute of C++, which is compiled and run for a block in test_export.py too
+@pytest.mark.exhaustive  # a minute of C++
 def test_inductor_agrees_with_eager():
     """A small ATMNet of two stages; batch 2 in training, batch 1, which downsamples in its own way on CPU, in evaluation."""
     model = ATMNet(num_classes=5, depths=(1, 1), dims=(16, 32), mlp_ratios=(2, 2), share=(2, 4))

@@ -114,7 +114,9 @@ def test_autocast(neck):
         assert y.dtype == torch.bfloat16 and (y.float() - expected).norm() < 0.03 * expected.norm()
 
 
-@pytest.mark.parametrize("neck,channels", [(FPN, CHANNELS), (ATMFPN, [8])], ids=NECKS)
+@pytest.mark.parametrize(
+    "neck,channels", [pytest.param(FPN, CHANNELS, id="fpn"), pytest.param(ATMFPN, [8], id="atmfpn", marks=pytest.mark.exhaustive)]
+)
 def test_twelve_sizes_take_two_compilations_in_training(neck, channels):
     """An ATM of each kind is enough: they take long to trace."""
     model = neck(channels, 16)

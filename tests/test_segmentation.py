@@ -76,7 +76,7 @@ def compiled(module: nn.Module) -> tuple[Callable[..., Any], list[object]]:
     return torch.compile(module, fullgraph=True, backend=compile), compilations
 
 
-@pytest.mark.parametrize(("head", "train"), [(SemanticFPNHead, False), (UperNetHead, True)])
+@pytest.mark.parametrize(("head", "train"), [(SemanticFPNHead, False), pytest.param(UperNetHead, True, marks=pytest.mark.exhaustive)])
 def test_twelve_sizes_of_maps_take_two_compilations(head: type[nn.Module], train: bool):
     run, compilations = compiled(head([16] * 4, 5, dim=32).train(train))
     draw = random.Random(0)

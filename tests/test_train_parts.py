@@ -180,7 +180,9 @@ def test_weights_of_another_number_of_classes_start_a_new_classifier(tmp_path: P
                 (tmp_path / root / split / name).mkdir(parents=True)
                 for image in range(4):
                     Image.new("RGB", (32, 32), (60 * number, 50 * image, 9)).save(tmp_path / root / split / name / f"{image}.png")
-    flags = ["--model", "atmnet-xt", "--img-size", "32", "-b", "4", "--workers", "0", "--report-to", "none", "--epochs", "1"]
+    small = {"depths": (1, 1), "dims": (8, 16), "mlp_ratios": (2, 2), "share": (2, 4)}
+    flags = ["--model", "atmnet-xt", "--model-kwargs", *(f"{name}={value}".replace(" ", "") for name, value in small.items())]
+    flags += ["--img-size", "32", "-b", "4", "--workers", "0", "--report-to", "none", "--epochs", "1"]
     flags += ["--warmup-epochs", "0", "--cooldown-epochs", "0", "--lr", "1e-4"]
     imagenet.main([*flags, "--data-dir", str(tmp_path / "four"), "--output", str(tmp_path / "first")])
     imagenet.main(
@@ -191,7 +193,7 @@ def test_weights_of_another_number_of_classes_start_a_new_classifier(tmp_path: P
     assert state["model"]["head.fc.weight"].shape[0] == 2 and state["meta"]["classes"] == ["x", "y"]
     import atmnet
 
-    model = atmnet.load(timm.create_model("atmnet_xt", num_classes=2), tmp_path / "second" / "best.safetensors")
+    model = atmnet.load(timm.create_model("atmnet_xt", num_classes=2, **small), tmp_path / "second" / "best.safetensors")
     assert torch.equal(model.state_dict()["stem.weight"], state["model"]["stem.weight"])
     groups = state["optimizer"]["param_groups"]
     undecayed = {name for group in groups if group["weight_decay"] == 0 for name in group["params"]}
