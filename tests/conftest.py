@@ -48,6 +48,7 @@ def run_here() -> Callable[..., None]:
 
 def _one_of_two(rank: int, store: Path, main: Callable[..., None], arguments: tuple[object, ...]) -> None:
     torch.set_num_threads(1)  # a copy has none of its original's threads, for which OpenMP would wait forever
+    os.environ["OMP_NUM_THREADS"] = "1"  # else Accelerate sets as many threads as there are cores
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     distributed.init_process_group("gloo", store=distributed.FileStore(str(store), 2), rank=rank, world_size=2)
     main(*arguments)
