@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import atm_triton
 from atm_triton.tuning import tables
 
 
@@ -178,6 +180,20 @@ def test_compiled_code_on_disk_belongs_to_its_tables(tmp_path):
     write(home / ".cache/atm_triton/nvidia-h200.json", {KEY: {"BLOCK_N": 2}})
     assert compiles("from disk", "given", "another") == [anew, anew, anew]
     assert compiles("from disk", "given", "another") == [found, found, found]
+
+
+def test_the_key_covers_the_files_of_every_folder(tmp_path, monkeypatch):
+    assert Path(atm_triton.__file__).parent == tables.PACKAGE
+    file = tmp_path / "ops" / "an_operator" / "kernels.py"
+    file.parent.mkdir(parents=True)
+    monkeypatch.setattr(tables, "PACKAGE", tmp_path)
+    keys = set()
+    for text in ("one", "another"):
+        file.write_text(text)
+        with torch.compiler.config.patch(cache_key_tag=""):
+            tables.stamp()
+            keys.add(torch.compiler.config.cache_key_tag)
+    assert len(keys) == 2
 
 
 def test_the_users_own_part_of_the_key_stays():
