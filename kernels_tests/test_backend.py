@@ -44,6 +44,27 @@ def test_selftest_passes(capsys):
     assert "all operators are right" in capsys.readouterr().out
 
 
+def test_selftest_prints_as_it_goes(capsys, monkeypatch):
+    def ill(x, offset):
+        raise KeyboardInterrupt
+
+    first = {"offset_fc": testing.OPERATORS["offset_fc"]}
+    monkeypatch.setattr(
+        selftest, "OPERATORS", first | {"axial_gather_w": dataclasses.replace(testing.OPERATORS["axial_gather_w"], function=ill)}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        main(["selftest", "--device", "cpu"])
+    assert re.findall(r"offset_fc +(\w+) .* ok\n", capsys.readouterr().out) == ["float32", "bfloat16", "float16"]
+
+
+def test_one_draw_of_a_large_tensor_is_enough(monkeypatch):
+    seeds, make = [], testing.make
+    monkeypatch.setattr(testing, "make", lambda *arguments: seeds.append(arguments[4]) or make(*arguments))
+    testing.plain_errors("axial_gather_w", testing.Shape(2, 7, 5, 8, 2), torch.bfloat16)
+    testing.plain_errors("axial_gather_w", testing.Shape(16, 64, 64, 8, 2), torch.bfloat16)
+    assert seeds == [0, 1, 2, 3, 0]
+
+
 class NaNGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
