@@ -87,7 +87,9 @@ def ceilings_in(rows: Iterable[Row], dtype: torch.dtype) -> limits.Ceilings | No
 
 
 def went_wrong(row: Row) -> bool:
-    return row["section"] == "failed" or str(row.get("note", "")).startswith(("wrong", "failed"))
+    """Others may lack the memory, ours may not."""
+    ill = ("wrong", "failed", "out of memory") if row.get("implementation") in report.LABELS else ("wrong", "failed")
+    return row["section"] == "failed" or str(row.get("note", "")).startswith(ill)
 
 
 def in_short(rows: list[Row]) -> str:
@@ -122,10 +124,13 @@ def measure(todo: list[Job], device: torch.device, file: Path, about: Row, minut
     console, begun = Console(soft_wrap=True), time.monotonic()
     kept = report.read(file) if file.is_file() else []
     again = {row["job"] for row in kept if went_wrong(row)} & {job.title for job in todo}
-    rows = {tuple(row[name] for name in KEY): row for row in kept if row["job"] not in again}
-    done = {row["job"] for row in rows.values()}
+    rows = {tuple(row[name] for name in KEY): row for row in kept}
+    done = {row["job"] for row in kept} - again
 
-    def keep(found: list[Row]) -> None:
+    def keep(found: list[Row], title: str = "") -> None:
+        """Instead of what a job that went wrong has left."""
+        for key in [key for key, row in rows.items() if title and row.get("job") == title]:
+            del rows[key]
         rows.update({tuple(str(row.get(name, "")) for name in KEY): row | about for row in found})
         report.write(file, rows.values())
 
@@ -147,7 +152,7 @@ def measure(todo: list[Job], device: torch.device, file: Path, about: Row, minut
             bar.update(task, description=job.title)
             if job.title not in done and time.monotonic() - begun < 60 * minutes:
                 found = [row | dict(job=job.title) for row in run(job)]
-                keep(found)
+                keep(found, job.title)
                 if not console.is_terminal:  # a bar is nothing for a log
                     console.print(f"{time.monotonic() - begun:5.0f} s  {job.title}: {in_short(found)}", highlight=False, markup=False)
             bar.advance(task)

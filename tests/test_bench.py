@@ -20,6 +20,7 @@ import targets
 import timing
 import timm
 import torch
+from jobs import Job
 from limits import Ceilings, Tokens
 from published import published
 
@@ -207,6 +208,29 @@ def test_a_job_that_fails_ends_no_other_and_is_done_again(tmp_path, monkeypatch,
     assert run.main([*line, "--resume"]) == 0
     names = [row["name"] for row in report.read(report.newest(tmp_path)["cpu"])]
     assert names.count("axial_gather_w") == names.count("axial_gather_h") > 0 and "the driver is ill" not in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_known_until_it_is_measured_again(tmp_path, known_ceilings):
+    """However the attempt ends."""
+    file, about = tmp_path / "results.csv", dict(device="this")
+
+    def job(title, note):
+        return Job(
+            title, torch.float32, lambda _: [about | dict(section="correctness", name=title, what="", implementation="eager", note=note)]
+        )
+
+    def cut(_):
+        raise KeyboardInterrupt
+
+    run.measure([job("a", "wrong: a"), job("b", "wrong: b")], CPU, file, about)
+    with pytest.raises(KeyboardInterrupt):
+        run.measure([job("a", "right"), Job("b", torch.float32, cut)], CPU, file, about)
+    assert {row["name"]: row["note"] for row in report.read(file) if row["name"]} == {"a": "right", "b": "wrong: b"}
+
+
+def test_a_lack_of_memory_is_wrong_of_ours_alone():
+    row = dict(section="network", note="out of memory")
+    assert [run.went_wrong(row | dict(implementation=name)) for name in networks.ALL] == [False, False, True, True, False, False]
 
 
 def test_a_wrong_operator_is_not_timed(tmp_path, monkeypatch, no_compiler, known_ceilings):
