@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from cost_model import predicted_ms
@@ -58,15 +58,22 @@ def newest(folder: Path) -> dict[str, Path]:
 # ---- Markdown
 
 
+def line(cells: Iterable[str]) -> str:
+    """Of a table."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in cells)} |"
+
+
+def head(columns: Collection[str]) -> list[str]:
+    return [line(columns), "|" + "---|" * len(columns)]
+
+
 def _table(rows: list[Row], keys: tuple[str, ...], cell: Callable[[Row], str]) -> Iterator[str]:
     """A line for each value of ``keys``, a column for each implementation."""
     columns = list(dict.fromkeys(row["implementation"] for row in rows))
-    yield f"| {' | '.join(keys)} | {' | '.join(LABELS.get(c, c) for c in columns)} |"
-    yield "|" + "---|" * (len(keys) + len(columns))
+    yield from head([*keys, *(LABELS.get(column, column) for column in columns)])
     for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
-        line = {row["implementation"]: row for row in rows if tuple(row[key] for key in keys) == values}
-        cells = [cell(line[column]) if column in line else "" for column in columns]
-        yield f"| {' | '.join([*values, *cells])} |"
+        found = {row["implementation"]: row for row in rows if tuple(row[key] for key in keys) == values}
+        yield line([*values, *(cell(found[column]) if column in found else "" for column in columns)])
 
 
 def _details(rows: list[Row]) -> Iterator[str]:
@@ -77,13 +84,12 @@ def _details(rows: list[Row]) -> Iterator[str]:
             values = tuple(row[key] for key in keys)
             best[values] = min(best.get(values, row), row, key=lambda row: row["p50_ms"])
     units = ("p20 ms", "p50 ms", "p80 ms", "images/s", "GB/s", "TFLOP/s", "of the limit", "peak MiB")
-    yield f"| {' | '.join([*keys, 'ours', 'timed as', *units])} |"
-    yield "|" + "---|" * (len(keys) + 2 + len(units))
+    yield from head([*keys, "ours", "timed as", *units])
     for values, row in best.items():
         numbers = [row[name] for name in ("p20_ms", "p50_ms", "p80_ms", "images_per_s", "gb_per_s", "tflop_per_s")]
         cells = [f"{number:.4g}" if number else "" for number in numbers] + [f"{row['share_of_limit']:.0%}"]
         peak = f"{row['peak_mib']:.0f}" if row["peak_mib"] else ""
-        yield f"| {' | '.join([*values, row['implementation'], row['note'], *cells, peak])} |"
+        yield line([*values, row["implementation"], row["note"], *cells, peak])
 
 
 def _ms(value: float) -> str:
@@ -146,21 +152,20 @@ def _predicted(rows: list[Row]) -> Iterator[str]:
             texts = [row[name] for name in ("name", "what", "shape", "dtype")]
             if ms := predicted_ms(row["shape"], row["dtype"], row["what"], row["device"]):
                 ratio = f"{row['p50_ms'] / ms:.2f}"
-                found.append(f"| {' | '.join([*texts, _ms(row['p50_ms']), _ms(ms), ratio])} |")
+                found.append(line([*texts, _ms(row["p50_ms"]), _ms(ms), ratio]))
     if found:
         yield from ("", "## Measured and predicted", "", "Ours, compiled; the prediction is bench/cost_model.py's, not a measurement.", "")
-        yield from (f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *found)
+        yield from (*head(columns), *found)
 
 
 def _training(rows: list[Row]) -> Iterator[str]:
     columns = ("program", "model", "shape", "dtype", "batch", "timed as", "images/s", "peak GiB", "")
-    yield f"| {' | '.join(columns)} |"
-    yield "|" + "---|" * len(columns)
+    yield from head(columns)
     for row in rows:
         texts = [row[name] for name in ("what", "name", "shape", "dtype", "batch", "implementation")]
         peak = f"{row['peak_mib'] / 1024:.3g}" if row["peak_mib"] else ""
-        speed = f"{row['images_per_s']:.0f}"
-        yield f"| {' | '.join([*texts, speed, peak, row['note']])} |"
+        speed = f"{row['images_per_s']:.0f}" if row["images_per_s"] else ""
+        yield line([*texts, speed, peak, row["note"]])
 
 
 def tables(rows: list[Row]) -> list[str]:
@@ -172,7 +177,9 @@ def tables(rows: list[Row]) -> list[str]:
     for row in rows:
         if row["section"] == "ceiling":
             rate = f"{row['gb_per_s']:.0f} GB/s" if row["gb_per_s"] else f"{row['tflop_per_s']:.3g} TFLOP/s"
-            lines.append(f"| {row['what']}, {row['dtype']} | {rate} |")
+            lines.append(line([f"{row['what']}, {row['dtype']}", rate]))
+    if checked := [row for row in rows if row["section"] == "correctness"]:
+        lines += ["", "## Correctness", "", *_table(checked, ("name", "what", "shape", "dtype"), lambda row: row["note"])]
     for what in dict.fromkeys(row["what"] for row in operators):
         lines += ["", f"## Operators, {what}", ""]
         group = [row for row in operators if row["what"] == what]
@@ -193,8 +200,8 @@ def tables(rows: list[Row]) -> list[str]:
     lines += ["", "## Ours in detail", "", *_details([*operators, *networks])]
     if failed := [row for row in rows if row["section"] == "failed"]:
         lines += ["", "## Failed", "", *(f"- {row['name']}: {row['note']}" for row in failed)]
-    lines += ["", "## Targets", "", "| target | measured | met |", "|---|---|---|"]
-    return lines + [f"| {target} | {measured} | {met} |" for target, measured, met in judge(rows)]
+    lines += ["", "## Targets", "", *head(["target", "measured", "met"])]
+    return lines + [line(texts) for texts in judge(rows)]
 
 
 def markdown(rows: list[Row], title: str) -> str:
@@ -273,7 +280,9 @@ def block(files: Iterable[Path]) -> str:
         rows, date = read(file), re.findall(r"\d{4}-\d\d-\d\d", file.stem)[0]
 
         def title(what: str, rows: list[Row], date: str = date) -> list[str]:
-            return ["", f"{what}, batch {rows[0]['batch']}, on {about(rows)}, {date}:", ""]
+            batches = {row["batch"] for row in rows}
+            batch = f", batch {batches.pop()}" if len(batches) == 1 else ""
+            return ["", f"{what}{batch}, on {about(rows)}, {date}:", ""]
 
         if networks := [row for row in rows if row["section"] == "network" and row["shape"] == SQUARE]:
             name = networks[0]["name"].replace("atmnet_t", "ATMNet-T")

@@ -64,6 +64,13 @@ def test_readme_block(tmp_path):
     assert report.with_block(readme, block) == readme.replace("old", block)
 
 
+def test_readme_block_of_several_batches(tmp_path):
+    rows = gpu_rows(ours=0.05)
+    other = [row | dict(shape="6x200x320x64/G32", batch="6") for row in rows if row["shape"] == "128x56x56x64/G32"]
+    report.write(tmp_path / "gpu-2026-01-01.csv", [*rows, *other])
+    assert "`token_mix`, time and peak memory, on " in report.block(report.newest(tmp_path).values())
+
+
 def test_newest(tmp_path):
     for name in ("cpu-2026-01-31", "cpu-2026-02-01", "cpu-2026-02-01-2", "cpu-2026-02-01-10", "gpu-9-2026-01-01", "machine-code"):
         (tmp_path / f"{name}.csv").touch()
