@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import cost_design
 import cost_model
 import cost_resources
@@ -16,6 +18,20 @@ def test_kernels_measured_on_an_h200():
     ratios = {(t, name): cost_model.today(t)[name] / us for (t, name), us in measured.items()}
     off = [key for key, ratio in ratios.items() if not 0.75 <= ratio <= 1.25]
     assert len(ratios) == 16 and off == [(cost_model.AT_224[3], "fwd")]
+
+
+def test_instructions_are_those_counted():
+    """Within two, in some launch configuration of the kernel."""
+    with (report.RESULTS / "machine-code-triton-3.9.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if (row["target"], row["dtype"]) == ("sm_90", "bf16") and row["issued"]]
+    for stage, launches in enumerate(cost_model.TODAY.values(), 1):
+        for kernel in [kernel for some in launches for kernel in some if kernel.instructions]:
+            counted = {
+                int(row["issued"])
+                for row in rows
+                if row["stage"] == f"stage {stage}" and row["kernel"].startswith(f"token_mix_{kernel.name}")
+            }
+            assert min(abs(count - kernel.instructions) for count in counted) <= 2, (stage, kernel)
 
 
 def test_every_constant_says_where_it_comes_from():
