@@ -225,7 +225,28 @@ def test_loss_curve(tmp_path, monkeypatch, capsys):
     gaps = iter([0.2, 0.1])
     monkeypatch.setattr(loss_curve, "gap", lambda *_: next(gaps))
     assert loss_curve.main(["--file", str(file), "--dry-run"]) == 1
-    assert "are 0.2000 apart, those of two plain runs that differ in the seed 0.1000" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "are 0.2000 apart, those of two plain runs that differ in the seed 0.1000" in printed and "\nplain: loss " in printed
+
+
+def test_a_loss_curve_cut_short_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    file, train, done = tmp_path / "curve.csv", loss_curve.losses, []
+
+    def cut(model, seed, **how):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(seed)
+        return train(model, seed, **how)
+
+    monkeypatch.setattr(loss_curve, "losses", cut)
+    with pytest.raises(KeyboardInterrupt):
+        loss_curve.main(["--file", str(file), "--dry-run"])
+    kept = loss_curve.read(file, 3)
+    assert list(kept) == [loss_curve.OURS, loss_curve.PLAIN] and loss_curve.read(file, 4) == {}
+    done.clear()
+    loss_curve.main(["--file", str(file), "--dry-run"])
+    assert done == [1] and loss_curve.read(file, 3).items() >= kept.items()
 
 
 def test_gap_is_of_smooth_curves():
