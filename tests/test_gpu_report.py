@@ -202,6 +202,19 @@ def test_programs_take_the_flags(name, dry, tmp_path):
     assert args.compile == name.endswith("compile") and args.batch_size == (2 if dry else program.batch)
 
 
+def test_the_first_updates_say_nothing_of_the_speed(tmp_path):
+    (tmp_path / "imagenet-run").mkdir()
+    (tmp_path / "imagenet-run" / "steps.csv").write_text("update,epoch,loss,lr\n1,0,6.9,0.1\n2,0,6.5,0.1\n3,0,6")  # cut off
+    row = dict.fromkeys((*report.TEXT, *report.NUMBERS)) | {"p50_ms": None}
+    (found,) = training.rows(
+        "imagenet", tmp_path, "1/30 loss 6.9 · 3 images/s · data wait 40%\n3/30 loss 6.5 · 4 images/s · data wait 3%", dry=False
+    )
+    assert "images_per_s" not in found and training.line(found) == "too short for a speed, loss 6.500 after 2 updates"
+    report.write(tmp_path / "results.csv", [found])
+    (row,) = report.read(tmp_path / "results.csv")
+    assert "| eager |  |  | too short for a speed, loss 6.500 |" in "\n".join(report.tables([row]))
+
+
 def test_what_a_run_has_left_is_read_though_it_was_cut_short(tmp_path):
     folder = tmp_path / "imagenet-run"
     folder.mkdir()

@@ -19,7 +19,8 @@ Row = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 COMMON = "--no-tune --report-to none --log-interval 1"
 TINY = "--model-kwargs depths=(1,1,1,1) dims=(16,32,48,64) --workers 0"
-SPEED = re.compile(r"(\d+) images/s · data wait (\d+)%")
+SPEED = re.compile(r"(\d+)/\d+ loss .* (\d+) images/s · data wait (\d+)%")
+FIRST = 3  # updates that compile kernels and start workers: their speed says nothing
 
 
 @dataclass(frozen=True)
@@ -78,23 +79,28 @@ def command(name: str, work: Path, dry: bool) -> list[str]:
 
 
 def rows(name: str, work: Path, log: str, dry: bool) -> list[Row]:
-    """What is known of a run: of its speed the last line it printed, as the first updates compile kernels and start workers."""
+    """What is known of a run: of its speed the last line that it printed, if that is not of the first updates."""
     program, (batch, _) = PROGRAMS[name], sized(PROGRAMS[name], dry)
     if not (speeds := SPEED.findall(log)):
         return []
     steps, summary = work / f"{name}-run" / "steps.csv", work / f"{name}-run" / "summary.json"
-    losses = [float(row["loss"]) for row in csv.DictReader(steps.open())]
+    losses = [float(row["loss"]) for row in csv.DictReader(steps.open()) if row["lr"]]  # the last line may be cut off
+    update, speed, wait = speeds[-1]
     row = dict(section="training", name=program.model.replace("-", "_"), what=f"{program.file}, {len(losses)} updates", batch=batch)
     row |= dict(shape="" if dry else program.shape, dtype="bfloat16", implementation="compiled" if program.compiled else "eager")
-    row |= dict(images_per_s=float(speeds[-1][0]), note=f"data wait {speeds[-1][1]} %, loss {losses[-1]:.3f}")
+    if int(update) > FIRST:
+        row |= dict(images_per_s=float(speed), note=f"data wait {wait} %, loss {losses[-1]:.3f}")
+    else:
+        row |= dict(note=f"too short for a speed, loss {losses[-1]:.3f}")
     if summary.is_file():
         row["peak_mib"] = json.loads(summary.read_text())["peak_memory_mib"]
     return [row]
 
 
 def line(row: Row) -> str:
-    memory = f", {row['peak_mib'] / 1024:.3g} GiB" if row.get("peak_mib") else ""
-    return f"{row['images_per_s']:.0f} images/s{memory}, {row['note']} after {row['what'].partition(', ')[2]}"
+    speed = f"{row['images_per_s']:.0f} images/s, " if row.get("images_per_s") else ""
+    memory = f"{row['peak_mib'] / 1024:.3g} GiB, " if row.get("peak_mib") else ""
+    return f"{speed}{memory}{row['note']} after {row['what'].partition(', ')[2]}"
 
 
 def main() -> None:
