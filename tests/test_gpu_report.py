@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -49,6 +50,15 @@ def own_signals():
     signal.signal(signal.SIGTERM, before)
 
 
+def gone(number: int) -> bool:
+    """A process; an orphan's end may be noted a little later."""
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{number}") or "Z" in Path(f"/proc/{number}/stat").read_text().split()[2]:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 # ---- steps
 
 
@@ -68,19 +78,57 @@ def test_every_step_has_a_record_and_a_line(made, tmp_path, capsys):
     assert not list((tmp_path / "out").glob("*.tmp"))
 
 
-def test_a_step_over_budget_is_killed_with_its_children_and_the_rest_goes_on(made, tmp_path):
-    """Though it ignores SIGTERM; what it has printed is kept."""
-    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(99)"
-    code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid, flush=True); p.wait()"
-    records = made(step("slow", code, seconds=1), step("next", "print('here')", seconds=3), flags="--minutes 0.1")
-    assert records["slow"]["status"] == "over budget" and records["slow"]["seconds"] < 10
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+LAUNCHER = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {!r}]); print(p.pid, flush=True); p.wait()"
+
+
+@pytest.mark.parametrize("launcher", ["", DEAF], ids=["deaf child", "both deaf"])
+def test_a_step_over_budget_is_killed_with_its_children_and_the_rest_goes_on(launcher, made, monkeypatch):
+    """Though they ignore SIGTERM; what it has printed is kept."""
+    monkeypatch.setattr(process, "PATIENCE", 0.5)
+    slow = step("slow", launcher + LAUNCHER.format(f"{DEAF}time.sleep(99)"), seconds=1)
+    records = made(slow, step("next", "print('here')", seconds=3), flags="--minutes 0.1")
+    assert records["slow"]["status"] == "over budget" and records["slow"]["seconds"] < 5
     assert records["next"]["status"] == "ok" and records["next"]["result"] == "here"
-    number = int(records["slow"]["result"])
-    for _ in range(100):  # an orphan's end may be noted a little later
-        if not os.path.exists(f"/proc/{number}") or "Z" in Path(f"/proc/{number}/stat").read_text().split()[2]:
-            return
+    assert gone(int(records["slow"]["result"]))
+
+
+def test_what_a_launcher_has_launched_has_the_time_to_end(made, tmp_path):
+    """Though the launcher is gone at once."""
+    mark = tmp_path / "mark"
+    end = f"lambda *_: (time.sleep(0.5), open({str(mark)!r}, 'w'), exit())"
+    child = f"import signal, time; signal.signal(signal.SIGTERM, {end}); time.sleep(99)"
+    assert made(step("slow", LAUNCHER.format(child), seconds=1), flags="--minutes 0.02")["slow"]["status"] == "over budget"
+    assert mark.exists()
+
+
+def test_a_process_that_cannot_be_killed_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(process, "PATIENCE", 0.2)
+    with subprocess.Popen(process.GUARD, stdin=subprocess.PIPE, process_group=0) as guard:
+        stuck = subprocess.Popen(["sleep", "99"], process_group=guard.pid)
+        with monkeypatch.context() as context:
+            context.setattr(process.os, "killpg", lambda *_: None)
+            process.end(guard, stuck)
+        assert stuck.poll() is None
+    stuck.wait(10)
+
+
+def test_no_step_outlives_a_report_that_is_killed(tmp_path):
+    code = f"""if True:
+        import pathlib, sys
+        from gpu import process
+        process.run([sys.executable, "-c", {LAUNCHER.format(DEAF + "time.sleep(99)")!r}], pathlib.Path("log"), 99, pathlib.Path(), {{}})
+    """
+    path = os.pathsep.join(gpu_report.FOLDERS)
+    killed = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
+    log = tmp_path / "log"
+    for _ in range(300):
+        if log.is_file() and log.read_text():
+            break
         time.sleep(0.1)
-    raise AssertionError(f"process {number} lives on")
+    killed.kill()
+    killed.wait()
+    assert gone(int(log.read_text()))
 
 
 def test_what_is_not_worth_beginning_is_not_begun(made):
