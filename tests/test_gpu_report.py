@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import json
 import os
 import signal
@@ -13,15 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gpu_report
-import jobs
 import pytest
 import report
 import torch
-from classification.recipe import parse as parse_imagenet
-from detection.recipe import parse as parse_coco
-from gpu import loss_curve, measure, process, training
-from gpu.steps import STEPS, Place, Step, tune, tuned
-from segmentation.recipe import parse as parse_ade20k
+from gpu import measure, process, summary
+from gpu.steps import STEPS, Step
 
 FILES = {"report.md", "results.csv", "steps.json", "loss-curve.csv", "log.txt"}  # beside a tuned table
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -45,9 +41,10 @@ def made(tmp_path: Path) -> Callable[..., dict[str, dict]]:
 
 @pytest.fixture(autouse=True)
 def own_signals():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def gone(number: int) -> bool:
@@ -131,9 +128,35 @@ def test_no_step_outlives_a_report_that_is_killed(tmp_path):
     assert gone(int(log.read_text()))
 
 
+@pytest.mark.parametrize(("minutes", "reached"), [(6, 5), (3, 5), (14, len(STEPS))])
+def test_what_is_reached_though_every_step_takes_all_its_time(minutes, reached, made, monkeypatch):
+    """In six minutes a whole network and a training program, and in fourteen everything."""
+    clock = [0.0]
+
+    def run(step, place, budget, console):
+        clock[0] += budget
+        return "over budget"
+
+    monkeypatch.setattr(gpu_report, "run", run)
+    monkeypatch.setattr(gpu_report.time, "monotonic", lambda: clock[0])
+    steps = [dataclasses.replace(step, needs=(), gpu=False) for step in STEPS]
+    records = made(*steps, flags=f"--minutes {minutes}")
+    assert [record["status"] for record in records.values()][:reached] == ["over budget"] * reached
+    assert list(records)[2:5] == ["token_mix", "networks", "imagenet"] and clock[0] <= 60 * minutes
+
+
+def test_what_a_step_leaves_of_its_time_is_the_next_ones(made):
+    records = made(step("fast", "", seconds=30), step("next", "", seconds=30), flags="--minutes 1")
+    assert records["fast"]["budget"] == 30 and 50 <= records["next"]["budget"] <= 60
+
+
 def test_what_is_not_worth_beginning_is_not_begun(made):
     records = made(step("long", "import time; time.sleep(2)", seconds=60), step("late", "", seconds=600), flags="--minutes 0.03")
     assert records["late"]["status"].startswith("not begun: ") and records["late"]["seconds"] < 1
+
+
+def test_no_minutes(made):
+    assert made(step("one", ""), flags="--minutes 0")["one"]["status"] == "not begun: 0 s were left"
 
 
 def test_a_missing_package_is_named(made):
@@ -148,7 +171,7 @@ def test_resume_repeats_what_is_not_ok(made, tmp_path, capsys):
     assert made(counted, flaky, status=1)["flaky"]["status"] == "failed: exit status 1"
     with pytest.raises(SystemExit, match="2"):
         made(counted, flaky)
-    assert "holds a report already: go on with --resume" in capsys.readouterr().err
+    assert "holds a report already (report.md, steps.json): go on with --resume" in capsys.readouterr().err
     mark.touch()
     records = made(counted, flaky, flags="--resume")
     assert list(records) == ["counted", "flaky"] and records["flaky"]["status"] == "ok"
@@ -164,18 +187,142 @@ def test_resume_is_for_the_same_machine(made, tmp_path, capsys):
     assert "is of dry_run False, not True" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["results.csv", "loss-curve.csv", "log.txt", "configs.json"])
+def test_old_files_are_not_taken_for_new(name, made, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).touch()
+    with pytest.raises(SystemExit, match="2"):
+        made(step("one", ""))
+    assert f"holds a report already ({name})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("column", ["device", "torch", "triton", "commit"])
+def test_resume_goes_on_with_no_others_results(column, made, tmp_path, capsys):
+    """Though nothing else is left of the report."""
+    about = gpu_report.describe(torch.device("cpu"), "atmnet_t", "default", "this")
+    file = tmp_path / "out" / "results.csv"
+    report.write(file, [dict(section="ceiling", what="copy", gb_per_s=1) | about | {column: "other"}])
+    with pytest.raises(SystemExit, match="2"):
+        made(step("one", ""), flags="--resume")
+    assert f"is of {column} other, not {about[column] or 'None'}: give another --out" in capsys.readouterr().err
+    report.write(file, [dict(section="ceiling", what="copy", gb_per_s=1) | about])
+    assert made(step("one", ""), flags="--resume")["one"]["commit"] == "this"
+    (tmp_path / "out" / "steps.json").write_text("{")
+    with pytest.raises(SystemExit, match="2"):
+        made(step("one", ""), flags="--resume")
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_results_are_never_without_what_they_are_of(made, tmp_path):
+    (record,) = made(step("one", f"print(open({str(tmp_path / 'out' / 'steps.json')!r}).read())")).values()
+    assert ' "steps": {}' in record["log"]
+
+
+SPEED = dict(section="training", name="n", what="p, 9 updates", images_per_s=9, note="good")
+
+
+BAD, GOOD, SILENT = "print('bad'); exit(3)", "print('good')", "import time; time.sleep(9)"
+SLOW, SLOWER = (f"import time; print('{word}', flush=True); time.sleep(9)" for word in ("some", "more"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        ((BAD,), None, True),
+        ((BAD,), (SLOW,), True),
+        ((BAD,), (SILENT, SPEED), False),
+        ((BAD,), (GOOD,), False),
+        ((SLOW,), (SILENT,), True),
+        ((SLOW,), (SLOWER,), False),
+        ((SILENT, SPEED), (SILENT, SPEED | dict(images_per_s=None)), True),
+        ((SILENT, SPEED), (BAD,), False),
+    ],
+)
+def test_resume_hides_nothing_behind_an_attempt_that_brought_nothing(before, after, kept, made, tmp_path):
+    def of(code, *rows):
+        return step("one", code, seconds=1, rows=lambda place, log: [*rows])
+
+    first = made(of(*before), flags="--minutes 0.01", status=before[0] == BAD)["one"]
+    again = of(*after) if after else step("one", "", needs=("no-such-package",))
+    second = made(again, flags="--minutes 0.01 --resume", status=BAD in (before[0] if kept else after[0]))["one"]
+    assert (second == first) == kept
+    if SPEED in before:
+        assert [row["images_per_s"] for row in report.read(tmp_path / "out" / "results.csv")] == [9]
+
+
 def test_only(made):
     steps = [step(name, "") for name in "abc"]
     assert list(made(*steps, flags="--only c a")) == ["a", "c"]
 
 
-def test_interrupted(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_interrupted(name, tmp_path):
     """By a signal: the step that runs is ended and noted."""
-    stop = step("stop", "import os, signal, time; print('so far', flush=True); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
+    stop = step("stop", f"import os, signal, time; print('so far', flush=True); os.kill(os.getppid(), signal.{name}); time.sleep(60)")
     with pytest.raises(KeyboardInterrupt):
         gpu_report.main(["--dry-run", "--out", str(tmp_path)], [stop])
     record = json.loads((tmp_path / "steps.json").read_text())["steps"]["stop"]
     assert (record["status"], record["result"]) == ("stopped", "so far")
+
+
+def test_under_nohup(made):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    records = made(step("one", "import os, signal; os.kill(os.getppid(), signal.SIGHUP); print('on')"))
+    assert records["one"]["result"] == "on"
+
+
+def test_no_error_of_the_reports_own_stops_the_next_step(made, tmp_path):
+    def command(place):
+        raise OSError("the disk is full")
+
+    out = tmp_path / "out"
+    bad_rows = step("rows", "", rows=lambda place, log: [float(None)])
+    bad_file = step("file", f"open({str(out / 'loss-curve.csv')!r}, 'w').write('update,ours,plain\\n1,2')")
+    bad_folder = step("folder", f"import os; os.remove({str(out / 'report.md')!r}); os.mkdir({str(out / 'report.md')!r})")
+    mended = step("mended", f"import os; os.rmdir({str(out / 'report.md')!r})")
+    records = made(Step("command", "", 9, command), bad_rows, bad_file, bad_folder, mended, status=1)
+    statuses = {name: record["status"].partition(",")[0] for name, record in records.items()}
+    assert statuses.pop("command") == "failed: OSError: the disk is full"
+    assert statuses.pop("rows").startswith("failed: TypeError: float()") and statuses.pop("folder").startswith("failed: IsADirectoryError")
+    assert statuses == {"file": "ok", "mended": "ok"}
+    assert "loss-curve.csv cannot be read: TypeError" in (out / "report.md").read_text()
+
+
+def test_what_is_wrong_is_not_hidden_by_what_comes_after_it(made, tmp_path):
+    """A step that is cut short has failed if a row that it has written is wrong; the report shows the row."""
+    (correctness,) = [step for step in STEPS if step.name == "correctness"]
+    title = measure.plan("correctness", dry=True)[1][1].title
+    of = dict(job=title, section="correctness", name="offset_fc", shape="2x8x8x16/G8", dtype="bfloat16", implementation="eager")
+
+    def command(place):
+        common = gpu_report.describe(torch.device("cpu"), "atmnet_xt", "default", "this")
+        report.write(place.results, [of | common | dict(note="wrong: by | far")])
+        return [sys.executable, "-c", "import time; time.sleep(99)"]
+
+    cut = dataclasses.replace(correctness, command=command, seconds=1)
+    (record,) = made(cut, flags="--minutes 0.01", status=1).values()
+    assert record["status"] == "failed: wrong results, over budget"
+    assert record["result"] == "offset_fc 2x8x8x16/G8: wrong: by | far; 0 of 5 are right"
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## Correctness" in text and r"| offset_fc |  | 2x8x8x16/G8 | bfloat16 | wrong: by \| far |" in text
+    assert r"| offset_fc 2x8x8x16/G8: wrong: by \| far; 0 of 5 are right |" in text
+
+
+def test_a_real_step(made, monkeypatch):
+    """The cheapest of those that need no GPU; the others are in the dry run."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more would wait for other tests' processes
+    (record,) = made(*STEPS, flags="--only selftest").values()
+    assert (record["status"], record["result"]) == ("ok", "all operators are right") and record["log"][-2].split()[0] == "token_mix"
+
+
+def test_the_header_is_of_what_was_measured(tmp_path):
+    about = dict(device="GPU 9", torch="2", triton="3", configs="none", mode="default", date="2026-01-01", dry_run=False)
+    common = about | dict(section="ceiling", what="copy", gb_per_s=1)
+    del common["date"], common["dry_run"]
+    report.write(tmp_path / "results.csv", [common | dict(commit="old")])
+    text = summary.markdown(about | dict(commit="new"), {}, tmp_path / "results.csv", tmp_path / "none")
+    assert "commit old" in text and "commit new" not in text
+    assert "commit new" in summary.markdown(about | dict(commit="new"), {}, tmp_path / "none", tmp_path / "none")
 
 
 @no_gpu
@@ -188,145 +335,6 @@ def test_without_a_gpu(tmp_path, capsys):
 def test_steps_find_what_the_caller_has_put_on_the_path(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/somewhere/wheels")
     assert gpu_report.environment(dry=False)["PYTHONPATH"].endswith(f"tests{os.pathsep}/somewhere/wheels")
-
-
-# ---- what the steps do
-
-
-def test_jobs_are_in_the_order_of_importance(monkeypatch):
-    bench = measure.Bench("atmnet_t", torch.device("cuda"))
-    titles = {name: [job.title for job in make(bench, False)] for name, make in measure.STEPS.items()}
-    assert [title.split("x")[2] for title in titles["token_mix"]] == ["14", "56", "28", "7"]
-    assert len(titles["correctness"]) == 20 and all("bfloat16" in title for title in titles["correctness"])
-    assert titles["networks"][:3] == [
-        "network, inference, 224x224, batch 128, bfloat16, compiled",
-        "network, training step, 224x224, batch 128, bfloat16, compiled",
-        "network, inference, 224x224, batch 128, bfloat16, plain, compiled",
-    ]
-    assert len({title for some in titles.values() for title in some}) == 20 + 4 + 8 + 12
-
-
-@pytest.fixture
-def one_operator(monkeypatch):
-    """The steps that are jobs, of token_mix alone."""
-    for module, name in ((torch, "compile"), *((measure.timing, name) for name in ("CACHE", "WARM_UP", "TURNS"))):
-        monkeypatch.setattr(module, name, getattr(module, name))  # which a dry run replaces
-    monkeypatch.setattr(measure.run.limits, "measure_ceilings", lambda *_: measure.limits.Ceilings(1e10, 1e11))
-    monkeypatch.setattr(measure, "chosen", lambda *names: jobs.chosen(*names) if names else [])
-
-
-def test_measured_jobs_are_written_and_not_measured_again(one_operator, tmp_path, monkeypatch, capsys):
-    line = ["--file", str(tmp_path / "results.csv"), "--commit", "this", "--dry-run"]
-    assert measure.main(["correctness", *line]) == measure.main(["token_mix", *line]) == 0
-    printed = capsys.readouterr().out
-    assert "1 of 1 are right" in printed and "ms forward+backward, compiled: " in printed
-    rows = report.read(tmp_path / "results.csv")
-    assert {row["section"] for row in rows} == {"ceiling", "correctness", "operator"} and {row["commit"] for row in rows} == {"this"}
-    monkeypatch.setattr(measure.operators, "check", lambda *_: pytest.fail("measured again"))
-    assert measure.main(["token_mix", *line]) == 0
-
-
-def test_a_wrong_operator_fails_its_step(one_operator, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(measure.operators, "check", lambda *_: {"eager": "wrong: by far"})
-    line = ["--file", str(tmp_path / "results.csv"), "--commit", "this", "--dry-run"]
-    assert measure.main(["correctness", *line]) == 1
-    assert "token_mix 2x2x2x320/G80: wrong: by far; 0 of 1 are right" in capsys.readouterr().out
-    monkeypatch.undo()
-    rows = report.read(tmp_path / "results.csv")
-    assert [row["note"] for row in rows if row["section"] == "correctness"] == ["wrong: by far"]
-
-
-@pytest.mark.parametrize("dry", [False, True])
-@pytest.mark.parametrize("name", list(training.PROGRAMS))
-def test_programs_take_the_flags(name, dry, tmp_path):
-    program, line = training.PROGRAMS[name], training.command(name, tmp_path, dry)
-    launch, flags = (
-        line[: line.index(next(text for text in line if text.endswith(program.file)))],
-        line[len(line) - line[::-1].index("--model") - 1 :],
-    )
-    parse = {"imagenet.py": parse_imagenet, "coco.py": parse_coco, "ade20k.py": parse_ade20k}[program.file]
-    args = parse(flags)
-    assert launch[-2 - dry : len(launch) - dry] == ["--mixed_precision", "bf16"] and not args.tune
-    assert args.compile == name.endswith("compile") and args.batch_size == (2 if dry else program.batch)
-
-
-def test_the_first_updates_say_nothing_of_the_speed(tmp_path):
-    (tmp_path / "imagenet-run").mkdir()
-    (tmp_path / "imagenet-run" / "steps.csv").write_text("update,epoch,loss,lr\n1,0,6.9,0.1\n2,0,6.5,0.1\n3,0,6")  # cut off
-    row = dict.fromkeys((*report.TEXT, *report.NUMBERS)) | {"p50_ms": None}
-    (found,) = training.rows(
-        "imagenet", tmp_path, "1/30 loss 6.9 · 3 images/s · data wait 40%\n3/30 loss 6.5 · 4 images/s · data wait 3%", dry=False
-    )
-    assert "images_per_s" not in found and training.line(found) == "too short for a speed, loss 6.500 after 2 updates"
-    report.write(tmp_path / "results.csv", [found])
-    (row,) = report.read(tmp_path / "results.csv")
-    assert "| eager |  |  | too short for a speed, loss 6.500 |" in "\n".join(report.tables([row]))
-
-
-def test_what_a_run_has_left_is_read_though_it_was_cut_short(tmp_path):
-    folder = tmp_path / "imagenet-run"
-    folder.mkdir()
-    assert training.rows("imagenet", tmp_path, "nothing yet", dry=False) == []
-    (folder / "steps.csv").write_text("update,epoch,loss,lr\n1,0,6.9,0.1\n2,0,6.5,0.1\n")
-    log = "10/30 loss 6.9 · 80 images/s · data wait 40% · 0:00 left\n20/30 loss 6.5 · 912 images/s · data wait 3% · 0:00 left"
-    (row,) = training.rows("imagenet", tmp_path, log, dry=False)
-    assert (row["images_per_s"], row["what"], row["batch"], row["implementation"]) == (912, "imagenet.py, 2 updates", 128, "eager")
-    assert training.line(row) == "912 images/s, data wait 3 %, loss 6.500 after 2 updates"
-    (folder / "summary.json").write_text('{"peak_memory_mib": 2048}')
-    assert "2 GiB" in training.line(training.rows("imagenet", tmp_path, log, dry=False)[0])
-
-
-def test_loss_curve(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch, "compile", lambda model: model)
-    file = tmp_path / "curve.csv"
-    assert loss_curve.main(["--file", str(file), "--dry-run"]) == 0
-    rows = list(csv.DictReader(file.open()))
-    assert list(rows[0]) == ["update", loss_curve.OURS, loss_curve.PLAIN, loss_curve.OTHER] and len(rows) == 3
-    assert float(rows[2][loss_curve.OURS]) == pytest.approx(float(rows[2][loss_curve.PLAIN]), abs=1e-2)
-    gaps = iter([0.2, 0.1])
-    monkeypatch.setattr(loss_curve, "gap", lambda *_: next(gaps))
-    assert loss_curve.main(["--file", str(file), "--dry-run"]) == 1
-    printed = capsys.readouterr().out
-    assert "are 0.2000 apart, those of two plain runs that differ in the seed 0.1000" in printed and "\nplain: loss " in printed
-
-
-def test_a_loss_curve_cut_short_is_gone_on_with(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model: model)
-    file, train, done = tmp_path / "curve.csv", loss_curve.losses, []
-
-    def cut(model, seed, **how):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(seed)
-        return train(model, seed, **how)
-
-    monkeypatch.setattr(loss_curve, "losses", cut)
-    with pytest.raises(KeyboardInterrupt):
-        loss_curve.main(["--file", str(file), "--dry-run"])
-    kept = loss_curve.read(file, 3)
-    assert list(kept) == [loss_curve.OURS, loss_curve.PLAIN] and loss_curve.read(file, 4) == {}
-    done.clear()
-    loss_curve.main(["--file", str(file), "--dry-run"])
-    assert done == [1] and loss_curve.read(file, 3).items() >= kept.items()
-
-
-def test_gap_is_of_smooth_curves():
-    noisy = [1 + 0.1 * (-1) ** i for i in range(40)]
-    assert loss_curve.gap(noisy, [1.0] * 40) == pytest.approx(0, abs=1e-6)
-    assert loss_curve.gap(noisy, [1.5] * 40) == pytest.approx(0.5)
-    assert not loss_curve.gap([float("nan")] * 40, noisy) <= 1  # so that it fails
-
-
-def test_a_tuning_cut_short_is_kept_and_gone_on_with(tmp_path):
-    cache = tmp_path / "home" / "made-up.json"
-    place = Place(tmp_path, tmp_path, False, "this", [cache, tmp_path / "shipped.json"])
-    assert tuned(place, "") == [] and not place.table.exists()
-    cache.parent.mkdir()
-    cache.write_text("found")
-    tuned(place, "")
-    assert place.table == tmp_path / "made-up.json" and place.table.read_text() == "found"
-    cache.unlink()
-    assert tune(place)[-1] == str(place.table) and cache.read_text() == "found"
 
 
 # ---- all of it

@@ -76,11 +76,19 @@ def sizes(bench: Bench, dry: bool) -> list[Job]:
 STEPS = {"correctness": correctness, "token_mix": token_mix, "networks": networks, "sizes": sizes}
 
 
-def summary(rows: list[Row]) -> str:
-    """In one line: what is wrong, how many are right, and the times that say the most."""
+def plan(step: str, dry: bool) -> tuple[Bench, list[Job]]:
+    bench = Bench(DRY_MODEL, torch.device("cpu"), MODE, 0, 0) if dry else Bench(MODEL, torch.device("cuda"))
+    return bench, STEPS[step](bench, dry)
+
+
+def verdict(todo: list[Job], file: Path) -> tuple[str, bool]:
+    """What ``file`` says of these jobs in one line: what is wrong, how many are right, and the times that say the most; and whether
+    something is wrong."""
+    titles = {job.title for job in todo}
+    rows = [row for row in report.read(file) if row["job"] in titles] if file.is_file() else []
     parts = [f"{row['name']} {row['shape']}: {row['note']}" for row in rows if run.went_wrong(row)]
     if checked := [row for row in rows if row["section"] == "correctness"]:
-        parts.append(f"{sum(row['note'] == 'right' for row in checked)} of {len(checked)} are right")
+        parts.append(f"{sum(row['note'] == 'right' for row in checked)} of {len(todo)} are right")
     mixers = [row for row in rows if (row["what"], row["implementation"]) == ("forward+backward", "compiled") and row["p50_ms"]]
     if mixers:
         parts.append("ms forward+backward, compiled: " + ", ".join(f"{row['p50_ms']:.3g} ({row['shape']})" for row in mixers))
@@ -89,9 +97,9 @@ def summary(rows: list[Row]) -> str:
         groups: dict[str, list[str]] = {}
         for row in timed:
             where = f" {row['shape']} {row['dtype']}" if len(several) > 1 else ""
-            groups.setdefault(row["implementation"] + where, []).append(f"{row['images_per_s']:.4g}")
-        parts.append("images/s in inference, training: " + "; ".join(f"{name} {', '.join(speeds)}" for name, speeds in groups.items()))
-    return "; ".join(parts)
+            groups.setdefault(row["implementation"] + where, []).append(f"{row['what']} {row['images_per_s']:.4g}")
+        parts.append("images/s: " + "; ".join(f"{name}: {', '.join(speeds)}" for name, speeds in groups.items()))
+    return "; ".join(parts), any(map(run.went_wrong, rows))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,15 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
     if args.dry_run:
         timing.CACHE, timing.WARM_UP, timing.TURNS = 2**20, 0, 2
         torch.compile = lambda target, **_: target  # it would take minutes
-        bench = Bench(DRY_MODEL, torch.device("cpu"), MODE, 0, 0)
-    else:
-        bench = Bench(MODEL, torch.device("cuda"))
-    todo = STEPS[args.step](bench, args.dry_run)
+    bench, todo = plan(args.step, args.dry_run)
     run.measure(todo, bench.device, args.file, describe(bench.device, bench.model, MODE, args.commit))
-    titles = {job.title for job in todo}
-    rows = [row for row in report.read(args.file) if row["job"] in titles]
-    print(summary(rows))
-    return int(any(run.went_wrong(row) for row in rows))
+    result, wrong = verdict(todo, args.file)
+    print(result)
+    return int(wrong)
 
 
 if __name__ == "__main__":

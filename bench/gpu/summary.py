@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import report
 
-Record = dict[str, Any]  # of a step: what, status, seconds, budget, result
+Record = dict[str, Any]  # of a step: what, status, seconds, budget, result, commit, log
 EVERY = 20  # updates that a line of the loss curve is the mean of
 COLUMNS = ("step", "what", "status", "seconds", "of", "result")
 
@@ -20,10 +20,8 @@ def cells(name: str, record: Record) -> list[str]:
 
 
 def steps(records: dict[str, Record]) -> Iterator[str]:
-    yield f"| {' | '.join(COLUMNS)} |"
-    yield "|" + "---|" * len(COLUMNS)
-    for name, record in records.items():
-        yield f"| {' | '.join(cells(name, record)).replace(chr(10), ' ')} |"
+    yield from report.head(COLUMNS)
+    yield from (report.line(cells(name, record)) for name, record in records.items())
 
 
 def loss_curve(file: Path) -> Iterator[str]:
@@ -31,21 +29,32 @@ def loss_curve(file: Path) -> Iterator[str]:
     with file.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     names = [name for name in rows[0] if name != "update"]
-    yield f"| updates | {' | '.join(names)} |"
-    yield "|" + "---|" * (1 + len(names))
+    yield from report.head(["updates", *names])
     for start in range(0, len(rows), EVERY):
         some = rows[start : start + EVERY]
         losses = [f"{mean(float(row[name]) for row in some):.4f}" for name in names]
-        yield f"| {some[0]['update']} to {some[-1]['update']} | {' | '.join(losses)} |"
+        yield report.line([f"{some[0]['update']} to {some[-1]['update']}", *losses])
+
+
+def section(title: str, file: Path, lines: Callable[[Path], Iterable[str]]) -> list[str]:
+    """What cannot be read takes nothing else along."""
+    if not file.is_file():
+        return []
+    try:
+        return [f"## {title}", "", *lines(file), ""]
+    except Exception as error:
+        return [f"## {title}", "", f"{file.name} cannot be read: {type(error).__name__}: {error}", ""]
 
 
 def markdown(about: Record, records: dict[str, Record], results: Path, curve: Path) -> str:
-    lines = [f"# GPU report, {about['date']}", "", report.about([about]), ""]
+    try:
+        rows = report.read(results)
+    except (OSError, ValueError):  # not there yet, or not whole
+        rows = []
+    lines = [f"# GPU report, {about['date']}", "", report.about(rows or [about]), ""]
     if about["dry_run"]:
         lines += ["**A dry run: tiny shapes on a CPU, nothing compiled. No figure here says anything about speed.**", ""]
     lines += [*steps(records), ""]
-    if curve.is_file():
-        lines += ["## Loss curve", "", *loss_curve(curve), ""]
-    if results.is_file():
-        lines += ["## Results", "", *report.tables(report.read(results))]
-    return "\n".join(lines) + "\n"
+    lines += section("Loss curve", curve, loss_curve)
+    lines += section("Results", results, lambda file: report.tables(report.read(file)))
+    return "\n".join(lines)
