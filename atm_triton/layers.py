@@ -66,6 +66,7 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
         or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
+        or layer.forward is None  # never: but torch.compile looks again at what was read, and not into __dict__
         or "forward" in layer.__dict__
         or is_traceable_wrapper_subclass(layer._parameters.get("weight"))
     )
@@ -147,8 +148,12 @@ class BranchLogits(nn.Module):
 
 def _are_plain(fc_w: Any, fc_h: Any, fc_c: Any, logits: Any, proj: Any) -> bool:
     """Whether ``fuse`` does what ``compose`` would."""
-    fcs_are = is_plain(fc_w) and is_plain(fc_h) and is_plain(fc_c) and fc_c.bias is None and is_plain(proj)
-    return fcs_are and is_plain(logits, BranchLogits) and is_plain(logits.fc1) and is_plain(logits.fc2)
+    # All are asked, whatever the first answers, so that torch.compile asks each again.
+    fcs = [is_plain(fc) for fc in (fc_w, fc_h, fc_c, proj)]
+    if not is_plain(logits, BranchLogits):
+        return False
+    fcs += [is_plain(logits.fc1), is_plain(logits.fc2)]
+    return all(fcs) and fc_c.bias is None
 
 
 class ActiveTokenMixer(EagerLayer):

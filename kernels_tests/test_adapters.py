@@ -292,6 +292,19 @@ def test_adapters_after_compiling(kind):
     assert graphs[:2] == [FUSED, COMPOSED] and all(names == FUSED for names in graphs[2:])
 
 
+@pytest.mark.parametrize("name", [*LAYERS, "logits"])
+@pytest.mark.parametrize("how", ["patched", "forward"])
+def test_another_forward_after_compiling(name, how):
+    """Also where another layer is called already, so that this one's state decides nothing."""
+    mixer, x = make()
+    compiled, graphs = record(mixer)
+    for changed in (name, "proj" if name == "fc_w" else "fc_w"):
+        compiled(x)
+        double(mixer.get_submodule(changed), how)
+        close(compiled(x), mixer(x))
+    assert graphs == [FUSED, COMPOSED, COMPOSED]
+
+
 def test_compiled_parametrizations():
     mixer, x = make()
     for name in LAYERS:

@@ -14,7 +14,7 @@ from torch import distributed
 from torch.multiprocessing import start_processes
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / folder) for folder in ("train", "models", "bench")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("train", "models", "bench", "kernels_tests")]
 torch.set_num_threads(1)  # there is a process of tests for every core: more threads would only wait for each other, and busily
 
 

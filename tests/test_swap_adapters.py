@@ -8,26 +8,16 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+from adapters import LoRA, Operators
 from published_mixer import ATMLayer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from atm_triton import swap, unswap
 
 FCS = ["atm_c", "proj", "fusion.fc1", "fusion.fc2"]
 AXIAL = ["atm_w", "atm_h"]
 FUSED, COMPOSED, PUBLISHED = {"token_mix"}, {"axial_gather", "branch_fusion"}, set()
-
-
-class LoRA(nn.Module):
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base = base
-        self.a, self.b = nn.Parameter(torch.randn(2, base.in_features)), nn.Parameter(torch.randn(base.out_features, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + x @ self.a.T @ self.b.T
 
 
 class Around(nn.Module):
@@ -39,19 +29,6 @@ class Around(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.base(*inputs) * self.scale
-
-
-class Operators(TorchDispatchMode):
-    """The names of this library's operators that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "atm_triton":
-            self.names.add(func.__name__.split(".")[0])
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -179,12 +156,31 @@ def _rectified(layer: nn.Module) -> None:
     layer.fusion.act = nn.ReLU()
 
 
+def _linear(layer: nn.Module) -> None:
+    layer.fusion.act = nn.Identity()
+
+
+def _twice(layer: nn.Module) -> None:
+    layer.fusion.drop2 = nn.GELU()
+
+
+def _scaled(layer: nn.Module) -> None:
+    class Scaled(type(layer.fusion)):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.scale
+
+    layer.fusion.__class__ = Scaled
+    layer.fusion.scale = nn.Parameter(torch.tensor(2.0))
+
+
 def _unbiased(layer: nn.Module) -> None:
     layer.proj = nn.Linear(8, 8, bias=False)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["then swapped", "when swapped"])
-@pytest.mark.parametrize("change", [_biased, _approximate, _rectified, _unbiased], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change", [_biased, _approximate, _rectified, _linear, _twice, _scaled, _unbiased], ids=lambda change: change.__name__
+)
 def test_other_parts(model, change, before):
     if before:
         change(model[0])
@@ -208,8 +204,11 @@ def test_dropout_in_the_fusion(model):
     assert torch.equal(model[0](x, offset), model[0](x, offset))
 
 
-def test_an_axial_adapter_that_cannot_be_told_from_the_class_is_left(model):
-    model[0].atm_h.lora_a = nn.Parameter(torch.zeros(2, 8))
+@pytest.mark.parametrize(
+    "put", [lambda part, t: part.register_parameter("lora_a", nn.Parameter(t)), lambda part, t: part.register_buffer("lora_a", t)]
+)
+def test_an_axial_adapter_that_cannot_be_told_from_the_class_is_left(model, put):
+    put(model[0].atm_h, torch.zeros(2, 8))
     assert "atm_h has lora_a beside weight and bias: merge its adapter first" in swap(model).left[0].note
 
 

@@ -89,7 +89,8 @@ def _published(layer: Any) -> Replacement:
         for setting, usual in (("stride", 1), ("padding", 0), ("dilation", 1)):
             if (value := getattr(op, setting, usual)) not in (usual, (usual, usual)):
                 raise Unsuitable(f"{name} has {setting} {value}")
-        more = {parameter.split(".")[0] for parameter, _ in op.named_parameters()} - {"weight", "bias", "parametrizations"}
+        state = [*op.named_parameters(), *op.named_buffers()]
+        more = {own.split(".")[0] for own, _ in state} - {"weight", "bias", "parametrizations"}
         if more and is_plain(op, type(op)):
             raise Unsuitable(f"{name} has {', '.join(sorted(more))} beside weight and bias: merge its adapter first")
     return Replacement(layer, PublishedMixer(layer), "the same parameters and function")

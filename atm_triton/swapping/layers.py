@@ -65,8 +65,9 @@ class PublishedMixer(EagerLayer):
 
     def _is_plain(self, fusion: type[nn.Module]) -> bool:
         """Whether ``fuse`` does what ``compose`` would."""
-        fcs_are = is_plain(self.atm_c) and self.atm_c.bias is None and is_plain(self.proj)
-        return fcs_are and is_plain(self.fusion, fusion) and all(_is_in_token_mix(*part) for part in self.fusion.named_children())
+        # All are asked, whatever the first answers, so that torch.compile asks each again.
+        fcs = [is_plain(self.atm_c), is_plain(self.proj)]
+        return is_plain(self.fusion, fusion) and _is_bottleneck(self.fusion) and all(fcs) and self.atm_c.bias is None
 
     def _logits(self, s: Tensor) -> Tensor:
         return rearrange(self.fusion(s), "b (c k) -> b k c", k=3)
@@ -132,9 +133,16 @@ class MapBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-def _is_in_token_mix(name: str, part: Any) -> bool:
-    """Whether a part of the published fusion is what ``token_mix`` has in its place."""
-    if name in ("fc1", "fc2"):
-        return is_plain(part)
-    exact_gelu = is_plain(part, nn.GELU) and part.approximate == "none"
-    return exact_gelu or is_plain(part, nn.Identity) or (is_plain(part, nn.Dropout) and part.p == 0)
+def _is_bottleneck(fusion: nn.Module) -> bool:
+    """Whether the published fusion computes what ``token_mix`` has in its place: fc1, the exact GELU, fc2."""
+    parts = [(name, part) for name, part in fusion.named_children() if not _passes(part)]
+    kinds = [name if name in ("fc1", "fc2") and is_plain(part) else _is_exact_gelu(part) for name, part in parts]
+    return kinds == ["fc1", True, "fc2"] and not (fusion._parameters or fusion._buffers)
+
+
+def _passes(part: Any) -> bool:
+    return is_plain(part, nn.Identity) or (is_plain(part, nn.Dropout) and part.p == 0)
+
+
+def _is_exact_gelu(part: Any) -> bool:
+    return is_plain(part, nn.GELU) and part.approximate == "none"
