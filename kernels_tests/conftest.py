@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("kernels", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("kernels")
+torch.set_num_threads(1)  # there is a process of tests for every core: more threads would only wait for each other, and busily
 
 
 class NoDriver:
