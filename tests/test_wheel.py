@@ -25,11 +25,12 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def test_it_holds_both_packages_and_nothing_else(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"atm_triton", "atmnet"}
-    assert {"atm_triton/py.typed", "atmnet/py.typed", "atmnet/offsets/page.html", "atm_triton/tuning/configs/nvidia-h200.json"} <= set(
-        names
-    )
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name}
+    parts = {"atm_triton": ROOT / "atm_triton", "atmnet": ROOT / "models" / "atmnet"}
+    ours = {f"{part}/{path.relative_to(folder)}" for part, folder in parts.items() for path in folder.rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == ours
+    assert {name.split("/")[0] for name in names} == set(parts)
+    assert {"atm_triton/py.typed", "atmnet/py.typed", "atmnet/offsets/page.html", "atm_triton/tuning/configs/nvidia-h200.json"} <= names
 
 
 def test_it_asks_for_all_that_it_imports(wheel):
