@@ -22,6 +22,7 @@ def device(text: str) -> torch.device:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m atm_triton", description="The Active Token Mixer's operators on this machine.")
+    parser.epilog = "Tuning is by the networks that need it: python -m atmnet tune."
     commands = parser.add_subparsers(dest="command", required=True)
     for name, description in (
         ("info", "say which path the operators take here, on what, and why"),

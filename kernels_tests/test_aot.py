@@ -82,7 +82,7 @@ def test_machine_code(kernels):
             assert use.count(rf"REDG.*F32x{min(S, 4)}") > 0 and use.count(r"REDG.*ADD\.F32\.") == 0, f"{name}: {use.instructions}"
 
 
-def test_a_warp_lies_side_by_side_in_a_token(kernels):
+def test_a_warp_covers_adjacent_channels_of_a_token(kernels):
     """In every gathering tile [tokens, offset channels, channels of an offset]; over tokens, each thread reads a cache line of its own."""
     for variant, compiled, _ in kernels[2]:
         code = compiled.asm["ttgir"]

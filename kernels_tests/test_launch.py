@@ -1,4 +1,4 @@
-"""Launch configurations: user cache, then the shipped table, then the formula; never a guard on the image size."""
+"""Launch configurations: user cache, then the shipped table, then the default; never a guard on the image size."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def put(tmp_path, monkeypatch):
 
 
 KEY = "axial_gather_fwd/56x56/C64/G32/bfloat16"
-FORMULA = {"BLOCK_N": 1, "num_warps": 4}
+DEFAULT = {"BLOCK_N": 1, "num_warps": 4}
 
 
 def candidates(kernel, x, groups):
-    yield FORMULA
+    yield DEFAULT
     raise AssertionError("a launch looks at the first candidate only")
 
 
@@ -52,27 +52,27 @@ def look_up(x=None):
     return tables.config("axial_gather_fwd", OnGpu(8, 56, 56, 64) if x is None else x, 32, candidates)
 
 
-def test_user_cache_then_shipped_table_then_formula(put):
-    assert look_up() == FORMULA
-    put("shipped", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
-    assert look_up() == FORMULA | {"BLOCK_N": 2}
-    put("user", {"configs": {}, "older": {KEY: FORMULA | {"BLOCK_N": 4}}})
-    assert look_up() == FORMULA | {"BLOCK_N": 4}
-    put("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 3, "num_stages": 2}}, "older": {KEY: FORMULA | {"BLOCK_N": 4}}})
-    assert look_up() == FORMULA | {"BLOCK_N": 3, "num_stages": 2}
-    assert look_up(OnGpu(8, 57, 56, 64)) == FORMULA
+def test_user_cache_then_shipped_table_then_default(put):
+    assert look_up() == DEFAULT
+    put("shipped", {"configs": {KEY: DEFAULT | {"BLOCK_N": 2}}})
+    assert look_up() == DEFAULT | {"BLOCK_N": 2}
+    put("user", {"configs": {}, "older": {KEY: DEFAULT | {"BLOCK_N": 4}}})
+    assert look_up() == DEFAULT | {"BLOCK_N": 4}
+    put("user", {"configs": {KEY: DEFAULT | {"BLOCK_N": 3, "num_stages": 2}}, "older": {KEY: DEFAULT | {"BLOCK_N": 4}}})
+    assert look_up() == DEFAULT | {"BLOCK_N": 3, "num_stages": 2}
+    assert look_up(OnGpu(8, 57, 56, 64)) == DEFAULT
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_without_a_gpu_the_formula(put, device):
-    put("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
-    assert look_up(torch.zeros(1, 56, 56, 64, device=device, dtype=torch.bfloat16)) == FORMULA
+def test_without_a_gpu_the_default(put, device):
+    put("user", {"configs": {KEY: DEFAULT | {"BLOCK_N": 2}}})
+    assert look_up(torch.zeros(1, 56, 56, 64, device=device, dtype=torch.bfloat16)) == DEFAULT
 
 
-@pytest.mark.parametrize("entry", [{"BLOCK_N": 2}, {"BLOCK_M": 2, "num_warps": 4}, FORMULA | {"BLOCK_N": 2, "BLOCK_C": 64}, {}])
+@pytest.mark.parametrize("entry", [{"BLOCK_N": 2}, {"BLOCK_M": 2, "num_warps": 4}, DEFAULT | {"BLOCK_N": 2, "BLOCK_C": 64}, {}])
 def test_what_the_kernel_no_longer_takes_is_passed_over(put, entry):
     put("user", {"configs": {KEY: entry}})
-    assert look_up() == FORMULA
+    assert look_up() == DEFAULT
 
 
 def test_small_channel_counts_make_no_candidate_twice():
@@ -133,8 +133,8 @@ def test_what_another_triton_measured_is_kept_apart_until_it_is_measured_again(t
 
 
 def test_a_table_that_cannot_be_read_is_told_once(put, monkeypatch):
-    put("user", {"configs": {KEY: FORMULA | {"BLOCK_N": 2}}})
-    put("shipped", {"configs": {KEY: FORMULA | {"BLOCK_N": 4}}})
+    put("user", {"configs": {KEY: DEFAULT | {"BLOCK_N": 2}}})
+    put("shipped", {"configs": {KEY: DEFAULT | {"BLOCK_N": 4}}})
     read = tables.Path.read_bytes
 
     def locked(file):
@@ -144,7 +144,7 @@ def test_a_table_that_cannot_be_read_is_told_once(put, monkeypatch):
 
     monkeypatch.setattr(tables.Path, "read_bytes", locked)
     with pytest.warns(UserWarning, match=r"cannot read launch configurations from .*user.nvidia.*Permission denied.* without them") as told:
-        assert look_up() == look_up() == FORMULA | {"BLOCK_N": 4}
+        assert look_up() == look_up() == DEFAULT | {"BLOCK_N": 4}
     assert len(told) == 1
 
 

@@ -28,8 +28,8 @@ from atm_triton.tuning import tune as tuning
 
 CPU = torch.device("cpu")
 FWD, BWD = ("axial_gather_fwd/3x4/C8/G4/float32", "axial_gather_bwd/3x4/C8/G4/float32")
-FORMULA = dict(BLOCK_N=256, BLOCK_G=4, BLOCK_S=2, num_warps=4)
-SLOW, FAST = FORMULA | {"BLOCK_N": 128}, FORMULA | {"BLOCK_N": 512}
+DEFAULT = dict(BLOCK_N=256, BLOCK_G=4, BLOCK_S=2, num_warps=4)
+SLOW, FAST = DEFAULT | {"BLOCK_N": 128}, DEFAULT | {"BLOCK_N": 512}
 INPUTS = torch.randn(1, 3, 4, 8), torch.randn(1, 3, 4, 4)
 
 
@@ -45,7 +45,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.times = {FORMULA["BLOCK_N"]: 10.0, SLOW["BLOCK_N"]: 11.0, FAST["BLOCK_N"]: 5.0}
+        self.times = {DEFAULT["BLOCK_N"]: 10.0, SLOW["BLOCK_N"]: 11.0, FAST["BLOCK_N"]: 5.0}
 
     def __call__(self, run) -> float:
         self.asked += 1
@@ -61,7 +61,7 @@ def clock(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "USER_CACHE", tmp_path / "user")
     monkeypatch.setattr(tables, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(tuning, "microseconds", clock)
-    candidates(monkeypatch, FORMULA, SLOW, FAST)
+    candidates(monkeypatch, DEFAULT, SLOW, FAST)
     tables.forget_tables()
     with interpreted():
         yield clock
@@ -110,15 +110,15 @@ def test_a_small_gain_is_kept_and_one_that_a_repetition_contradicts_is_none(cloc
     assert tune(backward=False).configs == {FWD: FAST} == cached()["configs"]
     clock.times = dict.fromkeys(clock.times, 10.0)
     monkeypatch.setattr(tuning, "microseconds", lambda run: clock(run) - 0.01 * clock.asked)  # a clock that drifts favours what comes last
-    assert tune(backward=False, force=True).configs == {FWD: FORMULA} == cached()["configs"]
+    assert tune(backward=False, force=True).configs == {FWD: DEFAULT} == cached()["configs"]
 
 
 @pytest.mark.parametrize("bad", [FAST | {"BLOCK_S": 1}, FAST | {"BLOCK_N": 0}], ids=["leaves half of the channels out", "raises"])
 def test_bad_candidates_are_dropped(clock, monkeypatch, bad):
     clock.times[bad["BLOCK_N"]] = 1.0  # the fastest by far
-    candidates(monkeypatch, FORMULA, bad, SLOW)
+    candidates(monkeypatch, DEFAULT, bad, SLOW)
     result = tune(backward=False)
-    assert result.configs == {FWD: FORMULA} and result.dropped == 1
+    assert result.configs == {FWD: DEFAULT} and result.dropped == 1
     assert clock.asked == 4  # two operators by two candidates
 
 
@@ -135,7 +135,7 @@ def test_a_candidate_that_spills_or_has_no_room_is_dropped_before_it_runs(clock,
     ran, results = [], tuning._Tuner.results
     monkeypatch.setattr(tuning._Tuner, "results", lambda self, runs: ran.append(tables.table(CPU)[FWD]) or results(self, runs))
     result = tune(backward=False)
-    assert result.configs == {FWD: FAST if kept else FORMULA} and result.dropped == (not kept) and (FAST in ran) == kept
+    assert result.configs == {FWD: FAST if kept else DEFAULT} and result.dropped == (not kept) and (FAST in ran) == kept
 
 
 def test_what_no_kernel_has_written_is_nan():
@@ -267,11 +267,11 @@ def test_what_a_choice_leads_to_is_tuned_too(clock, monkeypatch):
     table = tables.table(CPU)
     monkeypatch.setattr(tuning, "microseconds", lambda run: 9.0 - table.get(choice, {}).get("FOLD", 0) - (table.get(other) == FAST))
     result = tune(backward=False)
-    assert result.configs == {choice: dict(FOLD=1), FWD: FORMULA, other: FAST}
+    assert result.configs == {choice: dict(FOLD=1), FWD: DEFAULT, other: FAST}
     # And back, from what the cache holds.
     monkeypatch.setattr(tuning, "microseconds", lambda run: 9.0 + tables.table(CPU)[choice]["FOLD"])
     result = tune(backward=False, force=True)
-    assert result.configs == {choice: dict(FOLD=0), other: FORMULA, FWD: FORMULA}
+    assert result.configs == {choice: dict(FOLD=0), other: DEFAULT, FWD: DEFAULT}
 
 
 def test_the_table_and_the_log(clock, capsys):
@@ -342,7 +342,7 @@ def test_compiled_runs_take_the_configurations_of_eager_ones(dynamic, monkeypatc
         return make_boxed_func(graph.forward)
 
     keys = "axial_gather_fwd/6x9/C8/G4/bfloat16", "axial_gather_bwd/6x9/C8/G4/bfloat16"
-    tuned = FORMULA | dict(BLOCK_N=32, num_warps=8, num_stages=5)
+    tuned = DEFAULT | dict(BLOCK_N=32, num_warps=8, num_stages=5)
     monkeypatch.setattr(tables, "table", lambda device: dict.fromkeys(keys, tuned))
     x, offset = (torch.empty(2, 6, 9, size, device="meta", dtype=torch.bfloat16, requires_grad=True) for size in (8, 4))
     compiled = torch.compile(axial_gather, fullgraph=True, dynamic=dynamic, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))

@@ -130,7 +130,7 @@ def _check_labels(num_classes: int, _: nn.Module, args: tuple[Any, ...], kwargs:
 
 
 def detector_macs(detector: RetinaNet | MaskRCNN, size: tuple[int, int] = (800, 1280)) -> int:
-    """Multiply-adds of one image ``(H, W)`` through a detector, counted as in tables 4 to 7 of the paper: boxes of 1000 proposals in every
+    """MACs of one image ``(H, W)`` through a detector, counted as in tables 4 to 7 of the paper: boxes of 1000 proposals in every
     stage, masks of 100 detections."""
     return macs(_Counted(detector), size)
 
