@@ -23,23 +23,23 @@ from torch import Tensor
 class Weights(NamedTuple):
     """What ``token_mix`` takes after x and offset, in its order."""
 
-    weight_w: Tensor  # [C, C]
-    bias_w: Tensor  # [C]
-    weight_h: Tensor  # [C, C]
-    bias_h: Tensor  # [C]
-    weight_c: Tensor  # [C, C]
-    fc1_weight: Tensor  # [F, C]
+    weight_w: Tensor  # [O, C]: outputs, channels of x
+    bias_w: Tensor  # [O]
+    weight_h: Tensor  # [O, C]
+    bias_h: Tensor  # [O]
+    weight_c: Tensor  # [O, C]
+    fc1_weight: Tensor  # [F, O]
     fc1_bias: Tensor  # [F]
-    fc2_weight: Tensor  # [3 * C, F], rows in the order [C, 3]
-    fc2_bias: Tensor  # [3 * C]
-    proj_weight: Tensor  # [C, C]
-    proj_bias: Tensor  # [C]
+    fc2_weight: Tensor  # [3 * O, F], rows in the order [O, 3]
+    fc2_bias: Tensor  # [3 * O]
+    proj_weight: Tensor  # [O, O]
+    proj_bias: Tensor  # [O]
 
     def to(self, dtype: torch.dtype) -> Weights:
         return Weights(*(t.to(dtype) for t in self))
 
     def branches(self) -> Tensor:
-        """The three FCs ``[3, C, C]``."""
+        """The three FCs ``[3, O, C]``."""
         return torch.stack([self.weight_w, self.weight_h, self.weight_c])
 
 
@@ -56,7 +56,7 @@ def _pooled(means: Tensor, weights: Weights) -> Tensor:
 
 
 def branch_weights(means: Tensor, weights: Weights) -> Tensor:
-    """alpha ``[B, 3, C]`` from the means ``[B, 3, C]`` of the gathered tokens."""
+    """alpha ``[B, 3, O]`` from the means ``[B, 3, C]`` of the gathered tokens."""
     weights = weights.to(means.dtype)
     hidden = F.gelu(F.linear(_pooled(means, weights), weights.fc1_weight, weights.fc1_bias))
     logits = F.linear(hidden, weights.fc2_weight, weights.fc2_bias)
@@ -64,12 +64,12 @@ def branch_weights(means: Tensor, weights: Weights) -> Tensor:
 
 
 def shift(alpha: Tensor, weights: Weights) -> Tensor:
-    """What the FCs' biases add to every token of a sample, ``[B, C]``."""
+    """What the FCs' biases add to every token of a sample, ``[B, O]``."""
     return alpha[:, 0] * weights.bias_w + alpha[:, 1] * weights.bias_h
 
 
 def fold(alpha: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """The matrices ``[3, B, C, C]`` in the weights' dtype, and the bias ``[B, C]``."""
+    """The matrices ``[3, B, O, C]`` in the weights' dtype, and the bias ``[B, O]``."""
     dtype = weights.proj_weight.dtype
     scaled = torch.einsum("oc,bkc->kboc", weights.proj_weight.to(alpha.dtype), alpha).to(dtype)
     matrices = torch.bmm(rearrange(scaled, "k b o c -> k (b o) c"), weights.branches())
@@ -80,8 +80,8 @@ def fold(alpha: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
 class Gradients(NamedTuple):
     """Of alpha, and of the weights of the three FCs and the projection, as the fused products give them."""
 
-    alpha: Tensor  # [B, 3, C]
-    branches: Tensor  # [3, C, C]
+    alpha: Tensor  # [B, 3, O]
+    branches: Tensor  # [3, O, C]
     bias_w: Tensor
     bias_h: Tensor
     proj_weight: Tensor
@@ -89,7 +89,7 @@ class Gradients(NamedTuple):
 
 
 def fold_backward(dmatrices: Tensor, dbias: Tensor, alpha: Tensor, weights: Weights) -> Gradients:
-    """From the gradients of ``fold``'s results, ``[3, B, C, C]`` and ``[B, C]``."""
+    """From the gradients of ``fold``'s results, ``[3, B, O, C]`` and ``[B, O]``."""
     weights = weights.to(alpha.dtype)
     scaled = torch.einsum("oc,bkc->kboc", weights.proj_weight, alpha)
     dbranches = (scaled.mT @ dmatrices).sum(1)  # each sample's own: one product over all samples would be too long a sum for a GPU
@@ -104,7 +104,7 @@ def fold_backward(dmatrices: Tensor, dbias: Tensor, alpha: Tensor, weights: Weig
 def unfolded_backward(
     dbranches: Tensor, dalpha: Tensor, dshift: Tensor, dproj: Tensor, dproj_bias: Tensor, alpha: Tensor, weights: Weights
 ) -> Gradients:
-    """``dalpha``: without what the biases add to it; ``dshift [B, C]``: the sum over a sample's tokens of the fused branches' gradient."""
+    """``dalpha``: without what the biases add to it; ``dshift [B, O]``: the sum over a sample's tokens of the fused branches' gradient."""
     dalpha, dbias_w, dbias_h = _shift_backward(dshift, dalpha, alpha, weights.to(alpha.dtype))
     return Gradients(dalpha, dbranches, dbias_w, dbias_h, dproj, dproj_bias)
 

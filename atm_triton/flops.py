@@ -19,12 +19,14 @@ def offset_fc_macs(x: Sequence[int], outputs: int) -> int:
     return math.prod(x) * outputs
 
 
-def token_mix_macs(x: Sequence[int]) -> int:
+def token_mix_macs(x: Sequence[int], outputs: int) -> int:
     """Of tokens ``[B, ..., C]``: the FCs of three branches and the projection over the tokens, and a sample's bottleneck."""
     B, *_, C = x
-    return 4 * math.prod(x) * C + 4 * B * C * max(1, C // 4)
+    tokens = math.prod(x) // C
+    return tokens * outputs * (3 * C + outputs) + 4 * B * outputs * max(1, outputs // 4)
 
 
-def token_mix_flops(x: Sequence[int]) -> int:
+def token_mix_flops(x: Sequence[int], outputs: int) -> int:
     """Forward; twice as many backward."""
-    return 2 * token_mix_macs(x) + (2 * GATHER[0] + FUSION[0]) * math.prod(x)
+    gathered, fused = math.prod(x), math.prod(x) // x[-1] * outputs
+    return 2 * token_mix_macs(x, outputs) + 2 * GATHER[0] * gathered + FUSION[0] * fused

@@ -199,7 +199,7 @@ class ActiveTokenMixer(EagerLayer):
             offset = self.offset(x)
         offset = _offsets(offset, self.dim, self.share)
         layers = self.fc_w, self.fc_h, self.fc_c, self.logits, self.proj
-        mix = fuse if self.out_dim == self.dim and _are_plain(*layers) else compose
+        mix = fuse if _are_plain(*layers) else compose
         return self.proj_drop(mix(x, offset, *layers))
 
     def extra_repr(self) -> str:

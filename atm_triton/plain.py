@@ -12,6 +12,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from .algebra import (
+    Gradients,
     Weights,
     branch_weights,
     branch_weights_backward,
@@ -173,7 +174,7 @@ def token_mix_forward(x: Tensor, offset: Tensor, weights: Weights, folded: bool)
         matrices, bias = fold(alpha, weights)
         y = torch.baddbmm(bias.to(x.dtype).unsqueeze(1), torch.cat(gathered, -1), rearrange(matrices, "k b o c -> b (k c) o"))
     else:
-        fused = _fuse(_branches(gathered, weights), alpha, weights).to(x.dtype)
+        fused = _fuse(branches(gathered, weights), alpha, weights).to(x.dtype)
         y = F.linear(fused, weights.proj_weight, weights.proj_bias)
     return y, means
 
@@ -189,13 +190,14 @@ def _mean(tokens: Tensor) -> Tensor:
     return torch.bmm(tokens.new_full((B, 2, T), 0.5 / count), tokens).sum(1)
 
 
-def _branches(gathered: list[Tensor], weights: Weights) -> list[Tensor]:
+def branches(gathered: list[Tensor], weights: Weights) -> list[Tensor]:
+    """Without their biases."""
     return [F.linear(t, weight) for t, weight in zip(gathered, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
 
 
-def _fuse(branches: list[Tensor], alpha: Tensor, weights: Weights) -> Tensor:
+def _fuse(parts: list[Tensor], alpha: Tensor, weights: Weights) -> Tensor:
     a_w, a_h, a_c = alpha.unsqueeze(2).unbind(1)
-    return a_w * branches[0] + a_h * branches[1] + a_c * branches[2] + shift(alpha, weights).unsqueeze(1)
+    return a_w * parts[0] + a_h * parts[1] + a_c * parts[2] + shift(alpha, weights).unsqueeze(1)
 
 
 def token_mix_backward(
@@ -208,20 +210,14 @@ def token_mix_backward(
     reads = [_read_both(x, t) for t in taps]
     gathered = [_tokens(a + t[-1].unsqueeze(-1) * slope).to(x.dtype) for (a, slope), t in zip(reads, taps, strict=True)] + [x]
     if folded:
-        matrices, _ = fold(alpha, weights)
-        dmatrices = torch.stack([torch.bmm(dy.mT, t) for t in gathered]).to(acc)
-        gradients = fold_backward(dmatrices, dy.sum(1, dtype=acc), alpha, weights)
-        dgathered = [torch.bmm(dy, matrix) for matrix in matrices]
+        gradients, dgathered = folded_gradients(dy, gathered, alpha, weights)
     else:
-        branches = _branches(gathered, weights)
-        fused = _fuse(branches, alpha, weights).to(x.dtype)
-        dfused = dy @ weights.proj_weight
-        dalpha = torch.stack([(dfused * branch).sum(1, dtype=acc) for branch in branches], 1)
-        scaled = [(dfused * a).to(x.dtype) for a in alpha.unsqueeze(2).unbind(1)]
-        dbranches = torch.stack([d.flatten(0, 1).mT @ t.flatten(0, 1) for d, t in zip(scaled, gathered, strict=True)]).to(acc)
-        dproj = (dy.flatten(0, 1).mT @ fused.flatten(0, 1)).to(acc)
-        gradients = unfolded_backward(dbranches, dalpha, dfused.sum(1, dtype=acc), dproj, dy.sum((0, 1), dtype=acc), alpha, weights)
-        dgathered = [d @ weight for d, weight in zip(scaled, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
+        made = branches(gathered, weights)
+        fused = _fuse(made, alpha, weights).to(x.dtype)
+        d = dy @ weights.proj_weight
+        dbranches = [(d * a).to(x.dtype) for a in alpha.unsqueeze(2).unbind(1)]
+        dalpha = torch.stack([(d * branch).sum(1, dtype=acc) for branch in made], 1)
+        gradients, dgathered = unfolded_gradients(dy, dbranches, fused, dalpha, d.sum(1, dtype=acc), gathered, alpha, weights)
     dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
     dgathered = [d.to(acc) + dmean / max(x.shape[1], 1) for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
     dx = dgathered[2]
@@ -231,3 +227,30 @@ def token_mix_backward(
         doffset.append((d * slope).sum(-1))
         dx = _scatter(dx, d, t)
     return dx.to(x.dtype), torch.cat(doffset, -1).to(offset.dtype), dweights
+
+
+def folded_gradients(dy: Tensor, gathered: list[Tensor], alpha: Tensor, weights: Weights) -> tuple[Gradients, list[Tensor]]:
+    """Of alpha and the weights, and of the gathered tokens, but for what those get through the means."""
+    acc = alpha.dtype
+    matrices, _ = fold(alpha, weights)
+    dmatrices = torch.stack([torch.bmm(dy.mT, t) for t in gathered]).to(acc)
+    gradients = fold_backward(dmatrices, dy.sum(1, dtype=acc), alpha, weights)
+    return gradients, [torch.bmm(dy, matrix) for matrix in matrices]
+
+
+def unfolded_gradients(
+    dy: Tensor,
+    dbranches: list[Tensor],
+    fused: Tensor,
+    dalpha: Tensor,
+    dshift: Tensor,
+    gathered: list[Tensor],
+    alpha: Tensor,
+    weights: Weights,
+) -> tuple[Gradients, list[Tensor]]:
+    """Likewise. ``fused``: the tokens before the projection; ``dalpha``, ``dshift``: as algebra.py takes them."""
+    acc = alpha.dtype
+    dweights = torch.stack([d.flatten(0, 1).mT @ t.flatten(0, 1) for d, t in zip(dbranches, gathered, strict=True)]).to(acc)
+    dproj = (dy.flatten(0, 1).mT @ fused.flatten(0, 1)).to(acc)
+    gradients = unfolded_backward(dweights, dalpha, dshift, dproj, dy.sum((0, 1), dtype=acc), alpha, weights)
+    return gradients, [d @ weight for d, weight in zip(dbranches, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]

@@ -30,7 +30,7 @@ def count_macs(model: nn.Module, example: Tensor, layer_norm: int = 0) -> int:
         ours.offset_fc: lambda x, norm_weight, norm_bias, weight, *_, **__: 2 * (offset_fc_macs(x, weight[0]) + layer_norm * math.prod(x)),
         ours.axial_gather: lambda *_, **__: 0,
         ours.branch_fusion: lambda *_, **__: 0,
-        ours.token_mix: lambda x, *_, **__: 2 * token_mix_macs(x),
+        ours.token_mix: lambda x, offset, weight_w, *_, **__: 2 * token_mix_macs(x, weight_w[0]),
         torch.ops.torchvision.deform_conv2d: lambda x, weight, *_, out_shape, **__: 2 * math.prod(weight[1:]) * math.prod(out_shape),
     }
     state: dict[str, Tensor] = {}

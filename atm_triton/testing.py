@@ -72,14 +72,16 @@ def _offset_fc_inputs(shape: Shape) -> Sizes:
     return {"x": shape.tokens, "norm_weight": (C,), "norm_bias": (C,), "weight": (outputs, C), "bias": (outputs,)}
 
 
-def _mixer_inputs(shape: Shape) -> Sizes:
-    C, hidden = shape.C, max(1, shape.C // 4)
-    fcs = {"w": (C, C), "h": (C, C), "c": (C, C), "fc1": (hidden, C), "fc2": (3 * C, hidden), "proj": (C, C)}
+def mixer_inputs(shape: Shape, outputs: int | None = None) -> Sizes:
+    """Of ``token_mix``, by default with as many outputs as channels."""
+    C, O = shape.C, outputs or shape.C  # noqa: E741
+    hidden = max(1, O // 4)
+    fcs = {"w": (O, C), "h": (O, C), "c": (O, C), "fc1": (hidden, O), "fc2": (3 * O, hidden), "proj": (O, O)}
     sizes: Sizes = {"x": shape.tokens, "offset": (*shape.tokens[:3], 2 * shape.G)}
-    for name, (outputs, inputs) in fcs.items():
-        sizes[f"{name}.weight"] = outputs, inputs
+    for name, size in fcs.items():
+        sizes[f"{name}.weight"] = size
         if name != "c":
-            sizes[f"{name}.bias"] = (outputs,)
+            sizes[f"{name}.bias"] = size[:1]
     return sizes
 
 
@@ -99,7 +101,6 @@ def _gather(axis: str) -> Operator:
     )
 
 
-_ALPHA = [["pooled_ptr"], ["alpha_ptr", "steps_ptr"]]
 OPERATORS = {
     "offset_fc": Operator(
         "offset_fc",
@@ -129,17 +130,16 @@ OPERATORS = {
         "token_mix",
         token_mix,
         reference.token_mix,
-        _mixer_inputs,
+        mixer_inputs,
         lambda x, offset, *weights: reference.token_mix(x, offset + 1, *weights),
         elementwise=(13, 26),
-        writes=[["partial_ptr"], *_ALPHA, ["y_ptr"]],
-        writes_backward=[*_ALPHA, ["y_ptr", "partial_ptr"], ["product_ptr"], ["dx_ptr"], ["doffset_ptr", "dx_ptr"]],
-        writes_deterministic=[
-            *_ALPHA,
-            ["y_ptr", "partial_ptr"],
-            ["product_ptr"],
-            ["dx_ptr"],
-            ["doffset_ptr", "dx_ptr"],
+        writes=[["gathered_ptr", "partial_ptr"], ["pooled_ptr"], ["alpha_ptr"], ["y_ptr"]],
+        writes_backward=[
+            ["gathered_ptr", "partial_ptr"],
+            ["pooled_ptr"],
+            ["alpha_ptr"],
+            ["dw_ptr", "dh_ptr", "dc_ptr", "y_ptr", "partial_ptr"],
+            ["doffset_ptr"],
             ["dx_ptr"],
             ["dx_ptr"],
         ],

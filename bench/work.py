@@ -8,6 +8,7 @@ bandwidth and operations over the measured rate of a large GEMM.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from atm_triton import flops
@@ -57,6 +58,11 @@ class Tokens(NamedTuple):
     C: int
     G: int
 
+    @classmethod
+    def read(cls, text: str) -> Tokens:
+        """From the results' ``BxHxWxC/GG``."""
+        return cls(*map(int, re.split("x|/G", text)))
+
     @property
     def shape(self) -> Shape:
         return Shape(self.B, self.H, self.W, self.G, self.C // self.G)
@@ -94,7 +100,7 @@ def token_mix(t: Tokens) -> Layer:
     """Folding (atm_triton/algebra.py) saves one of four GEMMs over the tokens, for three of [C, C] by [C, C] a sample."""
     hidden, saved = max(1, t.C // 4), t.B * max(0, t.H * t.W - 3 * t.C) * t.C**2
     weights = 4 * t.C**2 + 3 * t.C + hidden * (t.C + 1) + 3 * t.C * (hidden + 1)
-    return Layer("token_mix", t.size + t.offsets, t.size, weights, 2 * (flops.token_mix_macs(t.shape.tokens) - saved))
+    return Layer("token_mix", t.size + t.offsets, t.size, weights, 2 * (flops.token_mix_macs(t.shape.tokens, t.C) - saved))
 
 
 # ---- of several layers

@@ -1,7 +1,7 @@
 """What every launch configuration becomes on every target, as a table whose changes show in a diff.
 
 python kernels_tests/machine_code.py                         all of it: half an hour on two cores
-python kernels_tests/machine_code.py --only token_mix_fwd    the rows of kernels with this in their name; the others stay
+python kernels_tests/machine_code.py --only token_mix_dx     the rows of kernels with this in their name; the others stay
 
 Writes bench/results/machine-code-triton-<version>.csv. test_aot.py compares every kernel's first configuration with it.
 """
@@ -44,16 +44,11 @@ def identity(stage: str, target: int | str, variant: Variant) -> Row:
 def issued(stage: str, variant: Variant, use: Resources) -> str:
     """Instructions that threads issue for each token and channel: what bounds the mixer beside the L1 cache, where it is many."""
     C, S, side = STAGES[stage]
-    has, groups, tokens = variant.config, C // S, side * side
-    if variant.name == "token_mix_mean":
+    has, groups = variant.config, C // S
+    if variant.name == "token_mix_gather":
         trips, tokens, programs = has["TOKENS"] // has["BLOCK_N"], has["TOKENS"], triton.cdiv(groups, has["BLOCK_G"])
-    elif variant.name.startswith("token_mix_fwd"):
-        trips, tokens, programs = triton.cdiv(groups, has["BLOCK_G"]), has["BLOCK_N"], triton.cdiv(C, has["BLOCK_O"] + has["BLOCK_R"])
-    elif variant.name.startswith("token_mix_dx"):
-        trips, tokens, programs = triton.cdiv(C, has["BLOCK_O"]), has["BLOCK_N"], triton.cdiv(groups, has["BLOCK_G"])
-    elif variant.name.startswith("token_mix_dw"):  # of one sample
-        trips = triton.cdiv(tokens, has["BLOCK_N"])
-        programs = 3 * triton.cdiv(groups, has["BLOCK_G"]) * triton.cdiv(C, has["BLOCK_O"] + has["BLOCK_R"])
+    elif variant.name.startswith("token_mix_doffset"):
+        trips, tokens, programs = 1, has["BLOCK_N"], triton.cdiv(groups, has["BLOCK_G"])
     else:
         return ""
     return f"{use.issued(trips) * 32 * has['num_warps'] * programs / (tokens * C):.0f}" if use.code else ""

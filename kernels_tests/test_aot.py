@@ -13,8 +13,9 @@ from variants import STAGES, Variant, variants
 
 MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: "UTC.*MMA|HMMA", 120: "HMMA", "gfx942": "v_mfma"}
 WIDE = r"(LDG\.E|LDGSTS\.E\.BYPASS)\.128"
-GATHERING = ("token_mix_mean", "token_mix_fwd", "token_mix_dw", "token_mix_dx")
-WITHOUT_PRODUCTS = ("axial_gather", "branch_fusion", "token_mix_mean")
+GATHERING = ("axial_gather_fwd", "axial_gather_bwd", "token_mix_gather", "token_mix_doffset")
+BY_LINES = ("axial_gather_dx", "token_mix_dx")
+POINTWISE = ("branch_fusion", "token_mix_fuse")
 
 
 # Bytes that compilers older than the one whose code was looked at keep on the stack in a few kernels.
@@ -65,19 +66,17 @@ def test_machine_code(kernels):
                 f"not as recorded: run `make machine-code ONLY='{name}'`, and look at the diff"
             )
         narrow = name in ("token_mix_pooled", "token_mix_alpha")  # 16 rows are few for HGMMA and for wide loads
-        if not name.startswith(WITHOUT_PRODUCTS):
+        if not name.startswith((*GATHERING, *BY_LINES, *POINTWISE)):
             units = "HMMA|" + MATRIX_UNITS[target] if narrow else MATRIX_UNITS[target]
             assert use.count(units) > 0, f"{name} without matrix units: {use.instructions}"
         if target == "gfx942":
             continue
-        if name.startswith(("axial_gather_fwd", "axial_gather_bwd", *GATHERING)) and "centre" not in name:
+        if name.startswith(GATHERING):
             assert use.count(gathered) > 0, f"{name}: {use.instructions}"
         if name.startswith(("axial_gather_fwd", "axial_gather_bwd")):
             assert use.count(r"LDG.*(U16|U8)") == 0, f"{name}: {use.instructions}"
-        elif name != "axial_gather_dx" and not narrow:  # the first reads one token at a time
-            assert use.count(WIDE) > 0, f"{name}: {use.instructions}"
-        if name.startswith(("branch_fusion", "offset_fc", "token_mix_fwd", "token_mix_dw")):
-            assert use.count(r"STG.*128") > 0, f"{name}: {use.instructions}"
+        if name.startswith((*POINTWISE, "offset_fc", "token_mix_fold")):
+            assert use.count(WIDE) > 0 and use.count(r"STG.*128") > 0, f"{name}: {use.instructions}"
         if "scatter" in name and target == 90:
             assert use.count(rf"REDG.*F32x{min(S, 4)}") > 0 and use.count(r"REDG.*ADD\.F32\.") == 0, f"{name}: {use.instructions}"
 
@@ -88,7 +87,7 @@ def test_a_warp_covers_adjacent_channels_of_a_token(kernels):
         code = compiled.asm["ttgir"]
         orders = dict(re.findall(r"^(#\w+) = #ttg.blocked<{.*order = \[2, (\d), \d\]}>", code, re.M))
         layouts = re.findall(r"(?:tt.load|tt.store|tt.atomic_rmw) .*tensor<\d+x\d+x\d+x!tt.ptr<\w+>, (#\w+)>", code)
-        assert bool(layouts) == (variant.name.startswith(("axial_gather", *GATHERING)) and "centre" not in variant.name)
+        assert bool(layouts) == (variant.name.startswith((*GATHERING, *BY_LINES)))
         assert all(orders[layout] == "1" for layout in layouts), variant.name
 
 
@@ -109,7 +108,29 @@ def test_no_spills_in_other_dtypes(dtype, stage):
         assert not spills(size, registers, few=0), f"{variant.name} spills {size} bytes in {dtype}"
 
 
-TOKENS = {"x", "dy", "y", "offset", "doffset", "dx", "mean", "rstd", "w", "h", "c", "dw", "dh", "dc", "partial", "product"}
+TOKENS = {
+    "x",
+    "dy",
+    "y",
+    "offset",
+    "doffset",
+    "dx",
+    "mean",
+    "rstd",
+    "w",
+    "h",
+    "c",
+    "dw",
+    "dh",
+    "dc",
+    "partial",
+    "product",
+    "gathered",
+    "d",
+    "d_w",
+    "d_h",
+    "begin",
+}
 
 
 def first_additions(code: str, names: list[str]) -> set[tuple[str, str]]:
@@ -129,12 +150,8 @@ def test_row_addresses_are_64_bit(kernels):
     for variant, compiled, _ in kernels[2]:
         names = variant.kernel.arg_names
         tokens = TOKENS & {name.removesuffix("_ptr") for name in names}
-        if variant.name == "axial_gather_bwd":  # which leaves dx alone
+        if variant.name in ("axial_gather_bwd", "token_mix_doffset"):  # which leave dx alone
             tokens -= {"dx"}
-        if variant.name in ("token_mix_fwd folded", "token_mix_fwd projected"):  # which make no gradient
-            tokens -= {"partial"}
-        if variant.name.endswith("centre"):  # which gathers nothing
-            tokens -= {"x", "offset", "doffset"}
         bits = first_additions(compiled.asm["ttir"], names)
         assert {(token, "i64") for token in tokens} <= bits, f"{variant.name}: {bits}"
         assert not {(token, "i32") for token in tokens} & bits, f"{variant.name}: {bits}"

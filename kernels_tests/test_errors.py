@@ -11,6 +11,7 @@ from atm_triton.algebra import Weights
 X = torch.zeros(2, 3, 4, 6)
 _FC, _BIAS = torch.zeros(6, 6), torch.zeros(6)
 MIXER = Weights(_FC, _BIAS, _FC, _BIAS, _FC, torch.zeros(1, 6), torch.zeros(1), torch.zeros(18, 1), torch.zeros(18), _FC, _BIAS)
+META = {name: t.to("meta") for name, t in MIXER._asdict().items()}
 
 
 def mix(x: torch.Tensor = X, offset: torch.Tensor = X, **weights: torch.Tensor) -> torch.Tensor:
@@ -18,6 +19,11 @@ def mix(x: torch.Tensor = X, offset: torch.Tensor = X, **weights: torch.Tensor) 
 
 
 CASES = {
+    "mixer size": (
+        lambda: mix(torch.empty(1, 2**16, 2**14, 6, device="meta"), torch.empty(1, 2**16, 2**14, 2, device="meta"), **META),
+        ValueError,
+        r"fewer than 2\^31 values, got x \[1, 65536, 16384, 6\] float32 on meta with 6 channels",
+    ),
     "gather rank": (lambda: axial_gather(X[0], X[0], "w"), ValueError, r"x must be \[B, H, W, C\].*\[3, 4, 6\]"),
     "gather groups": (
         lambda: axial_gather(X, X[..., :4], "w"),

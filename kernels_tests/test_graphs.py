@@ -126,7 +126,12 @@ def test_kernels_are_plain_jit_functions():
     """An autotuner or heuristic around a kernel would choose by the first shape that torch.compile sees."""
     from importlib import import_module
 
-    for name in ("offset_fc", "axial_gather", "branch_fusion", "token_mix.mean", "token_mix.alpha", "token_mix.kernels"):
+    for name in (
+        "offset_fc",
+        "axial_gather",
+        "branch_fusion",
+        *(f"token_mix.{file}" for file in ("gather", "alpha", "fold", "fuse", "scatter")),
+    ):
         module = import_module(f"atm_triton.ops.{name}")
         found = [value for key, value in vars(module).items() if key.endswith("_kernel")]
         assert found and all(type(kernel) is JITFunction for kernel in found)

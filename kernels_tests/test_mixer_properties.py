@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from torch.testing import assert_close
 
 from atm_triton import token_mix
 from atm_triton.algebra import Weights
-from atm_triton.testing import OPERATORS, Shape, assert_as_exact, exact_gradients, gradients, make, plain_errors
+from atm_triton.testing import OPERATORS, Shape, assert_as_exact, exact_gradients, gradients, make, mixer_inputs, plain_errors
 from atm_triton.tuning import tables
 
 shapes = st.builds(Shape, st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.integers(1, 3), st.integers(1, 4))
@@ -29,10 +30,10 @@ searched = partial(search, 3, 8)  # each example runs four kernels or more
 
 
 class Folding(dict):
-    """A tuned table that decides nothing else."""
+    """A tuned table that decides nothing else; folded, the gradient of x is scattered, else summed up by lines."""
 
     def __init__(self, folded: bool) -> None:
-        super().__init__({kernel: {"FOLD": int(folded)} for kernel in ("token_mix", "token_mix_backward")})
+        super().__init__(token_mix=dict(FOLD=int(folded)), token_mix_backward=dict(FOLD=int(folded), LINES=int(not folded)))
 
     def get(self, key, default=None):
         return super().get(key.partition("/")[0], default)
@@ -48,6 +49,17 @@ def way(path: Path, folded: bool, deterministic: bool = False) -> Iterator[None]
 
 def draw(shape: Shape, seed: int) -> tuple[Tensor, ...]:
     return make(OPERATORS["token_mix"], shape, torch.float32, "cpu", seed)
+
+
+@each_way
+@searched(shape=shapes, outputs=st.integers(1, 40), seed=seeds)
+def test_any_number_of_outputs(path, folded, shape, outputs, seed):
+    operator = dataclasses.replace(OPERATORS["token_mix"], inputs=lambda shape: mixer_inputs(shape, outputs))
+    inputs = make(operator, shape, torch.float32, "cpu", seed)
+    with way(path, folded):
+        actual = gradients(token_mix, inputs)
+    for a, e in zip(actual, exact_gradients(operator.definition, inputs), strict=True):
+        assert_close(a, e.float(), rtol=1e-3, atol=1e-4)
 
 
 @each_way

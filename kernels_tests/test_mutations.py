@@ -13,7 +13,7 @@ from cases import INTERPRETER
 from atm_triton.testing import OPERATORS, Shape, assert_as_exact, exact_gradients, gradients, make
 from atm_triton.tuning import tables
 
-SHAPE, WIDE = Shape(2, 9, 12, 3, 2), Shape(2, 9, 12, 9, 2)  # the second: outputs that need two blocks
+SHAPE, WIDE = Shape(2, 9, 12, 3, 2), Shape(2, 9, 12, 9, 2)  # the second: more channels than a block of the GEMM
 
 # operator, kernel or helper, what it says, what it says when broken
 MUTATIONS = [
@@ -36,9 +36,15 @@ MUTATIONS = [
     ("axial_gather_w", "_scatter_taps", "(1.0 - t)", "t"),
     ("axial_gather_h", "_scatter_taps", "d * t", "d * (1.0 - t)"),
     ("axial_gather_h", "_axial_gather_bwd_kernel", "in_first, in_second, dy", "in_first, in_first & in_second, dy"),
-    ("axial_gather_w deterministic", "_axial_gather_dx_kernel", "first[None, :] + 1", "first[None, :]"),
+    ("axial_gather_w deterministic", "_line_sum", "first[None, :] + 1", "first[None, :]"),
+    ("axial_gather_h deterministic", "_line_sum", "1.0 - t[None, :]", "t[None, :]"),
+    ("axial_gather_w deterministic", "_line_sum", "base + (j + 1) * step", "base + j * step"),
+    ("axial_gather_h deterministic", "_load_token", "+ first_part + part", "+ first_part"),
+    ("axial_gather_w deterministic", "_readers", "return tl.min(begin)", "return tl.min(begin) + 1"),
+    ("axial_gather_h deterministic", "_readers", "j[:, None] + 1", "j[:, None]"),
+    ("axial_gather_w deterministic", "_readers", "first < first_q + BLOCK", "first + 1 < first_q + BLOCK"),
+    ("axial_gather_h deterministic", "_interleaved", "parts[2 * i + 1]", "parts[2 * i]"),
     ("axial_gather_h deterministic", "_axial_gather_dx_kernel", "line // W * W * H + line % W", "line"),
-    ("axial_gather_w deterministic", "_axial_gather_dx_kernel", "base + j * step", "base + step"),
     ("branch_fusion", "_alpha", "return w / total, h / total", "return h / total, w / total"),
     ("branch_fusion", "_alpha", "total = w + h + c", "total = w + h"),
     ("branch_fusion", "_branch_fusion_fwd_kernel", "sample * (3 * C)", "0 * (3 * C)"),
@@ -52,46 +58,47 @@ MUTATIONS = [
     ("offset_fc", "_offset_fc_dx_kernel", "- (sum_d / C)[:, None]", ""),
     ("offset_fc", "_offset_fc_dx_kernel", "- xhat * (sum_dx / C)[:, None]", ""),
     ("offset_fc", "_offset_fc_dw_kernel", "i * BLOCK_N", "0"),
-    ("token_mix", "_token_mix_fwd_kernel", "column, W, C", "row, W, C"),
-    ("token_mix", "_token_mix_fwd_kernel", "row, H, W * C", "row, H, C"),
     ("token_mix", "_channels", "channel < G * S", "channel < G"),
-    ("token_mix", "_token_mix_mean_kernel", "* T + tile * TOKENS", "* T"),
-    ("token_mix", "_token_mix_mean_kernel", "sum_h += gathered", "sum_h = gathered"),
-    ("token_mix", "_token_mix_mean_kernel", "axis * G + pairs", "pairs"),
-    ("token_mix", "_token_mix_mean_kernel", "tl.sum(sum_c, 0)", "tl.sum(sum_c, 0) * 1.01"),
-    ("token_mix", "_token_mix_mean_kernel", "BLOCK_N // W, BLOCK_N % W", "BLOCK_N // W, 0"),
+    ("token_mix", "_token_mix_gather_kernel", "* T + tile * TOKENS", "* T"),
+    ("token_mix", "_token_mix_gather_kernel", "sum_h += gathered", "sum_h = gathered"),
+    ("token_mix", "_token_mix_gather_kernel", "axis * G + pairs", "pairs"),
+    ("token_mix", "_token_mix_gather_kernel", "tl.sum(sum_c, 0)", "tl.sum(sum_c, 0) * 1.01"),
+    ("token_mix", "_token_mix_gather_kernel", "BLOCK_N // W, BLOCK_N % W", "BLOCK_N // W, 0"),
+    ("token_mix", "_token_mix_gather_kernel", "a + t * (b - a)", "a"),
+    ("token_mix unfolded", "_token_mix_gather_kernel", "axis * plane", "0 * plane"),
+    ("token_mix", "_token_mix_gather_kernel", "gathered_ptr += BLOCK_N * C", "gathered_ptr += 0 * C"),
     ("token_mix", "_walk", "row + rows + wraps.to(tl.int32)", "row + rows"),
-    ("token_mix", "_token_mix_pooled_kernel", "((k // C) * C)[:, None] * C", "0"),
+    ("token_mix", "_token_mix_pooled_kernel", "((k // C) * O)[:, None] * C", "0"),
     ("token_mix", "_token_mix_pooled_kernel", "s + bias[None, :]", "s"),
     ("token_mix", "_token_mix_alpha_kernel", "(c * 3)", "c"),
     ("token_mix", "_token_mix_alpha_kernel", "0.7071067811865476", "0.7"),
     ("token_mix", "_token_mix_alpha_kernel", "fc2_bias_ptr + c * 3 + 2", "fc2_bias_ptr + c * 3 + 1"),
-    ("token_mix unfolded", "_token_mix_alpha_kernel", "w / h, mask", "h / w, mask"),
-    ("token_mix unfolded", "_token_mix_alpha_kernel", "steps_ptr + at + 2 * C, i", "steps_ptr + at + 2 * C, h"),
-    ("token_mix", "_token_mix_fwd_kernel", "(branch * B + sample)", "branch * B"),
-    ("token_mix", "_token_mix_fwd_kernel", "branch * G + g", "g"),
-    ("token_mix", "_token_mix_fwd_kernel", "a + t * (b - a)", "a"),
-    ("token_mix", "_token_mix_fwd_kernel", "bias_ptr + sample * C + o", "bias_ptr + o"),
-    ("token_mix unfolded", "_token_mix_fwd_kernel", "(sample * 3 + branch) * C", "(sample * 3) * C"),
-    ("token_mix unfolded", "_token_mix_fwd_kernel", "y += tl.load(proj_bias_ptr", "y = y + 0 * tl.load(proj_bias_ptr"),
-    ("token_mix unfolded", "_token_mix_fwd_kernel", "proj_ptr + p[:, None] * C + o[None, :]", "proj_ptr + p[:, None] + o[None, :] * C"),
-    ("token_mix unfolded", "_token_mix_fwd_kernel", "tl.sum(total * d, 1)", "tl.sum(total, 1)"),
-    ("token_mix unfolded", "_token_mix_fwd_kernel", "tl.sum(d, 1)", "tl.sum(d, 1) * 0"),
-    ("token_mix wide", "_token_mix_fwd_kernel", "rest *= tl.load(steps + r", "rest *= tl.load(steps + o"),
-    ("token_mix wide", "_token_mix_fwd_kernel", "tl.sum(rest * d, 1)", "tl.sum(rest, 1)"),
-    ("token_mix wide", "_token_mix_fwd_kernel", "y = tl.dot(weight, mixed_rest, y", "y = tl.dot(weight, mixed_rest, 0 * y"),
-    ("token_mix", "_token_mix_dw_kernel", "row, column = _walk", "_, column = _walk"),
-    ("token_mix", "_token_mix_dw_kernel", "chunk * TOKENS, tl", "0, tl"),
-    ("token_mix", "_token_mix_dw_kernel", "a + t * (b - a)", "b"),
-    ("token_mix unfolded", "_token_mix_dw_kernel", "total *= (alpha / new)", "total *= (alpha / alpha)"),
-    ("token_mix unfolded", "_token_mix_dw_kernel", "total * alpha[:, None]", "total"),
-    ("token_mix wide", "_token_mix_dw_kernel", "alpha_rest = new_rest", "alpha_rest = 0 * new_rest"),
-    ("token_mix", "_token_mix_dx_kernel", "d = tl.trans(acc) + tl.load(dmean_ptr", "d = tl.trans(acc) + 0 * tl.load(dmean_ptr"),
-    ("token_mix", "_token_mix_dx_kernel", "tl.sum(d * (b - a), 2)", "tl.sum(d * b, 2)"),
+    ("token_mix", "_token_mix_alpha_kernel", "total = w + h + i", "total = w + h"),
+    ("token_mix", "_token_mix_fold_kernel", "(branch * B + sample)", "branch * B"),
+    ("token_mix", "_token_mix_fold_kernel", "bias_ptr + sample * O + o", "bias_ptr + o"),
+    ("token_mix", "_token_mix_fold_kernel", "tl.cast(branch * B, tl.int64)", "tl.cast(0 * B, tl.int64)"),
+    ("token_mix wide", "_token_mix_fold_kernel", "tl.trans(matrix), total", "tl.trans(matrix), 0 * total"),
+    ("token_mix wide", "_token_mix_fold_kernel", "% O_TILES * BLOCK_O", "% O_TILES * 0"),
+    ("token_mix unfolded", "_token_mix_fuse_kernel", "alpha_h * h", "alpha_h * w"),
+    ("token_mix unfolded", "_token_mix_fuse_kernel", "+ shift", ""),
+    ("token_mix unfolded", "_alpha_and_shift", "alpha_h * bias_h", "alpha_h * bias_w"),
+    ("token_mix unfolded", "_alpha_and_shift", "alpha_ptr + 2 * C", "alpha_ptr + C"),
+    ("token_mix unfolded", "_token_mix_fuse_backward_kernel", "tl.sum(dy * h, 0)", "tl.sum(dy * w, 0)"),
+    ("token_mix unfolded", "_token_mix_fuse_backward_kernel", "alpha_c * dy", "alpha_h * dy"),
+    ("token_mix unfolded", "_token_mix_fuse_backward_kernel", "tl.sum(dy, 0)", "0 * tl.sum(dy, 0)"),
+    ("token_mix unfolded", "_token_mix_fuse_backward_kernel", "alpha_w * w + ", ""),
+    ("token_mix", "_token_mix_doffset_kernel", "d * (b - a)", "d * b"),
+    ("token_mix", "_token_mix_doffset_kernel", "column, W, C", "row, W, C"),
+    ("token_mix", "_token_mix_doffset_kernel", "row, H, W * C", "row, H, C"),
+    ("token_mix unfolded", "_token_mix_doffset_kernel", "d_w_ptr if axis == 0 else d_h_ptr", "d_h_ptr if axis == 0 else d_w_ptr"),
+    ("token_mix", "_token_mix_doffset_kernel", "(sample * 3 + axis) * C", "(sample * 3) * C"),
     ("token_mix", "_scatter_taps", "d * (1.0 - t)", "d"),
     ("token_mix", "_scatter_taps", "d * t", "d * (1.0 - t)"),
-    ("token_mix unfolded", "_token_mix_dx_kernel", "dy.to(tl.float32) * alpha[None, :]", "dy.to(tl.float32)"),
-    ("token_mix deterministic", "_token_mix_dx_kernel", "branch * B, tl.int64", "0 * B, tl.int64"),
+    ("token_mix unfolded", "_token_mix_dx_kernel", "(0 if ALONG_W else C)", "0"),
+    ("token_mix unfolded", "_token_mix_dx_kernel", "dmean_ptr + 2 * C", "dmean_ptr + C"),
+    ("token_mix unfolded", "_token_mix_dx_kernel", "line // H", "line // W"),
+    ("token_mix deterministic", "_token_mix_dx_kernel", "begin_ptr + own", "d_ptr + own"),
+    ("token_mix unfolded", "_line_sum", "dy + shifts[part]", "dy"),
     ("offset_fc", "_offset_fc_dw_kernel", "dbias += tl.sum(doffset.to(tl.float32), 0)", "dbias = tl.sum(doffset.to(tl.float32), 0)"),
 ]
 
@@ -103,15 +110,14 @@ BY_LENGTH = [pytest.param(*of, marks=() if of is FIRST[of[1]] else pytest.mark.e
 
 @pytest.fixture(autouse=True)
 def ways(request, monkeypatch):
-    """The mixer folded, or not; its weight gradients in several chunks of a sample, or of several samples together."""
+    """The mixer folded, its gradient scattered; or not folded, and summed up line by line. Means of several blocks and programs."""
     name = request.node.callspec.params["name"]
-    wide = "wide" in name
-    image = "9x12/C18/G9/float32" if wide else "9x12/C6/G3/float32"
-    folded = {"FOLD": int("unfolded" not in name and not wide)}
-    tile = dict(BLOCK_N=16, BLOCK_G=8, BLOCK_S=2, BLOCK_O=16, BLOCK_R=16 * wide, num_warps=4)
-    chosen = {f"token_mix/{image}": folded, f"token_mix_backward/{image}": folded}
-    chosen[f"token_mix_mean/{image}"] = dict(BLOCK_N=16, BLOCK_G=8, BLOCK_S=2, TOKENS=32, num_warps=4)
-    chosen |= {f"token_mix_fwd/{image}": tile, f"token_mix_dw/{image}": tile | dict(PROGRAMS=12 if folded["FOLD"] else 3)}
+    image = "9x12/C18/G9/float32" if "wide" in name else "9x12/C6/G3/float32"
+    folded = int("unfolded" not in name)
+    gather = dict(BLOCK_N=16, BLOCK_G=8, BLOCK_S=2, TOKENS=32, num_warps=4)
+    fold = dict(BLOCK_N=16, BLOCK_O=16, BLOCK_K=16, num_warps=4)
+    chosen = {f"token_mix/{image}": dict(FOLD=folded), f"token_mix_backward/{image}": dict(FOLD=folded, LINES=1 - folded)}
+    chosen |= {f"token_mix_gather/{image}": gather, f"token_mix_fold/{image}": fold}
     monkeypatch.setattr(tables, "table", lambda device: chosen)
 
 

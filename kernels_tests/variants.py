@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from aot import compile_kernel
@@ -21,8 +20,8 @@ STAGES = {
     "L stage 4": (768, 8, 7),
 }  # channels, channels per offset, tokens along an axis at 224 x 224
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SIZES = ("N", "B", "H", "W", "T", "TILES", "SAMPLES", "TOKENS")
-FLOAT32 = ("mean", "rstd", "product", "dbias", "partial", "means", "pooled", "alpha", "steps", "dmean")
+SIZES = ("N", "B", "H", "W", "T", "TILES")
+FLOAT32 = ("mean", "rstd", "product", "dbias", "partial", "means", "pooled", "alpha", "dmean")
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class Variant:
 
 def variants(stage: str, dtype: str, target: int | str = 90, candidates: bool = False) -> list[Variant]:
     """As launched on ``target``: with the default configuration of each kernel alone, or with every candidate's."""
-    with mock.patch.object(token_mix, "_roomy", lambda device: target in (90, 100)):
-        return list(_variants(stage, dtype, candidates))
+    return list(_variants(stage, dtype, candidates))
 
 
 def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
@@ -60,10 +58,8 @@ def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
     def each(module: Any, kernel: str, groups: int, *ways: tuple[str, dict[str, Any]], float32: tuple[str, ...] = ()) -> Iterator[Variant]:
         for config in module.candidates(kernel, x, groups):
             for way, constants in ways:
-                # A projection in the kernel needs programs that own whole rows.
-                known = {"PROJ": constants["PROJ"] and config["BLOCK_O"] + config["BLOCK_R"] >= C} if "PROJ" in constants else {}
                 kernel_function = getattr(module, f"_{kernel}_kernel")
-                yield Variant(f"{kernel} {way}".strip(), kernel_function, dtype, config, constants | known, float32, module)
+                yield Variant(f"{kernel} {way}".strip(), kernel_function, dtype, config, constants, float32, module)
             if not candidates:
                 return
 
@@ -79,19 +75,12 @@ def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
     yield from each(offset_fc, "offset_fc_dx", O, ("", dict(C=C, O=O)))
     yield from each(offset_fc, "offset_fc_dw", O, ("", dict(C=C, O=O, CHUNK=offset_fc.CHUNK)))
 
-    yield from each(token_mix, "token_mix_mean", G, ("", line))
-    yield from each(token_mix, "token_mix_pooled", C, ("", dict(C=C)))
+    yield from each(token_mix, "token_mix_gather", G, ("", line))
+    yield from each(token_mix, "token_mix_pooled", C, ("", dict(C=C, O=C)))
     yield from each(token_mix, "token_mix_alpha", C, ("", dict(C=C, F=C // 4)))
-    plain, bias = dict(line, FOLD=False, PROJ=False, DALPHA=False), ("bias",)
-    yield from each(
-        token_mix, "token_mix_fwd", G, ("folded", plain | dict(FOLD=True)), ("projected", plain | dict(PROJ=True)), float32=bias
-    )
-    again = token_mix.config_beside_d(x, G), plain | dict(DALPHA=True)
-    yield Variant("token_mix_fwd again", token_mix._token_mix_fwd_kernel, dtype, *again, bias, token_mix)
-    ways = ("folded", dict(line, FOLD=True, CHUNKS=1)), ("unfolded", dict(line, FOLD=False, CHUNKS=1))
-    yield from each(token_mix, "token_mix_dw", G, *ways)
-    for way, folded in (("folded", True), ("unfolded", False)):
-        of = dict(line, FOLD=folded)
-        yield from each(token_mix, "token_mix_dx", G, (f"{way} centre", dict(of, CENTRE=True, SCATTER=False)), float32=("dx",))
-        yield from each(token_mix, "token_mix_dx", G, (f"{way} scatter", dict(of, CENTRE=False, SCATTER=True)), float32=("dx",))
-        yield from each(token_mix, "token_mix_dx", G, (way, dict(of, CENTRE=False, SCATTER=False)))
+    yield from each(token_mix, "token_mix_fold", G, ("", dict(C=C, O=C)), float32=("bias",))
+    yield from each(token_mix, "token_mix_fuse", C, ("", dict(C=C)))
+    yield from each(token_mix, "token_mix_fuse_backward", C, ("", dict(C=C)))
+    yield from each(token_mix, "token_mix_doffset", G, ("", dict(line, SCATTER=False)))
+    yield from each(token_mix, "token_mix_doffset", G, ("scatter", dict(line, SCATTER=True)), float32=("dx",))
+    yield from each(token_mix, "token_mix_dx", G, *both)

@@ -22,7 +22,7 @@ from .. import flops, plain
 from .._triton import jit, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
 from ..tuning import tables
 from . import checks
-from .gather import _load_taps, _scatter_taps, _taps
+from .gather import _line_sum, _load_taps, _scatter_taps, _taps
 
 
 @jit
@@ -131,23 +131,17 @@ def _axial_gather_dx_kernel(
     else:
         base, length, step = line // W * W * H + line % W, H, W
     q = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    g = tl.program_id(2) * BLOCK_G + tl.arange(0, BLOCK_G)
-    s = tl.arange(0, BLOCK_S)[None, :]
-    channel = (g * S)[:, None] + s
-    mask = (g < G)[:, None] & (s < S)
-    dx = tl.zeros((BLOCK_Q, BLOCK_G, BLOCK_S), tl.float32)
-    for j in range(0, length):
-        n = base + j * step
-        offset = tl.load(offset_ptr + n * OFFSET_STRIDE + g, mask=g < G, other=0.0).to(tl.float32)
-        first, in_first, in_second, t = _taps(offset, j, length)
-        dy = tl.load(dy_ptr + n * (G * S) + channel, mask=mask, other=0.0).to(tl.float32)
-        at_first = (q[:, None] == first[None, :]) & in_first[None, :]
-        at_second = (q[:, None] == first[None, :] + 1) & in_second[None, :]
-        weight = tl.where(at_first, 1.0 - t[None, :], tl.where(at_second, t[None, :], 0.0))
-        dx += weight[:, :, None] * dy[None, :, :]
-    n = base + q * step
-    dx_ptr = tl.max_contiguous(dx_ptr + (n * (G * S))[:, None, None] + channel[None, :, :], (1, 2, 4 * BLOCK_S))
-    tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask=(q < length)[:, None, None] & mask[None, :, :])
+    PARTS: tl.constexpr = (S + BLOCK_S - 1) // BLOCK_S
+    g = tl.program_id(2) // PARTS * BLOCK_G + tl.arange(0, BLOCK_G)
+    first_part = tl.program_id(2) % PARTS * BLOCK_S
+    shifts = ()
+    for _part in tl.static_range(BLOCK_S):
+        shifts = shifts + (0.0,)  # type: ignore
+    dx = _line_sum(dy_ptr, offset_ptr, shifts, base, length, step, q, g, first_part, G, S, OFFSET_STRIDE, BLOCK_S)
+    s = first_part + tl.arange(0, BLOCK_S)[None, :]
+    at = ((base + q * step) * (G * S))[:, None, None] + ((g * S)[:, None] + s)[None, :, :]
+    mask = (q < length)[:, None, None] & ((g < G)[:, None] & (s < S))[None, :, :]
+    tl.store(tl.max_contiguous(dx_ptr + at, (1, 2, 4 * BLOCK_S)), dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 KERNELS = {"axial_gather": ("axial_gather_fwd",), "axial_gather_backward": ("axial_gather_bwd", "axial_gather_dx")}
@@ -177,7 +171,9 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """None depends on H or W, so that dynamic shapes need one compilation."""
     block_s = triton.next_power_of_2(int(x.shape[3]) // groups)
     most = triton.next_power_of_2(groups)
-    positions = "BLOCK_Q" if kernel == "axial_gather_dx" else "BLOCK_N"
+    positions = "BLOCK_N"
+    if kernel == "axial_gather_dx":
+        positions, block_s = "BLOCK_Q", min(block_s, 8)
     for tile in TILES:
         block_g = min(most, max(1, tile.channels // block_s))
         block_n = max(1, tile.elements // (block_g * block_s))
@@ -222,7 +218,8 @@ def _axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str, det
         if deterministic:
             config = tables.config("axial_gather_dx", x, G, candidates)
             lines, length = (B * H, W) if along_w else (B * W, H)
-            line_grid = (lines, triton.cdiv(length, config["BLOCK_Q"]), triton.cdiv(G, config["BLOCK_G"]))
+            blocks = triton.cdiv(G, config["BLOCK_G"]) * triton.cdiv(S, config["BLOCK_S"])
+            line_grid = (lines, triton.cdiv(length, config["BLOCK_Q"]), blocks)
             wrap_triton(_axial_gather_dx_kernel)[line_grid](dy, offset, dx, H, W, G, S, stride, along_w, **config)
     return dx.to(x.dtype), doffset
 

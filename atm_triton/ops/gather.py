@@ -77,3 +77,91 @@ def _scatter_taps(dx_ptr, at, step, in_first, in_second, d, t, BLOCK_S: tl.const
     second_ptr = tl.max_contiguous(dx_ptr + at + step, (1, 2, 4 * BLOCK_S))
     tl.atomic_add(first_ptr, d * (1.0 - t), mask=in_first, sem="relaxed")
     tl.atomic_add(second_ptr, d * t, mask=in_second, sem="relaxed")
+
+
+@jit
+def _readers(offset_ptr, base, length, step, q, g, G: tl.constexpr, STRIDE: tl.constexpr):
+    """From which token of a line on, and up to which, tokens read at positions ``q`` of it: mostly few, and all others add nothing."""
+    BLOCK: tl.constexpr = q.shape[0]
+    first_q = tl.min(q, 0)
+    begin = tl.full((BLOCK, g.shape[0]), 2147483647, tl.int32)
+    end = tl.zeros((BLOCK, g.shape[0]), tl.int32)
+    for start in range(0, length, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        at = ((base + j * step) * STRIDE)[:, None] + g[None, :]
+        offset = tl.load(offset_ptr + at, mask=(j < length)[:, None] & (g < G)[None, :], other=float("inf")).to(tl.float32)
+        first, in_first, in_second, t = _taps(offset, j[:, None], length)
+        reads = (first >= first_q - 1) & (first < first_q + BLOCK) & (j < length)[:, None]
+        begin = tl.minimum(begin, tl.where(reads, j[:, None], 2147483647))
+        end = tl.maximum(end, tl.where(reads, j[:, None] + 1, 0))
+    return tl.min(begin), tl.max(end)
+
+
+@jit
+def _line_sum(
+    dy_ptr,
+    offset_ptr,
+    shifts,
+    base,
+    length,
+    step,
+    q,
+    g,
+    first_part,
+    G: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """What every token of a line read at positions ``q``, ``[positions, offset channels, PARTS]``: dy plus ``shifts``, weighted by it.
+
+    In the order of the line, so the same every time. ``base``: the line's first token; ``step``: how many tokens apart its neighbours are.
+    Every part, a channel of an offset, is a tensor of its own: a weight is then computed once for all parts, and by one thread.
+    """
+    totals = ()
+    for _part in tl.static_range(PARTS):
+        totals = totals + (tl.zeros((q.shape[0], g.shape[0]), tl.float32),)  # type: ignore
+    begin, end = _readers(offset_ptr, base, length, step, q, g, G, STRIDE)
+    offset, dys = _load_token(dy_ptr, offset_ptr, base + begin * step, begin < end, g, first_part, G, S, STRIDE, PARTS)
+    for j in range(begin, end):
+        # What the next token needs is on its way while this one is worked on.
+        next_offset, next_dys = _load_token(dy_ptr, offset_ptr, base + (j + 1) * step, j + 1 < end, g, first_part, G, S, STRIDE, PARTS)
+        first, in_first, in_second, t = _taps(offset.to(tl.float32), j, length)
+        if dy_ptr.dtype.element_ty == tl.float32:
+            weight = tl.where(q[:, None] == first[None, :] + 1, t[None, :], 0.0)  # no position is outside
+            weight = tl.where(q[:, None] == first[None, :], 1.0 - t[None, :], weight)
+        else:  # two instructions instead of four, and all the bits that 16 are worth
+            p = tl.where(t == t, first.to(tl.float32) + t, float("inf"))
+            weight = tl.clamp(1.0 - tl.abs(q.to(tl.float32)[:, None] - p[None, :]), 0.0, 1.0)
+        new = ()
+        for part in tl.static_range(PARTS):
+            new = new + (totals[part] + weight * (dys[part].to(tl.float32) + shifts[part])[None, :],)  # type: ignore
+        totals, offset, dys = new, next_offset, next_dys
+    return _interleaved(totals, PARTS)
+
+
+@jit
+def _load_token(dy_ptr, offset_ptr, n, there, g, first_part, G: tl.constexpr, S: tl.constexpr, STRIDE: tl.constexpr, PARTS: tl.constexpr):
+    """The offsets of token ``n``, and each part of its dy, if it is there."""
+    groups = tl.where(there, G, 0)
+    offset = tl.load(offset_ptr + n * STRIDE + g, mask=g < groups, other=float("inf"))
+    dys = ()
+    for part in tl.static_range(PARTS):
+        mask = g < (groups if S % PARTS == 0 else tl.where(first_part + part < S, groups, 0))
+        dys = dys + (tl.load(dy_ptr + n * (G * S) + g * S + first_part + part, mask=mask, other=0.0),)  # type: ignore
+    return offset, dys
+
+
+@jit
+def _interleaved(parts, PARTS: tl.constexpr):
+    """Tensors ``[M, N]`` as one ``[M, N, PARTS]``."""
+    if PARTS == 1:
+        found = parts[0][:, :, None]
+    else:
+        evens = ()
+        odds = ()
+        for i in tl.static_range(PARTS // 2):
+            evens, odds = evens + (parts[2 * i],), odds + (parts[2 * i + 1],)  # type: ignore
+        found = tl.join(_interleaved(evens, PARTS // 2), _interleaved(odds, PARTS // 2))
+        found = tl.reshape(found, (parts[0].shape[0], parts[0].shape[1], PARTS))
+    return found

@@ -8,27 +8,28 @@ from ..._triton import jit, tl
 @jit
 def _token_mix_pooled_kernel(
     means_ptr,  # [B, 3, C] float32
-    weight_ptr,  # [3, C, C]
-    bias_w_ptr,  # [C]
-    bias_h_ptr,  # [C]
-    pooled_ptr,  # [B, C] float32
+    weight_ptr,  # [3, O, C]
+    bias_w_ptr,  # [O]
+    bias_h_ptr,  # [O]
+    pooled_ptr,  # [B, O] float32
     B,
     C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The mean over the tokens of the three branches' sum, of BLOCK_B samples and BLOCK_C channels."""
+    """The mean over the tokens of the three branches' sum, of BLOCK_B samples and BLOCK_C outputs."""
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    o = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     s = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
     for start in range(0, 3 * C, BLOCK_C):  # the branches' channels in one row: only the last block of each branch's weights is cut
         k = start + tl.arange(0, BLOCK_C)
         mean = tl.load(means_ptr + b[:, None] * (3 * C) + k[None, :], mask=(b < B)[:, None] & (k < 3 * C)[None, :], other=0.0)
-        at = ((k // C) * C)[:, None] * C + c[None, :] * C + (k % C)[:, None]
-        weight = tl.load(weight_ptr + at, mask=(c < C)[None, :] & (k < 3 * C)[:, None], other=0.0)
+        at = ((k // C) * O)[:, None] * C + o[None, :] * C + (k % C)[:, None]
+        weight = tl.load(weight_ptr + at, mask=(o < O)[None, :] & (k < 3 * C)[:, None], other=0.0)
         s = tl.dot(mean.to(weight.dtype), weight, s, input_precision="ieee")
-    bias = tl.load(bias_w_ptr + c, mask=c < C, other=0.0).to(tl.float32) + tl.load(bias_h_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    tl.store(pooled_ptr + b[:, None] * C + c[None, :], s + bias[None, :], mask=(b < B)[:, None] & (c < C)[None, :])
+    bias = tl.load(bias_w_ptr + o, mask=o < O, other=0.0).to(tl.float32) + tl.load(bias_h_ptr + o, mask=o < O, other=0.0).to(tl.float32)
+    tl.store(pooled_ptr + b[:, None] * O + o[None, :], s + bias[None, :], mask=(b < B)[:, None] & (o < O)[None, :])
 
 
 @jit
@@ -39,7 +40,6 @@ def _token_mix_alpha_kernel(
     fc2_weight_ptr,  # [3 * C, F], rows in the order [C, 3]
     fc2_bias_ptr,  # [3 * C]
     alpha_ptr,  # [B, 3, C] float32
-    steps_ptr,  # [B, 3, C] float32
     B,
     C: tl.constexpr,
     F: tl.constexpr,
@@ -47,10 +47,7 @@ def _token_mix_alpha_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):
-    """The bottleneck and the softmax, of BLOCK_B samples and BLOCK_C channels; every program makes all hidden values for itself.
-
-    ``steps``: a sum weighted by alpha in one accumulator, ((acc_w * steps_w + acc_h) * steps_h + acc_c) * steps_c.
-    """
+    """The bottleneck and the softmax, of BLOCK_B samples and BLOCK_C channels; every program makes all hidden values for itself."""
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     f = tl.arange(0, BLOCK_F)
     hidden = tl.zeros((BLOCK_B, BLOCK_F), tl.float32)
@@ -74,16 +71,8 @@ def _token_mix_alpha_kernel(
     top = tl.maximum(tl.maximum(w, h), i)
     w, h, i = tl.exp(w - top), tl.exp(h - top), tl.exp(i - top)
     total = w + h + i
-    w, h, i = w / total, h / total, i / total
     at = b[:, None] * (3 * C) + c[None, :]
     mask = (b < B)[:, None] & (c < C)[None, :]
-    tl.store(alpha_ptr + at, w, mask=mask)
-    tl.store(alpha_ptr + at + C, h, mask=mask)
-    tl.store(alpha_ptr + at + 2 * C, i, mask=mask)
-    # A weight below any rounding is as good as one that is smaller, and keeps the quotients finite. A NaN stays one.
-    w = tl.where(w < 1e-18, 1e-18, w)
-    h = tl.where(h < 1e-18, 1e-18, h)
-    i = tl.where(i < 1e-18, 1e-18, i)
-    tl.store(steps_ptr + at, w / h, mask=mask)
-    tl.store(steps_ptr + at + C, h / i, mask=mask)
-    tl.store(steps_ptr + at + 2 * C, i, mask=mask)
+    tl.store(alpha_ptr + at, w / total, mask=mask)
+    tl.store(alpha_ptr + at + C, h / total, mask=mask)
+    tl.store(alpha_ptr + at + 2 * C, i / total, mask=mask)

@@ -1,42 +1,44 @@
-"""token_mix: the whole Active Token Mixer, in training and inference, without ever writing gathered tokens or branches.
+"""token_mix: the whole Active Token Mixer, in training and inference.
 
 With g_w, g_h the tokens gathered along the two axes and g_c = x:
 
     s = mean over tokens of (FC_w g_w + FC_h g_h + FC_c g_c);   alpha = softmax over the three of FC2(GELU(FC1 s))
     y = proj(alpha_w * FC_w g_w + alpha_h * FC_h g_h + alpha_c * FC_c g_c)
 
-The mean commutes with the FCs, so alpha is known before any product over the tokens: one pass gathers and only adds up (the means), two
-small kernels make alpha of them, and one more pass gathers while it loads the operand of its products, whose results, weighted by alpha,
-share one accumulator. Where a sample has many tokens for its channels, alpha and proj are folded into per-sample matrices (algebra.py);
-elsewhere the accumulator is multiplied after each branch, and proj follows in the same kernel if a program owns whole rows.
+Gather once, then GEMMs. One pass gathers both axes, writes what it gathered for the GEMMs, and adds it up: the mean commutes with the
+FCs, so alpha follows of those sums alone, in two small kernels. Where a sample has many tokens for its channels, alpha and proj are folded
+into matrices of that sample (algebra.py), for one GEMM kernel; elsewhere the FCs and proj are PyTorch's GEMMs, with the weighted sum
+between them.
 
-Backward: the same two ways. Everything is gathered again; only x, the offsets, the means and the weights as they are given are saved. Where
-nothing is folded, the fused branches are computed again for the projection's gradient, which also gives the gradient of alpha. The gradient
-of x begins with the identity branch, and the other two are added to it atomically, or in a fixed order by programs that own
-lines, where PyTorch is asked for deterministic algorithms.
+Backward: everything is gathered again; only x, the offsets, the means and the weights as they are given are saved. The GEMMs are PyTorch's
+(plain.py). The gradient of x is summed up line by line in a fixed order, or, on long lines, where that is more work, atomically.
 
-kernels.py has the kernels, launch.py how they are launched.
+One file a step: gather.py, alpha.py, fold.py or fuse.py, scatter.py; launch.py says how they are launched.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import flops, plain
-from ..._triton import register_flop_formula, runs_kernels, token_stride, triton_op
-from ...algebra import Weights, branch_weights_backward, fold, fold_backward, shift, unfolded_backward
+from ..._triton import register_flop_formula, runs_kernels, triton_op
+from ...algebra import Weights, branch_weights_backward, fold
 from .. import checks
-from .launch import alpha_and_steps, candidates, folds, mean, mix, products, token_gradients
+from . import launch
+from .launch import candidates
 
 __all__ = ["KERNELS", "candidates", "token_mix"]
 KERNELS = {
-    "token_mix": ("token_mix", "token_mix_mean", "token_mix_pooled", "token_mix_alpha", "token_mix_fwd"),
+    "token_mix": ("token_mix", "token_mix_gather", "token_mix_pooled", "token_mix_alpha", "token_mix_fold", "token_mix_fuse"),
     "token_mix_backward": (
         "token_mix_backward",
+        "token_mix_gather",
         "token_mix_pooled",
         "token_mix_alpha",
-        "token_mix_dw",
+        "token_mix_fuse_backward",
+        "token_mix_doffset",
         "token_mix_dx",
     ),
 }
@@ -66,22 +68,18 @@ def _token_mix(
 def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Tensor]:
     """y and the means. The parameters are cast here, so that autograd keeps them and no copies under autocast."""
     weights = parameters.to(x.dtype)
-    folded = folds("token_mix", _image(x, offset), offset.shape[3] // 2)
+    groups = offset.shape[3] // 2
+    folded = launch.folds(_image(x, offset), groups)
     if not runs_kernels(x):
         return plain.token_mix_forward(x, offset, weights, folded)
     x, weights = _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
-    offset, stride = token_stride(offset)
-    _, H, W, C = x.shape
-    if H * W * max(int(C), stride) >= 2**31:  # inside a sample the kernels count in 32 bits
-        raise ValueError(f"token_mix: a sample of x must have fewer than 2^31 values, got {checks.show(x)}")
-    branches = weights.branches()
-    means = mean(x, offset, stride)
-    alpha, steps = alpha_and_steps(means, branches, weights)
+    gathered, means = launch.gather(x, offset)
+    alpha = launch.alpha(means, weights.branches(), weights)
     if folded:
-        matrices, bias = fold(alpha, weights)
-        y, _ = mix(x, offset, stride, matrices, steps, bias, weights, folded=True)
+        y = launch.fold(gathered, x, groups, *fold(alpha, weights))
     else:
-        y, _ = mix(x, offset, stride, branches, steps, shift(alpha, weights), weights, folded=False, project=True)
+        fused = launch.fuse(plain.branches([*gathered.unbind(0), x], weights), alpha, weights)
+        y = F.linear(fused, weights.proj_weight, weights.proj_bias)
     return y.flatten(1, 2), means
 
 
@@ -119,7 +117,7 @@ def _gradients(
     dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, parameters: Weights, deterministic: bool
 ) -> tuple[Tensor, Tensor, Weights]:
     weights = parameters.to(x.dtype)
-    folded = folds("token_mix_backward", _image(x, offset), offset.shape[3] // 2)
+    folded = launch.folds_backward(_image(x, offset), offset.shape[3] // 2)
     if not runs_kernels(x):
         dx, doffset, dweights = plain.token_mix_backward(dy, x, offset, means, weights, folded)
     else:
@@ -130,28 +128,22 @@ def _gradients(
 def _kernel_gradients(
     dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, weights: Weights, folded: bool, deterministic: bool
 ) -> tuple[Tensor, Tensor, Weights]:
-    dy, x, weights = _image(dy.contiguous(), offset), _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
-    offset, stride = token_stride(offset)
-    branches = weights.branches()
-    alpha, steps = alpha_and_steps(means, branches, weights)
+    dy, x, weights = dy.contiguous(), x.contiguous(), Weights(*(t.contiguous() for t in weights))
+    image = _image(x, offset)
+    gathered, _ = launch.gather(image, offset)
+    alpha = launch.alpha(means, weights.branches(), weights)
+    tokens = [*gathered.flatten(2, 3).unbind(0), x]
     if folded:
-        d = dy
-        matrices, _ = fold(alpha, weights)
-        made = products(d, x, offset, stride, alpha, folded=True)
-        gradients = fold_backward(made, d.sum((1, 2), dtype=torch.float32), alpha, weights)
+        gradients, dgathered = plain.folded_gradients(dy, tokens, alpha, weights)
     else:
-        matrices = branches
-        rows = dy.flatten(0, 2)
-        d = (rows @ weights.proj_weight).view(x.shape)
-        fused, sums = mix(x, offset, stride, matrices, steps, shift(alpha, weights), weights, folded=False, d=d)
-        dproj = (rows.mT @ fused.flatten(0, 2)).to(torch.float32)
-        del fused
-        made = products(d, x, offset, stride, alpha, folded=False)
-        gradients = unfolded_backward(made, sums[:, :3], sums[:, 3], dproj, dy.sum((1, 2), dtype=torch.float32).sum(0), alpha, weights)
+        d = _image(dy @ weights.proj_weight, offset)
+        dbranches, fused, sums = launch.fuse_backward(d, plain.branches([*gathered.unbind(0), image], weights), alpha, weights)
+        dbranches, fused = [t.flatten(1, 2) for t in dbranches], fused.flatten(1, 2)
+        gradients, dgathered = plain.unfolded_gradients(dy, dbranches, fused, sums[:, :3], sums[:, 3], tokens, alpha, weights)
     dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
-    dmean = dmeans / max(x.shape[1] * x.shape[2], 1)
-    dx, doffset = token_gradients(d, x, offset, stride, matrices, alpha, dmean, folded=folded, deterministic=deterministic)
-    return dx.to(x.dtype).flatten(1, 2), doffset, dweights
+    dmean = dmeans / max(x.shape[1], 1)
+    dx, doffset = launch.scatter([_image(t, offset) for t in dgathered], image, offset, dmean, deterministic=deterministic)
+    return dx.flatten(1, 2), doffset, dweights
 
 
 def _setup_context(ctx, inputs, output):
@@ -168,8 +160,12 @@ def _backward(ctx, dy, dmeans):
 _token_mix.register_autograd(_backward, setup_context=_setup_context)
 
 
-register_flop_formula(torch.ops.atm_triton.token_mix)(lambda x, *_, **__: flops.token_mix_flops(x))
-register_flop_formula(torch.ops.atm_triton.token_mix_backward)(lambda dy, *_, **__: 2 * flops.token_mix_flops(dy))
+register_flop_formula(torch.ops.atm_triton.token_mix)(
+    lambda x, offset, weight_w, *_, **__: flops.token_mix_flops(x, weight_w[0]),
+)
+register_flop_formula(torch.ops.atm_triton.token_mix_backward)(
+    lambda dy, x, *_, **__: 2 * flops.token_mix_flops(x, dy[-1]),
+)
 
 
 def token_mix(
@@ -194,16 +190,16 @@ def token_mix(
         offset: ``[B, H, W, 2 * G]`` in tokens, G dividing C: the first G along W, the last G along H. Its dtype may differ; autocast
             leaves it.
         weight_w, bias_w, weight_h, bias_h, weight_c: FCs of the tokens gathered along W and along H, and of the tokens themselves,
-            ``[C, C]`` and ``[C]``.
-        fc1_weight, fc1_bias, fc2_weight, fc2_bias: The bottleneck that makes the fusion's weights of the branches' mean: ``[F, C]``,
-            ``[F]``, ``[3 * C, F]`` and ``[3 * C]``, with F = max(1, C // 4); its outputs are read as ``[C, 3]``, order w, h, c.
-        proj_weight, proj_bias: The projection of the fused tokens, ``[C, C]`` and ``[C]``.
+            ``[O, C]`` and ``[O]``, with O output channels.
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias: The bottleneck that makes the fusion's weights of the branches' mean: ``[F, O]``,
+            ``[F]``, ``[3 * O, F]`` and ``[3 * O]``, with F = max(1, O // 4); its outputs are read as ``[O, 3]``, order w, h, c.
+        proj_weight, proj_bias: The projection of the fused tokens, ``[O, O]`` and ``[O]``.
 
     Returns:
-        ``[B, H, W, C]`` in x's dtype (autocast's, where it is on); positions, means and the fusion's weights are computed in float32
+        ``[B, H, W, O]`` in x's dtype (autocast's, where it is on); positions, means and the fusion's weights are computed in float32
         (float64 for float64 input).
 
-    The gradient of x is added up in any order, unless ``torch.use_deterministic_algorithms(True)``, when its order is fixed.
+    On a GPU, the gradient of x may be added up in any order, unless ``torch.use_deterministic_algorithms(True)``, when its order is fixed.
 
     Raises:
         ValueError: a shape that does not fit, or tensors on different devices.
@@ -222,13 +218,14 @@ def token_mix(
             f"{op}: the {offset.shape[3]} offset channels must be 2 * G with G dividing the {C} channels of x, "
             f"got x {checks.show(x)}, offset {checks.show(offset)}"
         )
-    hidden = max(1, C // 4)
-    expected = ((C, C), (C,), (C, C), (C,), (C, C), (hidden, C), (hidden,), (3 * C, hidden), (3 * C,), (C, C), (C,))
+    O = proj_bias.shape[0] if proj_bias.ndim == 1 else C  # noqa: E741
+    hidden = max(1, O // 4)
+    expected = ((O, C), (O,), (O, C), (O,), (O, C), (hidden, O), (hidden,), (3 * O, hidden), (3 * O,), (O, O), (O,))
     for (name, t), shape in zip(weights._asdict().items(), expected, strict=True):
-        checks.shape(op, name, t, shape, f"of that size for the {C} channels of x")
+        checks.shape(op, name, t, shape, f"of that size for {C} channels of x and the {O} of proj_bias")
     (x,) = checks.to_autocast(x)
     for name, t in weights._asdict().items():
         if checks.autocast_dtype(t) != x.dtype:
             raise TypeError(f"{op}: {name} must have x's dtype {x.dtype}, got {t.dtype}")
     # As [B, N, C]: plain.py says what Inductor makes of four dimensions.
-    return _token_mix(x.flatten(1, 2), offset, *weights)[0].view(x.shape)
+    return _token_mix(x.flatten(1, 2), offset, *weights)[0].view(*x.shape[:3], O)

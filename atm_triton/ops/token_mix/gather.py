@@ -1,4 +1,8 @@
-"""The kernel of token_mix's means."""
+"""The pass that gathers: both axes once, written for the GEMMs that follow, and summed up for the means.
+
+Only addresses, loads and an interpolation: no image size is compiled in, and any number of channels may share an offset. Offsets are read
+16 bits by each thread, a warp's threads side by side in a token, which is what ``tl.multiple_of`` is for; ../gather.py says why.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ from ..gather import _channels, _load_taps, _tap_addresses, _walk
 
 
 @jit
-def _token_mix_mean_kernel(
+def _token_mix_gather_kernel(
     x_ptr,  # [B, T, G * S], T = H * W tokens of a sample
     offset_ptr,  # [B, T, 2 * G], rows OFFSET_STRIDE apart
-    partial_ptr,  # [B, TILES, 3, G * S] float32: sums of the gathered tokens of one program
+    gathered_ptr,  # [2, B, T, G * S]: along W, along H
+    partial_ptr,  # [B, TILES, 3, G * S] float32: sums over the tokens of one program: gathered along W, along H, and their own
+    B,
     T,
     H,
     W,
@@ -28,6 +34,8 @@ def _token_mix_mean_kernel(
     first_token = (tl.program_id(0) // TILES).to(tl.int64) * T + tile * TOKENS
     x_ptr += first_token * C
     offset_ptr += first_token * OFFSET_STRIDE
+    gathered_ptr += first_token * C
+    plane = tl.cast(B, tl.int64) * T * C
     lane = tl.arange(0, BLOCK_N)
     row, column = (tile * TOKENS + lane) // W, (tile * TOKENS + lane) % W
     g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
@@ -39,6 +47,8 @@ def _token_mix_mean_kernel(
     pairs = tl.multiple_of(tl.max_contiguous(lane[:, None] * OFFSET_STRIDE + g[None, :], (1, 2)), (1, 1))
     source = lane[:, None] * C + (g * S)[None, :]
     own = lane[:, None] * C + i[None, :]
+    target = source[:, :, None] + s[None, None, :]
+    in_channel = (g < G)[:, None] & (s < S)[None, :]
     rows, columns = BLOCK_N // W, BLOCK_N % W
     left = tl.minimum(TOKENS, T - tile * TOKENS)
     for start in range(0, left, BLOCK_N):
@@ -49,6 +59,8 @@ def _token_mix_mean_kernel(
             at, in_first, in_second, t = _tap_addresses(offset, position, length, step, source, s, S)
             a, b = _load_taps(x_ptr, at, step, in_first, in_second, BLOCK_S)
             gathered = a + t * (b - a)
+            to = tl.max_contiguous(gathered_ptr + axis * plane + target, (1, 2, 4 * BLOCK_S))
+            tl.store(to, gathered.to(gathered_ptr.dtype.element_ty), mask=here[:, :, None] & in_channel[None, :, :])
             if axis == 0:
                 sum_w += gathered
             else:
@@ -56,10 +68,10 @@ def _token_mix_mean_kernel(
         sum_c += tl.load(x_ptr + own, mask=here & in_i[None, :], other=0.0).to(tl.float32)
         x_ptr += BLOCK_N * C
         offset_ptr += BLOCK_N * OFFSET_STRIDE
+        gathered_ptr += BLOCK_N * C
         row, column = _walk(row, column, rows, columns, W)
     partial = partial_ptr + tl.program_id(0).to(tl.int64) * (3 * C)
     channel = (g * S)[:, None] + s[None, :]
-    in_channel = (g < G)[:, None] & (s < S)[None, :]
     tl.store(partial + channel, tl.sum(sum_w, 0), mask=in_channel)
     tl.store(partial + C + channel, tl.sum(sum_h, 0), mask=in_channel)
     tl.store(partial + 2 * C + i, tl.sum(sum_c, 0), mask=in_i)
