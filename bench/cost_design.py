@@ -1,29 +1,28 @@
-"""A token_mix that gathers once per pass, out of shared memory, and leaves the rest to GEMMs: its cost. Nothing of it was measured.
+"""What token_mix costs, kernel by kernel, as it gathers once a pass, for GEMMs. Predicted: nothing of it was measured.
 
-The gather writes both gathered tensors and sums them for the means; a GEMM of K = 3C makes the sum of the branches, either with the
-projection folded into matrices of each sample, or followed by it. The backward gathers again, and scatters the gathered gradients: by
-red.global, or added up in shared memory, rows first, then columns.
+Registers and instructions are those of bench/results/machine-code-triton-3.9.csv. For other images they are the same, as no image size is
+compiled in.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import random
+from typing import NamedTuple
 
+from cost_kernel import Kernel, tiles
+from cost_measured import start_and_cast
 from cost_resources import (
     BANDWIDTH,
-    CLOCK,
     GEMM_RATE,
     ISSUE_SHARE,
-    LAUNCH,
+    OFFSET_SPREAD,
     PROLOGUE,
     SMALL_KERNEL,
     SMS,
-    WARP,
     assumed,
-    atomics,
-    derived,
     gemm,
-    gemm_flops,
     issue,
     memory,
     offset_bytes,
@@ -34,32 +33,59 @@ from work import Tokens
 
 Parts = dict[str, float]  # microseconds of each kernel, or of several small ones
 
-SKETCH = "machine code of a sketch for sm_90"
-GATHER_PAIR = derived(45, "instructions", f"to gather two channels, {SKETCH}")
-GATHER_QUAD = derived(60, "instructions", f"to gather four channels, {SKETCH}")
-SCATTER_PAIR = derived(115, "instructions", f"to scatter two channels, {SKETCH}")
-TILE_WAIT = assumed(0.5, "µs", "that a tile waits though the next one's loads are under way")
-ATOMIC_CYCLES = assumed(2, "cycles", "of a warp's add to shared memory without bank conflicts")
 FOLD_SHARE = assumed(0.15, "of GEMM_RATE", "reached by the GEMMs of one small matrix per sample")
 FOLD_BACK_SHARE = assumed(0.3, "of GEMM_RATE", "likewise, of their gradients")
 SAMPLE_SHARE = assumed(0.4, "of GEMM_RATE", "reached by GEMMs over one sample's tokens")
 WEIGHT_SHARE = assumed(0.5, "of GEMM_RATE", "reached by gradients of weights")
-FUSED_SHARE = assumed(0.35, "of GEMM_RATE", "reached by a GEMM in the kernel that gathers or scatters")
+LINE_WAIT = assumed(0.1, "µs", "that a program waits for each token of its line, though the next one's loads are under way")
 
 
-def padded(length: int) -> float:
-    """Positions computed for each there is: a line is rounded up to a power of two, with room for a second tap."""
-    return max(8, 1 << math.ceil(math.log2(length + 1))) / length
+class Compiled(NamedTuple):
+    """Programs that a multiprocessor holds, and instructions per token and channel."""
+
+    resident: int
+    instructions: float
 
 
-def lines(t: Tokens) -> float:
-    """Of both axes."""
-    return padded(t.W) + padded(t.H)
+class Lines(NamedTuple):
+    """Of dx: instructions for each sum and token in its loop, and for each sum and block of tokens when it looks for readers."""
+
+    resident: int
+    instructions: float
+    looking: float
 
 
-def shared(t: Tokens, channels: int, wavefronts: float) -> float:
-    """Accesses to shared memory of a warp, for each element of so many channels."""
-    return t.size / channels * lines(t) * wavefronts / WARP / SMS / CLOCK
+class Kernels(NamedTuple):
+    gather: Compiled
+    doffset: Compiled
+    scatter: Compiled
+    dx: Lines
+
+
+# By channels of an offset.
+KERNELS = {
+    2: Kernels(Compiled(4, 65), Compiled(4, 71), Compiled(3, 94), Lines(20, 3.3, 6.2)),
+    4: Kernels(Compiled(5, 48), Compiled(5, 60), Compiled(4, 73), Lines(24, 3.1, 3.2)),
+    8: Kernels(Compiled(7, 33), Compiled(8, 39), Compiled(5, 64), Lines(28, 3.4, 1.8)),
+}
+
+
+def compiled(t: Tokens) -> Kernels:
+    return KERNELS[t.C // t.G]
+
+
+@functools.cache
+def readers(length: int, groups: int) -> tuple[int, int, float]:
+    """How many positions of a line a program of dx owns, how many such programs a line has, and through how many tokens each goes: from the
+    first to the last of those that read there."""
+    block = min(16, 1 << (length - 1).bit_length())
+    blocks = -(-length // block)
+    rng, draws, total = random.Random(0), 100, 0
+    for _ in range(draws):
+        q = rng.randrange(blocks) * block
+        reads = [j for j in range(length) if any(-1 <= j + math.floor(OFFSET_SPREAD * rng.gauss(0, 1)) - q < block for _ in range(groups))]
+        total += reads[-1] + 1 - reads[0] if reads else 0
+    return block, blocks, total / draws
 
 
 def matrices(t: Tokens) -> int:
@@ -68,28 +94,48 @@ def matrices(t: Tokens) -> int:
 
 
 def gather(t: Tokens) -> float:
-    channels = 2 if t.C // t.G == 2 else 4  # of an element, which one offset moves
-    instructions = GATHER_PAIR if channels == 2 else GATHER_QUAD
-    elements, resident, tiles = (
-        (2048, 2, 8) if channels == 2 else (1024, 3, 4) if t.C == 128 else (512, 5, 4)
-    )  # of a tile; programs; tiles of each
-    waits = t.size / channels * lines(t) / elements / SMS / resident * (TILE_WAIT + PROLOGUE / tiles)
-    return together(
-        memory(2 * x_bytes(t) + offset_bytes(t), 2 * x_bytes(t), kept=x_bytes(t)),
-        issue(t, instructions / channels * lines(t), ISSUE_SHARE),
-        shared(t, channels, 1 + 5 * channels / 2),  # stored once; two taps; x, the offset and the result in global memory
-        waits,
-    )
+    """Both axes, written; programs of 128 tokens and 64 channels, 16 tokens at a time."""
+    resident, instructions = compiled(t).gather
+    sections = min(128, t.H * t.W) / 16
+    return Kernel("gather", tiles(t, 128, t.C // 64), resident, sections, instructions, passes=(3, 1)).microseconds(t)
+
+
+def doffset(t: Tokens) -> float:
+    """Gathers again; the gradients of both axes' gathered tokens are read."""
+    resident, instructions = compiled(t).doffset
+    return Kernel("doffset", tiles(t, 32, t.C // 64), resident, 1, instructions, passes=(3, 2)).microseconds(t)
+
+
+def scatter(t: Tokens) -> float:
+    """With doffset, and dx begun in float32 and cast."""
+    resident, instructions = compiled(t).scatter
+    kernel = Kernel("scatter", tiles(t, 32, t.C // 64), resident, 1, instructions, passes=(3, 2), scatters=True)
+    return kernel.microseconds(t) + start_and_cast(t)
+
+
+def lines(t: Tokens) -> Parts:
+    """With doffset; both axes one after the other."""
+    resident, instructions, looking = compiled(t).dx
+    found = {"doffset": doffset(t)}
+    for axis, length in (("W", t.W), ("H", t.H)):
+        block, blocks, tokens = readers(length, 64 * t.G // t.C)
+        programs = t.size / length * blocks * block / 1024  # of 1024 sums
+        found[f"dx along {axis}"] = together(
+            issue(t, (instructions * tokens + looking * blocks) * blocks * block / length, ISSUE_SHARE),
+            programs / SMS / resident * (PROLOGUE + tokens * LINE_WAIT),
+            memory(2 * x_bytes(t) + offset_bytes(t) / 2, x_bytes(t), kept=x_bytes(t)),
+        )
+    return found
 
 
 def alpha() -> float:
-    """The softmax weights: two small kernels, as today."""
-    return 2 * (SMALL_KERNEL + 0.3)
+    """The softmax weights: two small kernels, and the sum of the means."""
+    return 3 * SMALL_KERNEL
 
 
 def fold(t: Tokens) -> float:
-    """The projection into the branches' matrices, in the kernel that makes alpha."""
-    return 1 + 12 * matrices(t) / BANDWIDTH + 6 * matrices(t) * t.C / (GEMM_RATE * FOLD_SHARE)
+    """The projection into the branches' matrices."""
+    return 2 * SMALL_KERNEL + 12 * matrices(t) / BANDWIDTH + 6 * matrices(t) * t.C / (GEMM_RATE * FOLD_SHARE)
 
 
 def fold_backward(t: Tokens) -> float:
@@ -99,62 +145,29 @@ def fold_backward(t: Tokens) -> float:
 def forward(t: Tokens, folded: bool) -> Parts:
     x, parts = x_bytes(t), {"gather": gather(t), "alpha": alpha()}
     if folded:
-        return parts | {"fold": fold(t), "GEMM 3C": gemm(t, 3, 3 * x + 6 * matrices(t), x, kept=2 * x)}
-    return parts | {"GEMM 3C": gemm(t, 3, 3 * x, x, kept=2 * x), "projection": gemm(t, 1, x, x, kept=x)}
+        return parts | {"fold": fold(t), "GEMM of 3C": gemm(t, 3, 3 * x + 6 * matrices(t), x, kept=2 * x)}
+    branches = 3 * gemm(t, 1, x, x)
+    return parts | {"branches": branches, "fuse": together(memory(3 * x, x, kept=2 * x)), "projection": gemm(t, 1, x, x, kept=x)}
 
 
-def scatter(t: Tokens, axis: str) -> float:
-    """Half of both axes' work. The columns add to what the rows have written."""
-    x, offsets = x_bytes(t), offset_bytes(t) / 2
-    return together(
-        memory(3 * x + offsets, x + offsets, kept=x if axis == "rows" else 2 * x),
-        issue(t, SCATTER_PAIR / 2 * lines(t), ISSUE_SHARE) / 2,
-        shared(t, 2, 15 + 4 * ATOMIC_CYCLES) / 2,
-    )
-
-
-def start_and_cast(t: Tokens) -> float:
-    """Of dx, summed in float32."""
-    x = x_bytes(t)
-    return 2 * LAUNCH + memory(x, 2 * x) + memory(2 * x, x)
-
-
-def backward(t: Tokens, folded: bool, in_shared: bool) -> Parts:
+def backward(t: Tokens, folded: bool, by_lines: bool) -> Parts:
     x, parts = x_bytes(t), {"gather": gather(t)}
     if folded:
-        parts |= {"alpha and fold": alpha() + fold(t)}
-        parts |= {"dmatrices": gemm(t, 3, 4 * x, 12 * matrices(t), kept=x, share=SAMPLE_SHARE)}
-        parts |= {"small": 8 * SMALL_KERNEL + fold_backward(t), "dgathered": gemm(t, 3, x, 3 * x)}
+        parts |= {"fold": fold(t), "dmatrices": 3 * gemm(t, 1, 2 * x, 4 * matrices(t), share=SAMPLE_SHARE)}
+        parts |= {"small": 8 * SMALL_KERNEL + fold_backward(t)}
     else:
-        parts |= {"alpha": alpha(), "dfused": gemm(t, 1, x, 3 * x), "fused again and dalpha": gemm(t, 3, 4 * x, x, kept=3 * x)}
-        parts |= {"dprojection": gemm(t, 1, 2 * x, 0, kept=x, share=WEIGHT_SHARE)}
-        parts |= {"dweights": gemm(t, 3, 6 * x, 0, kept=4 * x, share=WEIGHT_SHARE)}
-        parts |= {"small": 8 * SMALL_KERNEL, "dgathered": gemm(t, 3, 3 * x, 3 * x)}
-    if in_shared:
-        return parts | {f"scatter of {axis}": scatter(t, axis) for axis in ("rows", "columns")}
-    red = together(atomics(t), memory(3 * x + offset_bytes(t), offset_bytes(t)))
-    return parts | {"scatter": red, "start and cast of dx": start_and_cast(t)}
-
-
-def fused_backward(t: Tokens) -> Parts:
-    """The gather in the kernel of dmatrices, and the scatter in that of dgathered."""
-    x, offsets, flops = x_bytes(t), offset_bytes(t) / 2, gemm_flops(t) / (GEMM_RATE * FUSED_SHARE)
-    gathering, scattering = (issue(t, instructions / 2 * lines(t), ISSUE_SHARE) for instructions in (GATHER_PAIR, SCATTER_PAIR + 10))
-    return {
-        "alpha and fold": alpha() + fold(t),
-        "gather and dmatrices": together(memory(4 * x + 2 * offsets, 24 * matrices(t), kept=2 * x), gathering, 3 * flops),
-        "small": 8 * SMALL_KERNEL + fold_backward(t),
-        "dgathered and scatter of rows": together(memory(2 * x + offsets, x + offsets), scattering / 2, 2 * flops),
-        "dgathered and scatter of columns": together(memory(3 * x + offsets, x + offsets, kept=x), scattering / 2, flops),
-    }
+        parts |= {"dfused": gemm(t, 1, x, x), "branches again": 3 * gemm(t, 1, x, x)}
+        parts |= {"fuse backward": together(memory(4 * x, 4 * x, kept=x)), "dprojection": gemm(t, 1, 2 * x, 0, kept=x, share=WEIGHT_SHARE)}
+        parts |= {"dweights": 3 * gemm(t, 1, 2 * x, 0, kept=x, share=WEIGHT_SHARE), "small": 8 * SMALL_KERNEL}
+    parts |= {"dgathered": 3 * gemm(t, 1, x, x)}
+    return parts | (lines(t) if by_lines else {"scatter": scatter(t)})
 
 
 def alternatives(t: Tokens) -> dict[str, Parts]:
-    """Folding pays with few channels alone."""
     found = {}
-    for folded in (False, True)[: 1 + (t.C <= 128)]:
-        how = ", projection folded" if folded else ""
+    for folded in (False, True):
+        how = ", folded" if folded else ""
         found["forward" + how] = forward(t, folded)
-        for in_shared in (False, True):
-            found[f"backward{how}, {'shared memory' if in_shared else 'red.global'}"] = backward(t, folded, in_shared)
-    return found | ({"backward, fused, shared memory": fused_backward(t)} if t.C <= 128 else {})
+        for by_lines in (False, True):
+            found[f"backward{how}, {'by lines' if by_lines else 'scattered'}"] = backward(t, folded, by_lines)
+    return found

@@ -150,7 +150,7 @@ def _predicted(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         if row["name"] == "token_mix" and row["implementation"] == "compiled" and row["p50_ms"]:
             texts = [row[name] for name in ("name", "what", "shape", "dtype")]
-            if ms := predicted_ms(row["shape"], row["dtype"], row["what"], row["device"]):
+            if ms := predicted_ms(row["shape"], row["dtype"], row["what"], row["device"], row["commit"]):
                 ratio = f"{row['p50_ms'] / ms:.2f}"
                 found.append(line([*texts, _ms(row["p50_ms"]), _ms(ms), ratio]))
     if found:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 Row = dict[str, Any]
+RULE = 1.03
 SQUARE, OTHER_SIZES = "224x224", ("800x1280", "384x384", "512x2048")
 
 
@@ -25,18 +26,33 @@ def _times(value: float) -> str:
     return f"{value:.2f}×"
 
 
-def _operator(rows: list[Row], what: str, against: str, goal: float) -> tuple[str, str, bool | None]:
-    """The worst of the four stages, so that none hides behind a slower one."""
+def _operator(rows: list[Row], what: str, against: str, stages: tuple[int, ...], goal: float) -> tuple[str, str, bool | None]:
+    """The worst of some stages, so that none hides behind a slower one."""
     of = dict(section="operator", name="token_mix", what=what, dtype="bfloat16", batch="128")
     ours = {row["shape"]: row["p50_ms"] for row in _find(rows, **of, implementation="compiled")}
     theirs = {row["shape"]: row["p50_ms"] for row in _find(rows, **of, implementation=against)}
     if len(ours) != 4 or ours.keys() != theirs.keys() or not all([*ours.values(), *theirs.values()]):
         measured, text = math.nan, ""
     else:
-        ratios = {shape: theirs[shape] / ours[shape] for shape in sorted(ours, key=lambda shape: int(re.split("[x/]", shape)[3]))}
-        measured = min(ratios.values())
-        text = f"{_times(measured)} (by stage {', '.join(map(_times, ratios.values()))})"
-    return f"token_mix {what}, bf16, batch 128, each stage against {against}: at least {goal:g}×", text, _met(measured, goal)
+        shapes = sorted(ours, key=lambda shape: int(re.split("[x/]", shape)[3]))
+        ratios = [theirs[shapes[stage - 1]] / ours[shapes[stage - 1]] for stage in stages]
+        measured = min(ratios)
+        text = f"{_times(measured)} ({', '.join(map(_times, ratios))})"
+    names = " and ".join(map(str, stages))
+    return f"token_mix {what}, bf16, batch 128, stages {names}, against {against}: at least {goal:g}×", text, _met(measured, goal)
+
+
+def _rule(rows: list[Row]) -> tuple[str, str, bool | None]:
+    """What is compiled of ours is never slower than what compiles of plain PyTorch, but for the noise of a measurement."""
+    times: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in _find(rows, section="operator", name="token_mix"):
+        times.setdefault((row["what"], row["shape"], row["dtype"]), {})[row["implementation"]] = row["p50_ms"]
+    ratios = {key: of["compiled"] / of["plain, compiled"] for key, of in times.items() if of.get("compiled") and of.get("plain, compiled")}
+    if not ratios:
+        return f"token_mix, every row: at most {RULE}× the time of plain PyTorch, compiled", "", None
+    slower = [f"{' '.join(key)} {_times(ratio)}" for key, ratio in ratios.items() if ratio > RULE]
+    text = "; ".join(slower) or f"{_times(max(ratios.values()))} at most, {len(ratios)} rows"
+    return f"token_mix, every row: at most {RULE}× the time of plain PyTorch, compiled", text, not slower
 
 
 def _met(measured: float, goal: float, at_most: bool = False) -> bool | None:
@@ -58,13 +74,14 @@ def _linear(rows: list[Row], what: str, dtype: str, implementation: str) -> Iter
 
 
 def _gpu(rows: list[Row]) -> Iterator[tuple[str, str, bool | None]]:
-    for what, goals in (("forward", (10, 3)), ("forward+backward", (8, 3))):
-        for against, goal in zip(("published", "plain, compiled"), goals, strict=True):
-            yield _operator(rows, what, against, goal)
-    of = dict(section="operator", name="token_mix", what="forward", dtype="bfloat16", implementation="compiled")
-    for stage, shape in ((1, "128x56x56x64/G32"), (2, "128x28x28x128/G32")):
-        share = _number(rows, "share_of_limit", **of, shape=shape)
-        yield f"token_mix forward, bf16, stage {stage}: at least 70 % of the limit", f"{share:.0%}", _met(share, 0.7)
+    yield _rule(rows)
+    for what, published, early, late in (("forward", 17, 3, 1.3), ("forward+backward", 10, 2.5, 1.2)):
+        yield _operator(rows, what, "published", (1, 2), published)
+        yield _operator(rows, what, "plain, compiled", (1, 2), early)
+        yield _operator(rows, what, "plain, compiled", (3, 4), late)
+    of = dict(section="operator", name="token_mix", what="forward", dtype="bfloat16", implementation="compiled", batch="128")
+    share = max([row["share_of_limit"] for row in _find(rows, **of) if row["share_of_limit"]], default=math.nan)
+    yield "token_mix forward, bf16, batch 128, the best stage: at least 30 % of the limit", f"{share:.0%}", _met(share, 0.3)
 
     def network(what: str, implementation: str, column: str) -> float:
         of = dict(section="network", what=what, shape=SQUARE, dtype="bfloat16", implementation=implementation)
@@ -73,10 +90,14 @@ def _gpu(rows: list[Row]) -> Iterator[tuple[str, str, bool | None]]:
     for ours in ("compiled", "eager"):  # published is eager
         memory = network("training step", ours, "peak_mib") / network("training step", "published", "peak_mib")
         yield f"peak memory of a training step, bf16, {ours}: at most 0.5× published", _times(memory), _met(memory, 0.5, at_most=True)
-    for what, others in (("inference", ("ConvNeXt-T, compiled", "Swin-T, compiled")), ("training step", ("Swin-T, compiled",))):
-        for other in others:
-            ratio = network(what, "compiled", "images_per_s") / network(what, other, "images_per_s")
-            yield f"{what}, bf16, images/s against {other}: at least 1×", _times(ratio), _met(ratio, 1)
+    for what, other, goal in (
+        ("inference", "ConvNeXt-T, compiled", 1),
+        ("inference", "Swin-T, compiled", 1),
+        ("training step", "Swin-T, compiled", 1),
+        ("training step", "plain, compiled", 1.5),
+    ):
+        ratio = network(what, "compiled", "images_per_s") / network(what, other, "images_per_s")
+        yield f"{what}, bf16, images/s against {other}: at least {goal}×", _times(ratio), _met(ratio, goal)
     for what in ("inference", "training step"):
         yield from _linear(rows, what, "bfloat16", "compiled")
     for row in _find(rows, section="first step"):
@@ -85,7 +106,8 @@ def _gpu(rows: list[Row]) -> Iterator[tuple[str, str, bool | None]]:
 
 
 def _cpu(rows: list[Row]) -> Iterator[tuple[str, str, bool | None]]:
-    for what, goal in (("inference", 2.5), ("training step", 6)):
+    yield _rule(rows)
+    for what, goal in (("inference", 2.1), ("training step", 3.4)):
         of = dict(section="network", what=what, shape=SQUARE, dtype="float32")
         speedup = _number(rows, "speedup", **of, implementation="compiled")
         yield f"{what}, float32, 224²: at least {goal:g}× published", _times(speedup), _met(speedup, goal)

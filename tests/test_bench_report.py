@@ -32,9 +32,10 @@ def gpu_rows(ours: float, memory: float = 1) -> list[targets.Row]:
 
 def test_gpu_targets():
     judged = targets.judge(gpu_rows(ours=0.05))
-    assert len(judged) == 18 and [met for *_, met in judged] == ["yes"] * 18
+    assert len(judged) == 21 and [met for *_, met in judged] == ["yes"] * 21
     met = [met for *_, met in targets.judge(gpu_rows(ours=0.5, memory=2))]
-    assert met == ["**no**"] * 8 + ["yes"] * 10
+    no, yes = "**no**", "yes"
+    assert met == [yes, no, no, yes, no, no, yes, no, no, no, *[yes] * 11]
     assert "not measured" in [met for *_, met in targets.judge(gpu_rows(ours=0.5)[1:])]
     assert "published" in report.markdown(gpu_rows(ours=0.05), "gpu")
 
@@ -44,11 +45,11 @@ def test_one_slow_stage_or_size_misses_its_target():
     for row in rows:
         slow = row["what"] in ("forward", "inference") and row["shape"] in ("128x7x7x512/G64", "512x2048")
         if slow and row["implementation"] == "compiled":
-            row["p50_ms"], row["images_per_s"] = 0.5, 1
+            row["p50_ms"], row["images_per_s"] = 1.2, 1
     missed = [target for target, _, met in targets.judge(rows) if met == "**no**"]
     assert missed == [
-        "token_mix forward, bf16, batch 128, each stage against published: at least 10×",
-        "token_mix forward, bf16, batch 128, each stage against plain, compiled: at least 3×",
+        "token_mix, every row: at most 1.03× the time of plain PyTorch, compiled",
+        "token_mix forward, bf16, batch 128, stages 3 and 4, against plain, compiled: at least 1.3×",
         "inference, bfloat16, compiled, tokens/s at 512x2048 against 224x224: at least 0.9×",
     ]
 
