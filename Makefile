@@ -43,7 +43,7 @@ docs: $(VENV)/installed  ## the documentation, into site/; whatever is wrong wit
 test-oldest: .venv-oldest/installed  ## all tests on the oldest supported torch, Triton and libraries
 	.venv-oldest/bin/python -m pytest -n 2
 
-machine-code: $(VENV)/installed  ## what every kernel compiles to for every GPU; ONLY=token_mix_fwd for one kernel's rows
+machine-code: $(VENV)/installed  ## what every kernel compiles to for every GPU; ONLY=token_mix_dx for one kernel's rows
 	PYTHONPATH=.:models $(BIN)/python kernels_tests/machine_code.py --only '$(ONLY)'
 
 # The targets for a machine with a GPU install nothing, so that they also run where there is no network: make gpu-report GPU_PYTHON=python3
