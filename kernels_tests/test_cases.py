@@ -9,6 +9,7 @@ import torch
 from cases import GPU, INTERPRETER, PATHS, PLAIN, SHAPES, STAGE_3, on_gpu
 
 import atm_triton
+from atm_triton.ops.token_mix.launch import LONGEST_LINE
 from atm_triton.testing import OPERATORS, Shape, assert_as_exact, error, exact_gradients, gradients, make, plain_errors
 
 NAMES = list(OPERATORS)
@@ -34,6 +35,18 @@ def test_forward_and_gradients(name, shape, path, dtype, deterministic):
     for i, (a, plain, e) in enumerate(zip(actual, plain_errors(name, shape, dtype), exact, strict=True)):
         assert a.dtype == dtype
         assert_as_exact(a, plain, e, "result" if i == 0 else f"gradient of input {i - 1}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_long_lines_of_the_mixer_in_a_fixed_order(dtype):
+    """Which are added up atomically otherwise."""
+    operator, shape = OPERATORS["token_mix"], Shape(1, 1, LONGEST_LINE + 6, 1, 4)
+    inputs = make(operator, shape, dtype, "cpu")
+    torch.use_deterministic_algorithms(True)
+    with INTERPRETER.active():
+        actual = gradients(operator.function, inputs)
+    for a, plain, e in zip(actual, plain_errors("token_mix", shape, dtype), exact_gradients(operator.definition, inputs), strict=True):
+        assert_as_exact(a, plain, e)
 
 
 @pytest.mark.parametrize("name", NAMES)
