@@ -37,10 +37,13 @@ def test_forward_and_gradients(name, shape, path, dtype, deterministic):
         assert_as_exact(a, plain, e, "result" if i == 0 else f"gradient of input {i - 1}")
 
 
+LINES = [Shape(1, 1, LONGEST_LINE + 6, 1, 4), Shape(1, 20, 2, 2, 2), Shape(1, 3, 4, 2, 9)]  # long ones; columns; many channels an offset
+
+
+@pytest.mark.parametrize("shape", LINES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_long_lines_of_the_mixer_in_a_fixed_order(dtype):
-    """Which are added up atomically otherwise."""
-    operator, shape = OPERATORS["token_mix"], Shape(1, 1, LONGEST_LINE + 6, 1, 4)
+def test_lines_of_the_mixer_in_a_fixed_order(dtype, shape):
+    operator = OPERATORS["token_mix"]
     inputs = make(operator, shape, dtype, "cpu")
     torch.use_deterministic_algorithms(True)
     with INTERPRETER.active():

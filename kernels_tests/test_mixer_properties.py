@@ -126,15 +126,34 @@ def test_a_nan_offset_stays_in_its_sample(path, folded, shape, seed):
 
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("dtype", PLAIN.dtypes, ids=str)
-@pytest.mark.parametrize("shape", [Shape(2, 0, 4, 3, 2), Shape(2, 3, 0, 3, 2), Shape(0, 0, 0, 3, 2)], ids=str)
-def test_images_without_tokens(shape, dtype, folded):
+@pytest.mark.parametrize("shape", [Shape(2, 0, 4, 3, 2), Shape(2, 3, 0, 3, 2), Shape(2, 0, 0, 3, 2), Shape(0, 0, 0, 3, 2)], ids=str)
+@pytest.mark.parametrize("path", [PLAIN, INTERPRETER], ids=str)
+def test_images_without_tokens(path, shape, dtype, folded):
     """Nothing, and gradients of zero: not NaN, which the mean of nothing is."""
+    if dtype not in path.dtypes:
+        pytest.skip("no kernels in it")
     inputs = make(OPERATORS["token_mix"], shape, dtype, "cpu")
-    with way(PLAIN, folded):
+    with way(path, folded):
         y, *grads = gradients(token_mix, inputs)
     assert y.shape == shape.tokens
     for t, grad in zip(inputs, grads, strict=True):
         assert torch.equal(grad, torch.zeros_like(t))
+
+
+@pytest.mark.parametrize("path", [PLAIN, INTERPRETER], ids=str)
+def test_long_sums_stay_in_the_range_of_float16(path):
+    """Of x and dy that agree in sign at every one of 5184 tokens: where the definition's gradients are finite, ours are."""
+    C, side = 8, 72
+    generator = torch.Generator().manual_seed(0)
+    inputs = [t.detach() * 0.02 for t in make(OPERATORS["token_mix"], Shape(1, side, side, 4, 2), torch.float16, "cpu")]
+    sign = torch.randn(1, side, side, 1, generator=generator).sign()
+    inputs[0] = (sign * torch.randn(C, generator=generator)).half()
+    dy = (16 * sign * torch.randn(C, generator=generator)).half()
+    inputs = [t.requires_grad_() for t in inputs]
+    for function in (OPERATORS["token_mix"].definition, token_mix):
+        with path.active():
+            grads = torch.autograd.grad(function(*inputs), inputs, dy)
+        assert all(grad.isfinite().all() for grad in grads), function
 
 
 @each_way

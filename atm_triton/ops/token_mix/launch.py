@@ -32,11 +32,14 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
         if kernel == "token_mix":
             yield dict(FOLD=folded)
             yield dict(FOLD=1 - folded)
-        else:
-            lines = int(max(H, W) <= LONGEST_LINE)
-            yield dict(FOLD=folded, LINES=lines)
-            yield dict(FOLD=folded, LINES=1 - lines)
-            yield dict(FOLD=1 - folded, LINES=lines)
+            return
+        lines = int(max(H, W) <= LONGEST_LINE)
+        # The gradient of a sample's matrices may leave float16's range.
+        foldings = (folded, 1 - folded) if x.dtype != torch.float16 else (0,)
+        yield dict(FOLD=foldings[0], LINES=lines)
+        yield dict(FOLD=foldings[0], LINES=1 - lines)
+        for other in foldings[1:]:
+            yield dict(FOLD=other, LINES=lines)
         return
     half = x.element_size() == 2
     block_s = triton.next_power_of_2(C // groups)
@@ -68,7 +71,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
         for tokens, warps in ((32, 8), (32, 4), (16, 4), (64, 8)):
             yield tile(tokens, 64, num_warps=warps)
     elif kernel == "token_mix_dx":
-        block_q, block_s = min(triton.next_power_of_2(max(H, W)), 16), min(block_s, 8)
+        block_q, block_s = min(triton.next_power_of_2(max(H, W, 2)), 16), min(block_s, 8)
         for elements, warps in ((1024, 1), (2048, 2), (2048, 1), (4096, 4)):
             block_g = min(triton.next_power_of_2(groups), max(1, elements // (block_q * block_s)))
             yield dict(BLOCK_Q=block_q, BLOCK_G=block_g, BLOCK_S=block_s, num_warps=warps)
@@ -110,14 +113,14 @@ def gather(x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     """The tokens gathered along W and along H, ``[2, B, H, W, C]``, and the means of those and of the tokens themselves, ``[B, 3, C]``."""
     B, H, W, C, G, S = _sizes(x, offset)
     offset, stride = token_stride(offset)
-    _check_size(x, max(C, stride))
+    _check_size(x, max(C, stride, 2 * G))
     config = _config("token_mix_gather", x, G)
     tiles = triton.cdiv(H * W, config["TOKENS"]) + 1  # one idle tile avoids 0/1 specialization of dynamic shapes
     gathered = x.new_empty(2, B, H, W, C)
     partial = torch.empty(B, tiles, 3, C, dtype=torch.float32, device=x.device)
     grid = (B * tiles, triton.cdiv(G, config["BLOCK_G"]))
     with torch.cuda.device_of(x):
-        wrap_triton(_token_mix_gather_kernel)[grid](x, offset, gathered, partial, B, H * W, H, W, tiles, G, S, stride, **config)
+        wrap_triton(_token_mix_gather_kernel)[grid](x, offset, gathered, partial, B, H * W, H, max(W, 1), tiles, G, S, stride, **config)
     return gathered, partial.sum(1) / max(H * W, 1)
 
 
