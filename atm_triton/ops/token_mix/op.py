@@ -78,7 +78,10 @@ def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Te
     if folded:
         y = launch.fold(gathered, x, groups, *fold(alpha, weights))
     else:
-        fused = launch.fuse(plain.branches([*gathered.unbind(0), x], weights), alpha, weights)
+        branches = plain.branches([*gathered.unbind(0), x], weights)
+        del gathered  # as large as two of them
+        fused = launch.fuse(branches, alpha, weights)
+        del branches
         y = F.linear(fused, weights.proj_weight, weights.proj_bias)
     return y.flatten(1, 2), means
 
@@ -138,8 +141,11 @@ def _kernel_gradients(
     else:
         d = _image(dy @ weights.proj_weight, offset)
         dbranches, fused, sums = launch.fuse_backward(d, plain.branches([*gathered.unbind(0), image], weights), alpha, weights)
+        del d
         dbranches, fused = [t.flatten(1, 2) for t in dbranches], fused.flatten(1, 2)
         gradients, dgathered = plain.unfolded_gradients(dy, dbranches, fused, sums[:, :3], sums[:, 3], tokens, alpha, weights)
+        del dbranches, fused
+    del gathered, tokens
     dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
     dmean = dmeans / max(x.shape[1], 1)
     dx, doffset = launch.scatter([_image(t, offset) for t in dgathered], image, offset, dmean, deterministic=deterministic)
