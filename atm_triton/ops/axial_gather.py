@@ -251,7 +251,8 @@ def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
     Returns:
         ``[B, H, W, C]`` in x's dtype; positions and weights are computed in float32 (float64 for float64 input).
 
-    The gradient of x accumulates with atomics on a GPU; under ``torch.use_deterministic_algorithms(True)`` its order is fixed.
+    The gradient of x accumulates with atomics on a GPU; under ``torch.use_deterministic_algorithms(True)`` its order is fixed, and an
+    upstream gradient that is not finite reaches its whole row or column.
 
     Raises:
         ValueError: a shape that does not fit, tensors on different devices, or another axis.

@@ -1,4 +1,4 @@
-"""token_mix, in reading order: op.py, what it computes; mean.py, alpha.py and kernels.py, the kernels; launch.py, how they are launched."""
+"""token_mix: op.py, what it computes; gather.py, alpha.py, fold.py, fuse.py, scatter.py, the kernels; launch.py, their launches."""
 
 from .op import KERNELS, candidates, token_mix
 
