@@ -40,9 +40,8 @@ MUTATIONS = [
     ("axial_gather_h deterministic", "_line_sum", "1.0 - t[None, :]", "t[None, :]"),
     ("axial_gather_w deterministic", "_line_sum", "base + (j + 1) * step", "base + j * step"),
     ("axial_gather_h deterministic", "_load_token", "+ first_part + part", "+ first_part"),
-    ("axial_gather_w deterministic", "_readers", "return tl.min(begin)", "return tl.min(begin) + 1"),
+    ("axial_gather_w deterministic", "_readers", "tl.max(end)", "tl.max(end) - 1"),
     ("axial_gather_h deterministic", "_readers", "j[:, None] + 1", "j[:, None]"),
-    ("axial_gather_w deterministic", "_readers", "first < first_q + BLOCK", "first + 1 < first_q + BLOCK"),
     ("axial_gather_h deterministic", "_interleaved", "parts[2 * i + 1]", "parts[2 * i]"),
     ("axial_gather_h deterministic", "_axial_gather_dx_kernel", "line // W * W * H + line % W", "line"),
     ("branch_fusion", "_alpha", "return w / total, h / total", "return h / total, w / total"),
@@ -88,8 +87,8 @@ MUTATIONS = [
     ("token_mix unfolded", "_token_mix_fuse_backward_kernel", "tl.sum(dy, 0)", "0 * tl.sum(dy, 0)"),
     ("token_mix unfolded", "_token_mix_fuse_backward_kernel", "alpha_w * w + ", ""),
     ("token_mix", "_token_mix_doffset_kernel", "d * (b - a)", "d * b"),
-    ("token_mix", "_token_mix_doffset_kernel", "column, W, C", "row, W, C"),
-    ("token_mix", "_token_mix_doffset_kernel", "row, H, W * C", "row, H, C"),
+    ("token_mix unfolded", "_token_mix_doffset_kernel", "column, W, C", "row, W, C"),  # folded, it would scatter astray
+    ("token_mix unfolded", "_token_mix_doffset_kernel", "row, H, W * C", "row, H, C"),
     ("token_mix unfolded", "_token_mix_doffset_kernel", "d_w_ptr if axis == 0 else d_h_ptr", "d_h_ptr if axis == 0 else d_w_ptr"),
     ("token_mix", "_token_mix_doffset_kernel", "(sample * 3 + axis) * C", "(sample * 3) * C"),
     ("token_mix", "_scatter_taps", "d * (1.0 - t)", "d"),
@@ -98,7 +97,7 @@ MUTATIONS = [
     ("token_mix unfolded", "_token_mix_dx_kernel", "dmean_ptr + 2 * C", "dmean_ptr + C"),
     ("token_mix unfolded", "_token_mix_dx_kernel", "line // H", "line // W"),
     ("token_mix deterministic", "_token_mix_dx_kernel", "begin_ptr + own", "d_ptr + own"),
-    ("token_mix unfolded", "_line_sum", "dy + shifts[part]", "dy"),
+    ("token_mix unfolded", "_line_sum", "dys[part].to(tl.float32) + shifts[part]", "dys[part].to(tl.float32)"),
     ("offset_fc", "_offset_fc_dw_kernel", "dbias += tl.sum(doffset.to(tl.float32), 0)", "dbias = tl.sum(doffset.to(tl.float32), 0)"),
 ]
 
