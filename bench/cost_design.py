@@ -129,8 +129,8 @@ def lines(t: Tokens) -> Parts:
 
 
 def alpha() -> float:
-    """The softmax weights: two small kernels, and the sum of the means."""
-    return 3 * SMALL_KERNEL
+    """The softmax weights: two small kernels."""
+    return 2 * SMALL_KERNEL
 
 
 def fold(t: Tokens) -> float:
@@ -143,7 +143,7 @@ def fold_backward(t: Tokens) -> float:
 
 
 def forward(t: Tokens, folded: bool) -> Parts:
-    x, parts = x_bytes(t), {"gather": gather(t), "alpha": alpha()}
+    x, parts = x_bytes(t), {"gather": gather(t), "sum of the means": SMALL_KERNEL, "alpha": alpha()}
     if folded:
         return parts | {"fold": fold(t), "GEMM of 3C": gemm(t, 3, 3 * x + 6 * matrices(t), x, kept=2 * x)}
     branches = 3 * gemm(t, 1, x, x)
@@ -151,7 +151,7 @@ def forward(t: Tokens, folded: bool) -> Parts:
 
 
 def backward(t: Tokens, folded: bool, by_lines: bool) -> Parts:
-    x, parts = x_bytes(t), {"gather": gather(t)}
+    x, parts = x_bytes(t), {"gather": gather(t), "alpha": alpha()}
     if folded:
         parts |= {"fold": fold(t), "dmatrices": 3 * gemm(t, 1, 2 * x, 4 * matrices(t), share=SAMPLE_SHARE)}
         parts |= {"small": 8 * SMALL_KERNEL + fold_backward(t)}

@@ -197,7 +197,7 @@ def scatter(dgathered: list[Tensor], x: Tensor, offset: Tensor, dmean: Tensor, *
     grid = (B * tiles * triton.cdiv(G, config["BLOCK_G"]),)
     doffset = torch.empty_like(offset, memory_format=torch.contiguous_format)
     along_w, along_h, own = dgathered
-    dx = x if lines else own + dmean[:, 2, None, None]
+    dx = x if lines else own + dmean[:, 2, None, None]  # by lines, this kernel writes none
     with torch.cuda.device_of(x):
         wrap_triton(_token_mix_doffset_kernel)[grid](
             along_w, along_h, x, offset, dmean, doffset, dx, H * W, H, W, tiles, G, S, stride, not lines, **config
