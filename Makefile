@@ -28,7 +28,6 @@ check: $(VENV)/installed docs  ## lint, format, types and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cd train && $(CURDIR)/$(BIN)/mypy imagenet.py ade20k.py coco.py demo.py
 
 docs: $(VENV)/installed  ## the documentation, into site/; whatever is wrong with it is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -90,15 +90,15 @@ def narrow_segmenters(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing a run's curves takes as long as the smallest runs themselves."""
-    import common.run
+    from atmnet_train.common import task
 
-    monkeypatch.setattr(common.run, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(task, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture
 def small_run(fresh_accelerate: None, no_curves: None) -> Callable[..., None]:
     """`small_run(data, output, *flags)`: two epochs of a network of 0.2 M parameters."""
-    import imagenet
+    from atmnet_train import imagenet
 
     line = (
         "--model test_convnext --img-size 32 -b 4 --workers 0 --report-to none --epochs 2 --warmup-epochs 0 --cooldown-epochs 0 --lr 1e-3"

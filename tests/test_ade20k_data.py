@@ -10,14 +10,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from ade_shapes import CLASSES, COLOURS, write_ade
-from common.errors import UsageError
-from common.sampling import SampleKey
+from atmnet_train.common.errors import UsageError
+from atmnet_train.common.sampling import SampleKey
+from atmnet_train.segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
+from atmnet_train.segmentation.evaluate import class_table, confusion_matrix, predict, scores
+from atmnet_train.segmentation.pictures import draw_picture, overlay, palette
+from atmnet_train.segmentation.samples import TrainPairs, ValPairs, collate, read_pair
+from atmnet_train.segmentation.transforms import IGNORED, DiverseCrop, EvalTransform, TrainTransform
 from PIL import Image
-from segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
-from segmentation.evaluate import class_table, confusion_matrix, predict, scores
-from segmentation.pictures import draw_picture, overlay, palette
-from segmentation.samples import TrainPairs, ValPairs, collate, read_pair
-from segmentation.transforms import IGNORED, DiverseCrop, EvalTransform, TrainTransform
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2

@@ -5,14 +5,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import ade20k
 import atmnet
 import atmnet.segmentation
 import pytest
 import timm
 import torch
 from ade_shapes import CLASSES, write_ade
-from common.errors import RunError, UsageError
+from atmnet_train import ade20k
+from atmnet_train.common.errors import RunError, UsageError
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from atmnet_train.common.errors import UsageError
+from atmnet_train.common.sampling import SampleKey
+from atmnet_train.detection.annotations import open_split
+from atmnet_train.detection.data import Packed, TrainImages, ValImages, collate, decode, encode
 from coco_shapes import write_coco
-from common.errors import UsageError
-from common.sampling import SampleKey
-from detection.annotations import open_split
-from detection.data import Packed, TrainImages, ValImages, collate, decode, encode
 from PIL import Image
 from torchvision.ops import masks_to_boxes
 

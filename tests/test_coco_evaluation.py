@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from atmnet_train.common.broken import BrokenImages
+from atmnet_train.common.errors import RunError
+from atmnet_train.detection.annotations import Split, open_split
+from atmnet_train.detection.evaluate import METRICS, REPORTED, Evaluator, coco_metrics, to_results
+from atmnet_train.detection.pictures import colour, draw
 from coco_shapes import run_lengths, write_coco
-from common.broken import BrokenImages
-from common.errors import RunError
-from detection.annotations import Split, open_split
-from detection.evaluate import METRICS, REPORTED, Evaluator, coco_metrics, to_results
-from detection.pictures import colour, draw
 from faster_coco_eval import COCO
 from PIL import Image
 from torch import Tensor, nn

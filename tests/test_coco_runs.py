@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import atmnet
-import coco
 import pytest
 import timm
 import torch
 from atmnet.detection import DETECTORS, create_detector
+from atmnet_train import coco
+from atmnet_train.common.errors import UsageError
+from atmnet_train.common.task import Task
+from atmnet_train.detection.pictures import colour
+from atmnet_train.detection.recipe import make_scheduler, parse
 from coco_shapes import write_coco, write_split
-from common.errors import UsageError
-from common.run import Task
-from detection.pictures import colour
-from detection.recipe import make_scheduler, parse
 from PIL import Image
 from torch import nn
 

@@ -4,17 +4,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import imagenet
 import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from classification.images import Images
-from classification.loaders import Evaluator, InStep
-from classification.recipe import parse
-from common.broken import BrokenImages
-from common.engine import Stopped
-from common.errors import UsageError
+from atmnet_train import imagenet
+from atmnet_train.classification.images import Images
+from atmnet_train.classification.loaders import Evaluator, InStep
+from atmnet_train.classification.recipe import parse
+from atmnet_train.common.broken import BrokenImages
+from atmnet_train.common.engine import Stopped
+from atmnet_train.common.errors import UsageError
 from official import to_official
 from PIL import Image
 from timm.data import ImageNetInfo

@@ -8,11 +8,11 @@ import jobs
 import pytest
 import report
 import torch
-from classification.recipe import parse as parse_imagenet
-from detection.recipe import parse as parse_coco
+from atmnet_train.classification.recipe import parse as parse_imagenet
+from atmnet_train.detection.recipe import parse as parse_coco
+from atmnet_train.segmentation.recipe import parse as parse_ade20k
 from gpu import loss_curve, measure, training
 from gpu.steps import Place, self_tested, tune, tuned
-from segmentation.recipe import parse as parse_ade20k
 
 
 def test_a_wrong_operator_of_a_selftest_cut_short():

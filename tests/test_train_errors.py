@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import common.checkpoints
-import imagenet
 import pytest
 import torch
-from common.errors import RunError, UsageError, run_program
-from common.weights import read_weights
+from atmnet_train import imagenet
+from atmnet_train.common import checkpoints
+from atmnet_train.common.errors import RunError, UsageError, run_program
+from atmnet_train.common.weights import read_weights
 from PIL import Image
 
 TINY = (
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(fault: Exception, data: Path
             raise fault
         save(state, file)
 
-    monkeypatch.setattr(common.checkpoints.torch, "save", filling)
+    monkeypatch.setattr(checkpoints.torch, "save", filling)
     with pytest.raises(RunError, match=r"cannot write .*last.pt: .*last.pt there is still the previous one.*--resume"):
         train(data, tmp_path / "run", "--checkpoint-steps", 1)
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progress"]["updates"] == 1
@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(fault: Exception, data: Path
 
 
 def test_too_little_room_is_said_before_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.checkpoints.os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=2**20))
+    monkeypatch.setattr(checkpoints.os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=2**20))
     with pytest.raises(UsageError, match=r"has 1 MiB free; the checkpoints need about \d+ MiB"):
         train(data, tmp_path / "run")
 

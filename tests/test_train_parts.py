@@ -7,23 +7,23 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import imagenet
 import pytest
 import timm
 import torch
-from classification import images as classification_images
-from classification.images import TrainImages, class_indices
-from classification.loaders import mend_posterize, score
-from classification.recipe import learning_rate, parse
-from common import run
-from common.broken import BrokenImages
-from common.engine import updates_between_checks
-from common.errors import RunError, UsageError
-from common.files import write_atomically
-from common.history import Table
-from common.progress import lines
-from common.sampling import GlobalBatchSampler, SampleKey
-from common.weights import Weights, load_backbone
+from atmnet_train import imagenet
+from atmnet_train.classification import images as classification_images
+from atmnet_train.classification.images import TrainImages, class_indices
+from atmnet_train.classification.loaders import mend_posterize, score
+from atmnet_train.classification.recipe import learning_rate, parse
+from atmnet_train.common import task
+from atmnet_train.common.broken import BrokenImages
+from atmnet_train.common.engine import updates_between_checks
+from atmnet_train.common.errors import RunError, UsageError
+from atmnet_train.common.files import write_atomically
+from atmnet_train.common.history import Table
+from atmnet_train.common.progress import lines
+from atmnet_train.common.sampling import GlobalBatchSampler, SampleKey
+from atmnet_train.common.weights import Weights, load_backbone
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
@@ -222,8 +222,8 @@ def test_a_compiled_model_keeps_clean_names_and_bf16_trains(
 
 def test_ema_moves_once_per_update(small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    update = run.ModelEmaV3.update
-    monkeypatch.setattr(run.ModelEmaV3, "update", lambda self, model, step: (steps.append(step), update(self, model, step))[1])
+    update = task.ModelEmaV3.update
+    monkeypatch.setattr(task.ModelEmaV3, "update", lambda self, model, step: (steps.append(step), update(self, model, step))[1])
     small_run(two_classes, tmp_path / "run", "--grad-accum-steps", "2", "-b", "2", "--model-ema-warmup")
     assert steps == [1, 2, 3, 4]
 

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import imagenet
 import numpy as np
 import pytest
 import torch
-from common.sampling import GlobalBatchSampler
+from atmnet_train import imagenet
+from atmnet_train.common.sampling import GlobalBatchSampler
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from timm.data import create_dataset
@@ -287,9 +287,9 @@ from accelerate.utils import DistributedType
 PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_XPU)
 torch.distributed.init_process_group("gloo")
 sys.path.insert(0, {train!r})
-from common.engine import Engine
-from common.errors import run_program
-from imagenet import main
+from atmnet_train.common.engine import Engine
+from atmnet_train.common.errors import run_program
+from atmnet_train.imagenet import main
 
 fit = Engine.fit
 

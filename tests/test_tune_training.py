@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from common import run
-from common.tuning import tune_kernels
+from atmnet_train.common import task
+from atmnet_train.common.tuning import tune_kernels
 from torch import nn
 
 import atm_triton
@@ -74,7 +74,7 @@ def test_the_program_tunes_before_it_compiles(
     flags: list[str], two_classes: Path, tmp_path: Path, small_run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[object] = []
-    monkeypatch.setattr(run, "tune_kernels", lambda accelerator, model, images: order.append(images))
+    monkeypatch.setattr(task, "tune_kernels", lambda accelerator, model, images: order.append(images))
     monkeypatch.setattr(nn.Module, "compile", lambda self: order.append("compile"))
     small_run(two_classes, tmp_path / "run", "--compile", "--model-ema-decay", "0", "--epochs", "1", *flags)
     assert order == ([] if flags else [(4, 3, 32, 32)]) + ["compile"]

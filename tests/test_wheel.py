@@ -1,4 +1,4 @@
-"""What users install: a wheel with both packages, which import from anywhere and build a model."""
+"""What users install: a wheel with the three packages, which import from anywhere and build a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 def wheel(tmp_path_factory) -> Path:
     # Of a copy: a build writes beside the sources, and each process of tests makes its own.
     folder, sources = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("sources")
-    for name in ("atm_triton", "models"):
+    for name in ("atm_triton", "models", "train"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
@@ -30,9 +30,9 @@ def wheel(tmp_path_factory) -> Path:
     return file
 
 
-def test_it_holds_both_packages_and_nothing_else(wheel):
+def test_it_holds_the_packages_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name}
-    parts = {"atm_triton": ROOT / "atm_triton", "atmnet": ROOT / "models" / "atmnet"}
+    parts = {"atm_triton": ROOT / "atm_triton", "atmnet": ROOT / "models" / "atmnet", "atmnet_train": ROOT / "train" / "atmnet_train"}
     ours = {f"{part}/{path.relative_to(folder)}" for part, folder in parts.items() for path in folder.rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == ours
     assert {name.split("/")[0] for name in names} == set(parts)
@@ -44,8 +44,9 @@ def test_it_asks_for_all_that_it_imports(wheel):
     (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
     requirements = archive.read(metadata).decode()
     always = {name.replace("-", "_") for name in re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", requirements, re.M)}
-    # What single commands need, which import it when they run.
-    extras = set(re.findall(r"^Requires-Dist: ([\w-]+).*; extra == .(?:export|pictures).$", requirements, re.M))
+    # What single commands and the training programs need.
+    extras = set(re.findall(r"^Requires-Dist: ([\w-]+).*; extra == .(?:export|pictures|train|demo).$", requirements, re.M))
+    extras = {name.replace("-", "_") for name in extras}
     imported = set()
     for name in archive.namelist():
         if name.endswith(".py"):
@@ -54,7 +55,7 @@ def test_it_asks_for_all_that_it_imports(wheel):
                 names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module else []
                 imported |= {name.split(".")[0] for name in names}
     imported = {"pillow" if name == "PIL" else name for name in imported}
-    imported -= {*sys.stdlib_module_names, "atm_triton", "triton"}  # Triton is used where it is there
+    imported -= {*sys.stdlib_module_names, "atm_triton", "atmnet", "triton"}  # Triton is used where it is there
     assert always <= imported <= always | extras
 
 

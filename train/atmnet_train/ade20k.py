@@ -10,26 +10,27 @@ from typing import Any
 import torch.nn.functional as F
 from accelerate import Accelerator
 from atmnet.segmentation import Segmenter, create_segmenter
-from common import dense
-from common.broken import BrokenImages
-from common.engine import end_quietly
-from common.errors import UsageError, run_program
-from common.flags import recipe_of
-from common.loading import MapLoader
-from common.report import versions, write_json
-from common.run import Task, claim_output, fit, make_plan
-from common.runtime import check_runtime_flags, make_accelerator
-from common.seeding import seed_everything
-from common.weights import load_weights, read_weights, shorten
 from rich.console import Console
-from segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
-from segmentation.evaluate import Evaluator, class_table, scores, to_rich, write_csv
-from segmentation.recipe import DROP_PATH, INCIDENTAL, PROCESSES, RECIPES, from_checkpoint, make_scheduler, parse
-from segmentation.samples import Batch, TrainPairs, collate
-from segmentation.transforms import IGNORED, TrainTransform
 from timm.data import resolve_model_data_config
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+
+from .common import dense
+from .common.broken import BrokenImages
+from .common.engine import end_quietly
+from .common.errors import UsageError, run_program
+from .common.flags import recipe_of
+from .common.loading import MapLoader
+from .common.runtime import check_runtime_flags, make_accelerator
+from .common.seeding import seed_everything
+from .common.summary import versions, write_json
+from .common.task import Task, claim_output, fit, make_plan
+from .common.weights import load_weights, read_weights, shorten
+from .segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
+from .segmentation.evaluate import Evaluator, class_table, scores, to_rich, write_csv
+from .segmentation.recipe import DROP_PATH, INCIDENTAL, PROCESSES, RECIPES, from_checkpoint, make_scheduler, parse
+from .segmentation.samples import Batch, TrainPairs, collate
+from .segmentation.transforms import IGNORED, TrainTransform
 
 AUXILIARY_WEIGHT = 0.4
 

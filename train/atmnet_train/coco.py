@@ -9,25 +9,26 @@ from typing import Any
 
 from accelerate import Accelerator
 from atmnet.detection import create_detector
-from common import dense
-from common.broken import BrokenImages
-from common.checkpoints import read_state
-from common.engine import BatchLoss, end_quietly
-from common.errors import UsageError, run_program
-from common.flags import recipe_of
-from common.loading import MapLoader
-from common.report import versions, write_json
-from common.run import Task, claim_output, compile_core, fit, make_plan
-from common.runtime import check_runtime_flags, make_accelerator
-from common.seeding import seed_everything
-from common.weights import load_weights, read_weights, shorten
-from detection.annotations import Split, open_split
-from detection.data import TrainImages, collate
-from detection.evaluate import Evaluator
-from detection.recipe import DROP_PATH, GLOBAL_BATCH, INCIDENTAL, LR, from_checkpoint, make_scheduler, parse
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from .common import dense
+from .common.broken import BrokenImages
+from .common.checkpoints import read_state
+from .common.engine import BatchLoss, end_quietly
+from .common.errors import UsageError, run_program
+from .common.flags import recipe_of
+from .common.loading import MapLoader
+from .common.runtime import check_runtime_flags, make_accelerator
+from .common.seeding import seed_everything
+from .common.summary import versions, write_json
+from .common.task import Task, claim_output, compile_core, fit, make_plan
+from .common.weights import load_weights, read_weights, shorten
+from .detection.annotations import Split, open_split
+from .detection.data import TrainImages, collate
+from .detection.evaluate import Evaluator
+from .detection.recipe import DROP_PATH, GLOBAL_BATCH, INCIDENTAL, LR, from_checkpoint, make_scheduler, parse
 
 CORE = "backbone"  # with the neck; what follows depends on what is found in an image
 

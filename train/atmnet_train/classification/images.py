@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 from atmnet.predict import UNREADABLE
-from common.broken import Unreadable
-from common.errors import UsageError
-from common.sampling import SampleKey
-from common.seeding import SAMPLE, seed_sample
-from common.weights import shorten
 from PIL import Image
 from timm.data import ImageNetInfo, create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from ..common.broken import Unreadable
+from ..common.errors import UsageError
+from ..common.sampling import SampleKey
+from ..common.seeding import SAMPLE, seed_sample
+from ..common.weights import shorten
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("val", "validation", "valid", "eval", "test")}
 NO_DATA = (

@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from common.broken import BrokenImages
-from common.errors import RunError, UsageError
-from common.evaluation import evaluating, readable
-from common.loading import MapLoader, TrainLoader, check_fills, images_per_update, loader_options
-from common.seeding import WORKERS, derive_seed
 from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import AutoAugment, RandAugment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..common.broken import BrokenImages
+from ..common.errors import RunError, UsageError
+from ..common.evaluation import evaluating, readable
+from ..common.loading import MapLoader, TrainLoader, check_fills, images_per_update, loader_options
+from ..common.seeding import WORKERS, derive_seed
 from .images import Batch, Images, TrainImages, ValImages, collate, collate_streamed
 
 

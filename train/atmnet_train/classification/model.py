@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-from common.errors import UsageError
-from common.flags import check_model_name, model_kwargs
-from common.weights import Weights, load_weights, shorten
 from torch import nn
 
+from ..common.errors import UsageError
+from ..common.flags import check_model_name, model_kwargs
+from ..common.weights import Weights, load_weights, shorten
 from .images import class_folders, class_indices, split_folder
 from .recipe import DROP_PATH
 

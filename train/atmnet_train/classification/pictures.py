@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common.files import write_atomically
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+
+from ..common.files import write_atomically
 
 
 def save(figure: Figure, path: Path) -> None:

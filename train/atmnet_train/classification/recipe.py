@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.errors import UsageError
-from common.flags import HelpFormatter, check_numbers
-from common.runtime import add_runtime_flags
+from ..common.errors import UsageError
+from ..common.flags import HelpFormatter, check_numbers
+from ..common.runtime import add_runtime_flags
 
 # Stochastic depth by variant.
 DROP_PATH = {"atmnet_xt": 0.1, "atmnet_t": 0.1, "atmnet_s": 0.2, "atmnet_b": 0.3, "atmnet_l": 0.3}

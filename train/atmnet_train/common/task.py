@@ -19,8 +19,8 @@ from .checkpoints import Checkpointer, check_room, find_resume
 from .engine import BatchLoss, Engine, Evaluate, Plan, Stopped, end_quietly
 from .errors import RunError, UsageError
 from .loading import TrainLoader
-from .report import device_name, draw_curves, versions, write_json
 from .runtime import start_trackers
+from .summary import device_name, draw_curves, versions, write_json
 from .tuning import tune_kernels
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UsageError
-from common.weights import shorten
+from ..common.errors import UsageError
+from ..common.weights import shorten
 
 Record = dict[str, Any]
 

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from atmnet.predict import UNREADABLE
-from common.broken import Unreadable
-from common.sampling import SampleKey
-from common.seeding import SAMPLE, seed_sample
 from einops import rearrange
 from faster_coco_eval.core import mask as rle
 from PIL import Image
@@ -19,6 +16,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from ..common.broken import Unreadable
+from ..common.sampling import SampleKey
+from ..common.seeding import SAMPLE, seed_sample
 from .annotations import Record
 
 Target = dict[str, Tensor]

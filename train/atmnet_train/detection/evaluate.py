@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from common.broken import BrokenImages
-from common.errors import RunError
-from common.evaluation import evaluating, readable
-from common.files import write_atomically
-from common.loading import loader_options
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 
+from ..common.broken import BrokenImages
+from ..common.errors import RunError
+from ..common.evaluation import evaluating, readable
+from ..common.files import write_atomically
+from ..common.loading import loader_options
 from .annotations import Record, Split
 from .data import NOTHING, ValImages, collate, encode
 from .pictures import draw_pictures

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common.files import write_atomically
 from einops import repeat
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -14,6 +13,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from ..common.files import write_atomically
 from .annotations import Record, Split, usable_parts
 from .data import decode, read_image
 

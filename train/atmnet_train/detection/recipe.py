@@ -7,12 +7,13 @@ from typing import Any
 
 from atmnet.detection import DETECTORS
 from atmnet.necks import NECKS
-from common.dense import add_model_flags, check_model_flags, fill_in
-from common.errors import UsageError
-from common.flags import HelpFormatter, check_numbers
-from common.runtime import add_runtime_flags
 from timm.scheduler import MultiStepLRScheduler
 from torch.optim import Optimizer
+
+from ..common.dense import add_model_flags, check_model_flags, fill_in
+from ..common.errors import UsageError
+from ..common.flags import HelpFormatter, check_numbers
+from ..common.runtime import add_runtime_flags
 
 # Stochastic depth by variant.
 DROP_PATH = {"atmnet_xt": 0.1, "atmnet_t": 0.1, "atmnet_s": 0.3, "atmnet_b": 0.5, "atmnet_l": 0.6}

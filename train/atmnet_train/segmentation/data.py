@@ -8,14 +8,15 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from atmnet.predict import UNREADABLE
-from common.errors import UsageError
-from common.progress import shown
-from common.stop import worker_init
-from common.weights import shorten
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 from torch.utils.data import DataLoader, Dataset
+
+from ..common.errors import UsageError
+from ..common.progress import shown
+from ..common.stop import worker_init
+from ..common.weights import shorten
 
 LAYOUT = "DIR/images/{training,validation}/*.jpg and DIR/annotations/{training,validation}/*.png, as ADE20K is usually unpacked"
 SPLITS = {"training": ("training", "train"), "validation": ("validation", "val")}

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from common.broken import BrokenImages
-from common.engine import Metrics, Models
-from common.errors import RunError
-from common.evaluation import evaluating, readable
-from common.files import write_atomically
-from common.loading import loader_options
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..common.broken import BrokenImages
+from ..common.engine import Metrics, Models
+from ..common.errors import RunError
+from ..common.evaluation import evaluating, readable
+from ..common.files import write_atomically
+from ..common.loading import loader_options
 from .data import Pair
 from .pictures import draw_picture
 from .samples import ValPairs, Whole

@@ -5,12 +5,13 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from common.files import write_atomically
 from einops import rearrange
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 from torchvision.utils import draw_segmentation_masks
+
+from ..common.files import write_atomically
 
 Colour = tuple[int, int, int]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from atmnet.necks import NECKS
 from atmnet.segmentation import HEADS
-from common.dense import add_model_flags, check_model_flags, fill_in
-from common.errors import UsageError
-from common.flags import HelpFormatter, check_numbers
-from common.runtime import add_runtime_flags
 from timm.scheduler import PolyLRScheduler
 from torch.optim import Optimizer
 
+from ..common.dense import add_model_flags, check_model_flags, fill_in
+from ..common.errors import UsageError
+from ..common.flags import HelpFormatter, check_numbers
+from ..common.runtime import add_runtime_flags
 from .data import LAYOUT, MOST_CLASSES
 
 # Stochastic depth by variant.

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from atmnet.predict import UNREADABLE
-from common.broken import Unreadable
-from common.sampling import SampleKey
-from common.seeding import SAMPLE, seed_sample
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ..common.broken import Unreadable
+from ..common.sampling import SampleKey
+from ..common.seeding import SAMPLE, seed_sample
 from .data import Pair
 from .transforms import IGNORED, EvalTransform
 
