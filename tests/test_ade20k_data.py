@@ -1,7 +1,6 @@
 """Data in ADE20K's layout: what is read of it, what is refused before training, what a sample is, and how predictions are scored."""
 
 import math
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from torchvision.transforms import v2
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
-ARGS = Namespace(workers=0)
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def data(tmp_path: Path) -> Path:
 
 def check(data: Path, split: str = "training", names: list[str] | None = None, num_classes: int | None = None) -> list[str]:
     pairs = find_pairs(data, split)
-    return resolve_classes(names or [], num_classes, pairs, check_pairs(pairs, ARGS, Accelerator(cpu=True)))
+    return resolve_classes(names or [], num_classes, pairs, check_pairs(pairs, 0, Accelerator(cpu=True)))
 
 
 def relabel(path: Path, label: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from ade_shapes import CLASSES, write_ade
 from atmnet_train import ade20k
 from atmnet_train.common.errors import RunError, UsageError
+from atmnet_train.segmentation.settings import ScheduleSettings
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -138,12 +139,14 @@ def test_a_backbone_starts_from_a_classifier(data: Path, tmp_path: Path, capsys:
 
 def test_the_recipes_are_the_papers() -> None:
     fpn = ade20k.parse(["--data-dir", "x"])
-    assert (fpn.iterations, fpn.batch_size, fpn.lr, fpn.weight_decay, fpn.power, fpn.warmup_updates) == (40_000, 4, 2e-4, 0.01, 0.9, 0)
-    assert (fpn.neck, fpn.crop_size, fpn.eval_interval, fpn.output) == ("fpn", 512, 4000, "output/atmnet_t-semantic-fpn-fpn")
+    assert (fpn.data.batch_size, fpn.optimizer.lr, fpn.optimizer.weight_decay) == (4, 2e-4, 0.01)
+    assert fpn.schedule == ScheduleSettings(iterations=40_000, eval_interval=4000, warmup_updates=0, power=0.9)
+    assert (fpn.model.neck, fpn.data.crop_size, fpn.run.output) == ("fpn", 512, "output/atmnet_t-semantic-fpn-fpn")
     upernet = ade20k.parse(["--data-dir", "x", "--head", "upernet", "--lr", "1e-4"])
-    assert (upernet.iterations, upernet.batch_size, upernet.lr, upernet.power, upernet.warmup_updates) == (160_000, 2, 1e-4, 1.0, 1500)
+    assert (upernet.data.batch_size, upernet.optimizer.lr, upernet.model.neck) == (2, 1e-4, None)
+    assert upernet.schedule == ScheduleSettings(iterations=160_000, eval_interval=16_000, warmup_updates=1500, power=1.0)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
-    scheduler = ade20k.make_scheduler(upernet, optimizer)
+    scheduler = ade20k.make_scheduler(upernet.schedule, 1e-4, optimizer)
     found = []
     for update in (0, 750, 1500, 80_000, 159_999):
         scheduler.step_update(update)

@@ -1,6 +1,5 @@
 """COCO's metrics: as pycocotools has them, for any number of processes, on what no detector should be able to upset."""
 
-import argparse
 import contextlib
 import io
 import json
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from atmnet_train.coco import parse
 from atmnet_train.common.broken import BrokenImages
 from atmnet_train.common.errors import RunError
 from atmnet_train.detection.annotations import Split, open_split
@@ -148,8 +148,9 @@ def write_images(split: Split, folder: Path) -> None:
 
 
 def make_evaluator(split: Split, output: Path, pictures: int = 0, masks: bool = True) -> Evaluator:
-    args = argparse.Namespace(val_batch_size=2, workers=0, pictures=pictures, output=str(output))
-    return Evaluator(split, masks, args, Accelerator(cpu=True), BrokenImages(3, len(split.images)))
+    line = f"--data-dir x --val-batch-size 2 --workers 0 --pictures {pictures} --output {output}"
+    settings = parse([*line.split(), "--detector", "mask-rcnn" if masks else "retinanet"])
+    return Evaluator(split, settings, Accelerator(cpu=True), BrokenImages(3, len(split.images)))
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

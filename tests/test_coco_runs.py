@@ -1,6 +1,5 @@
 """train/coco.py as a user runs it, with networks small enough for one core: it learns, stops, goes on, evaluates, and refuses bad data."""
 
-import argparse
 import csv
 import json
 import os
@@ -16,10 +15,11 @@ import timm
 import torch
 from atmnet.detection import DETECTORS, create_detector
 from atmnet_train import coco
+from atmnet_train.coco import parse
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.task import Task
 from atmnet_train.detection.pictures import colour
-from atmnet_train.detection.recipe import make_scheduler, parse
+from atmnet_train.detection.schedule import make_scheduler
 from coco_shapes import write_coco, write_split
 from PIL import Image
 from torch import nn
@@ -199,7 +199,7 @@ def test_ways_to_train(flags: str, shapes: Path, tmp_path: Path, capsys: pytest.
 def planned(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Task]:
     """What a run would train, without training it."""
     tasks: list[Task] = []
-    monkeypatch.setattr(coco, "fit", lambda args, accelerator, task, resume: tasks.append(task))
+    monkeypatch.setattr(coco, "fit", lambda run, accelerator, task, resume: tasks.append(task))
 
     def plan(*flags: object) -> Task:
         run(shapes, tmp_path, "--epochs", 1, "--warmup-updates", 0, *flags)
@@ -249,8 +249,8 @@ def test_a_whole_model_is_not_taken_for_a_classifier(planned: Callable[..., Task
 @pytest.mark.parametrize(("schedule", "epochs", "decays"), [("1x", 12, (8, 11)), ("3x", 36, (27, 33)), ("1x", 24, (16, 22))])
 def test_the_rate_rises_over_updates_and_falls_after_epochs(schedule: str, epochs: int, decays: tuple[int, int]) -> None:
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-4)
-    args = argparse.Namespace(schedule=schedule, epochs=epochs, warmup_updates=500, lr=1e-4)
-    scheduler = make_scheduler(args, optimizer, updates_per_epoch=100)
+    settings = parse(["--data-dir", "x", "--schedule", schedule, "--epochs", str(epochs)])
+    scheduler = make_scheduler(settings.schedule, 1e-4, optimizer, updates_per_epoch=100)
 
     def rate(update: int) -> float:
         scheduler.step_update(update)
@@ -264,9 +264,9 @@ def test_the_rate_rises_over_updates_and_falls_after_epochs(schedule: str, epoch
 
 def test_the_recipes_are_the_papers(planned: Callable[..., Task]) -> None:
     short, long = (parse(["--data-dir", "coco", "--schedule", name]) for name in ("1x", "3x"))
-    assert (short.epochs, short.min_size, short.max_size) == (12, [800], 1333)
-    assert (long.epochs, long.min_size, long.max_size) == (36, list(range(480, 801, 32)), 1333)
-    assert (long.lr, long.weight_decay) == (1e-4, 0.05)
+    assert (short.schedule.epochs, short.data.min_size, short.data.max_size) == (12, (800,), 1333)
+    assert (long.schedule.epochs, long.data.min_size, long.data.max_size) == (36, tuple(range(480, 801, 32)), 1333)
+    assert (long.optimizer.lr, long.optimizer.weight_decay) == (1e-4, 0.05)
     task = planned("--min-size", 64, 96)
     assert tuple(task.model.transform.min_size) == (64, 96) and task.model.transform.max_size == 128
     decayed, exempt = ({p.ndim for p in group["params"]} for group in sorted(task.optimizer.param_groups, key=lambda g: -g["weight_decay"]))

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from atmnet_train import imagenet
 from atmnet_train.classification.images import Images
 from atmnet_train.classification.loaders import Evaluator, InStep
-from atmnet_train.classification.recipe import parse
 from atmnet_train.common.broken import BrokenImages
 from atmnet_train.common.engine import Stopped
 from atmnet_train.common.errors import UsageError
+from atmnet_train.imagenet import parse
 from official import to_official
 from PIL import Image
 from timm.data import ImageNetInfo
@@ -83,9 +83,9 @@ def test_a_stream_that_ends_early_stays_in_step_with_the_others() -> None:
 
 def test_an_evaluation_can_be_stopped(fresh_accelerate: None) -> None:
     images = Images([(Image.new("RGB", (32, 32)), 0)] * 50, None)
-    args = parse(["--batch-size", "2", "--img-size", "32", "--workers", "0"])
+    settings = parse(["--batch-size", "2", "--img-size", "32", "--workers", "0"])
     accelerator = Accelerator(cpu=True)
-    evaluator = Evaluator(images, args, accelerator, (0.5,) * 3, (0.5,) * 3, BrokenImages(0, 50))
+    evaluator = Evaluator(images, settings, accelerator, (0.5,) * 3, (0.5,) * 3, BrokenImages(0, 50))
     seen: list[int] = []
 
     class Model(torch.nn.Module):

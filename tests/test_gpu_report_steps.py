@@ -8,9 +8,9 @@ import jobs
 import pytest
 import report
 import torch
-from atmnet_train.classification.recipe import parse as parse_imagenet
-from atmnet_train.detection.recipe import parse as parse_coco
-from atmnet_train.segmentation.recipe import parse as parse_ade20k
+from atmnet_train.ade20k import parse as parse_ade20k
+from atmnet_train.coco import parse as parse_coco
+from atmnet_train.imagenet import parse as parse_imagenet
 from gpu import loss_curve, measure, training
 from gpu.steps import Place, self_tested, tune, tuned
 
@@ -83,9 +83,9 @@ def test_programs_take_the_flags(name, dry, tmp_path):
         line[len(line) - line[::-1].index("--model") - 1 :],
     )
     parse = {"imagenet.py": parse_imagenet, "coco.py": parse_coco, "ade20k.py": parse_ade20k}[program.file]
-    args = parse(flags)
-    assert launch[-2 - dry : len(launch) - dry] == ["--mixed_precision", "bf16"] and not args.tune
-    assert args.compile == name.endswith("compile") and args.batch_size == (2 if dry else program.batch)
+    settings = parse(flags)
+    assert launch[-2 - dry : len(launch) - dry] == ["--mixed_precision", "bf16"] and not settings.run.tune
+    assert settings.run.compile == name.endswith("compile") and settings.data.batch_size == (2 if dry else program.batch)
 
 
 def test_the_first_updates_say_nothing_of_the_speed(tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from atmnet_train import imagenet
+from atmnet_train.classification import optimization
 from atmnet_train.common import checkpoints
 from atmnet_train.common.errors import RunError, UsageError, run_program
 from atmnet_train.common.weights import read_weights
@@ -148,7 +149,7 @@ def test_the_middle_of_an_epoch_keeps_its_order(data: Path, tmp_path: Path) -> N
 
 def interrupted_run(data: Path, output: Path) -> None:
     """Saves after the first update and breaks off in the second."""
-    loss = imagenet.SoftTargetCrossEntropy.forward
+    loss = optimization.SoftTargetCrossEntropy.forward
     calls = []
 
     def breaking(self, x, target):
@@ -158,19 +159,19 @@ def interrupted_run(data: Path, output: Path) -> None:
         return loss(self, x, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(imagenet.SoftTargetCrossEntropy, "forward", breaking)
+        patch.setattr(optimization.SoftTargetCrossEntropy, "forward", breaking)
         train(data, output, "--checkpoint-steps", 1)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = imagenet.SoftTargetCrossEntropy.forward
+    loss = optimization.SoftTargetCrossEntropy.forward
     calls: list[int] = []
 
     def diverging(self, x, target):
         calls.append(1)
         return loss(self, x, target) * (float("nan") if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(imagenet.SoftTargetCrossEntropy, "forward", diverging)
+    monkeypatch.setattr(optimization.SoftTargetCrossEntropy, "forward", diverging)
     with pytest.raises(RunError, match=r"loss of update 3 \(epoch 1\) is nan; .*last.pt keeps the state after update 2"):
         train(data, tmp_path / "run", "--checkpoint-steps", 1)
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)

@@ -14,7 +14,7 @@ from atmnet_train import imagenet
 from atmnet_train.classification import images as classification_images
 from atmnet_train.classification.images import TrainImages, class_indices
 from atmnet_train.classification.loaders import mend_posterize, score
-from atmnet_train.classification.recipe import learning_rate, parse
+from atmnet_train.classification.optimization import learning_rate
 from atmnet_train.common import task
 from atmnet_train.common.broken import BrokenImages
 from atmnet_train.common.engine import updates_between_checks
@@ -23,7 +23,9 @@ from atmnet_train.common.files import write_atomically
 from atmnet_train.common.history import Table
 from atmnet_train.common.progress import lines
 from atmnet_train.common.sampling import GlobalBatchSampler, SampleKey
+from atmnet_train.common.settings import flatten
 from atmnet_train.common.weights import Weights, load_backbone
+from atmnet_train.imagenet import parse
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform
 
@@ -85,16 +87,20 @@ def test_updates_between_evaluations_go_on_through_endless_shuffles() -> None:
 
 
 def test_the_learning_rate_follows_the_global_batch() -> None:
-    assert learning_rate(parse([]), 1024) == 1e-3
-    assert learning_rate(parse([]), 4096) == 4e-3
-    assert learning_rate(parse(["--lr", "2e-4"]), 4096) == 2e-4
-    assert learning_rate(parse(["--finetune", "--init-from", "x"]), 512) == 5e-6
+    def rate(line: str, global_batch: int) -> float:
+        settings = parse(line.split())
+        return learning_rate(settings.optimizer, settings.schedule, global_batch)
+
+    assert rate("", 1024) == 1e-3
+    assert rate("", 4096) == 4e-3
+    assert rate("--lr 2e-4", 4096) == 2e-4
+    assert rate("--finetune --init-from x", 512) == 5e-6
     with pytest.raises(UsageError, match=r"global batch of 8 is below --min-lr 1e-05"):
-        learning_rate(parse([]), 8)
+        rate("", 8)
 
 
 def test_the_defaults_are_the_papers() -> None:
-    args = vars(parse([]))
+    args = flatten(parse([]))
     paper = {
         **{
             "opt": "adamw",
@@ -111,14 +117,15 @@ def test_the_defaults_are_the_papers() -> None:
     }
     assert {name: args[name] for name in paper} == paper
     finetune = parse(["--finetune", "--init-from", "x", "--epochs", "10"])
-    assert (finetune.img_size, finetune.epochs, finetune.lr, finetune.min_lr) == (384, 10, 5e-6, 5e-6)
+    assert (finetune.data.img_size, finetune.optimizer.lr) == (384, 5e-6)
+    assert (finetune.schedule.epochs, finetune.schedule.min_lr) == (10, 5e-6)
 
 
 @pytest.mark.parametrize(("name", "rate"), [("atmnet_xt", 0.1), ("atmnet_t", 0.1), ("atmnet_s", 0.2), ("atmnet_b", 0.3), ("atmnet_l", 0.3)])
 def test_stochastic_depth_of_each_variant(name: str, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     made: dict = {}
     monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: made.update(kwargs, name=name))
-    imagenet.build_model(parse([]), imagenet.canonical_name(name.replace("_", "-")), 1000)
+    imagenet.build_model(parse(["--model", name.replace("_", "-")]).model, 1000)
     assert (made["name"], made["drop_path_rate"]) == (name, rate)
 
 

@@ -36,6 +36,8 @@ def test_it_holds_the_packages_and_nothing_else(wheel):
     ours = {f"{part}/{path.relative_to(folder)}" for part, folder in parts.items() for path in folder.rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == ours
     assert {name.split("/")[0] for name in names} == set(parts)
+    recipes = {f"atmnet_train/recipes/{path.name}" for path in (ROOT / "train" / "atmnet_train" / "recipes").iterdir()}
+    assert len(recipes) == 7 and recipes <= names
     assert {"atm_triton/py.typed", "atmnet/py.typed", "atmnet/offsets/page.html", "atm_triton/tuning/configs/nvidia-h200.json"} <= names
 
 
@@ -54,7 +56,7 @@ def test_it_asks_for_all_that_it_imports(wheel):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module else []
                 imported |= {name.split(".")[0] for name in names}
-    imported = {"pillow" if name == "PIL" else name for name in imported}
+    imported = {{"PIL": "pillow", "yaml": "pyyaml"}.get(name, name) for name in imported}
     imported -= {*sys.stdlib_module_names, "atm_triton", "atmnet", "triton"}  # Triton is used where it is there
     assert always <= imported <= always | extras
 

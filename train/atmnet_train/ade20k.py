@@ -1,8 +1,5 @@
 """Train semantic segmentation on ADE20K, or on data in its layout: `accelerate launch train/ade20k.py --help`."""
 
-import argparse
-import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,131 +14,142 @@ from torch import Tensor, nn
 
 from .common import dense
 from .common.broken import BrokenImages
-from .common.engine import end_quietly
 from .common.errors import UsageError, run_program
-from .common.flags import recipe_of
 from .common.loading import MapLoader
-from .common.runtime import check_runtime_flags, make_accelerator
+from .common.program import Program
+from .common.runtime import make_accelerator
 from .common.seeding import seed_everything
-from .common.summary import versions, write_json
+from .common.settings import flatten, recipe_of
 from .common.task import Task, claim_output, fit, make_plan
-from .common.weights import load_weights, read_weights, shorten
+from .common.trial import Trial
+from .common.trial import evaluate as evaluate_trial
+from .common.weights import Weights, shorten
 from .segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
-from .segmentation.evaluate import Evaluator, class_table, scores, to_rich, write_csv
-from .segmentation.recipe import DROP_PATH, INCIDENTAL, PROCESSES, RECIPES, from_checkpoint, make_scheduler, parse
+from .segmentation.evaluate import METRICS, Evaluator, class_table, scores, to_rich, write_csv
 from .segmentation.samples import Batch, TrainPairs, collate
+from .segmentation.schedule import make_scheduler
+from .segmentation.settings import PROCESSES, Settings, by_model_and_head, check, derived, from_checkpoint
 from .segmentation.transforms import IGNORED, TrainTransform
 
 AUXILIARY_WEIGHT = 0.4
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    check_runtime_flags(args)
-    if args.eval:
-        evaluate(args)
-    else:
-        train(args)
-
-
-def evaluate(args: argparse.Namespace) -> None:
+def evaluate(settings: Settings, weights: Weights) -> None:
     """`--eval`: the mIoU of a checkpoint, and how it is made up of the classes."""
-    weights = read_weights(args.eval)
-    from_checkpoint(args, weights.meta, weights.source)
-    accelerator = make_accelerator(args)
-    classes = weights.meta["classes"]
-    pairs = find_pairs(Path(args.data_dir), args.val_split)
-    named = class_names(Path(args.data_dir), args.classes)
+    accelerator = make_accelerator(settings.run)
+    model_settings, data, evaluation = settings.model, settings.data, settings.evaluation
+    classes, output = weights.meta["classes"], Path(settings.run.output)
+    pairs = find_pairs(Path(data.data_dir), data.val_split)
+    named = class_names(Path(data.data_dir), data.classes)
     if named and named != classes:
         raise UsageError(f"{weights.source} was trained on other classes: {shorten(classes)}; here {shorten(named)}")
-    resolve_classes(classes, args.num_classes, pairs, check_pairs(pairs, args, accelerator))
-    model = build_model(args, len(classes))
-    load_weights(model, weights)
-    mean, std = normalisation(model)
-    # Placed here: under FSDP, Accelerate leaves a model that is not trained where it is.
-    placed = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
-    if args.compile:
-        placed.compile()
-    broken = BrokenImages(args.max_broken, len(pairs))
-    began = time.perf_counter()
-    evaluator = Evaluator(pairs, classes, mean, std, args, accelerator, broken, args.multi_scale)
-    confusion = evaluator.confusions({"": placed})[""]
-    seconds, count = time.perf_counter() - began, len(pairs) - len(broken.found)
-    if accelerator.is_main_process:
-        result, rows, output = scores(confusion), class_table(confusion, classes), Path(args.output)
-        Console().print(to_rich(rows))
-        shown = " · ".join(f"{name} {value:.2f}" for name, value in result.items())
-        scale = "multi-scale, mirrored" if args.multi_scale else "single scale"
-        print(
-            f"{title(args)} · {weights.source} · {count} images, {scale} · {shown} · {count / seconds:.1f} images/s · "
-            f"{output}/eval.json, classes.csv, pictures",
-            flush=True,
-        )
-        report = {name: getattr(args, name) for name in ("model", "head", "neck", "crop_size", "multi_scale")}
-        facts = {"checkpoint": weights.source, "images": count, "seconds": seconds, "unreadable": broken.found, "versions": versions()}
-        write_json(output / "eval.json", report | result | facts | {"classes": rows})
-        write_csv(output / "classes.csv", rows)
-    end_quietly(accelerator)
+    resolve_classes(classes, data.num_classes, pairs, check_pairs(pairs, data.workers, accelerator))
+    model = build_model(settings, len(classes))
+    broken = BrokenImages(data.max_broken, len(pairs))
+    evaluator = Evaluator(pairs, classes, *normalisation(model), settings, accelerator, broken, evaluation.multi_scale)
+
+    def measure(model: nn.Module) -> dict[str, Any]:
+        confusion = evaluator.confusions({"": model})[""]
+        rows = class_table(confusion, classes)
+        if accelerator.is_main_process:
+            Console().print(to_rich(rows))
+            write_csv(output / "classes.csv", rows)
+        return scores(confusion) | {"images": len(pairs) - len(broken.found), "classes": rows}
+
+    def in_words(found: dict[str, Any]) -> str:
+        scale = "multi-scale, mirrored" if evaluation.multi_scale else "single scale"
+        return " · ".join([f"{found['images']} images, {scale}", *(f"{name} {found[name]:.2f}" for name in METRICS)])
+
+    trial = Trial(
+        name=title(settings),
+        settings=settings,
+        report={
+            "model": model_settings.model,
+            "head": model_settings.head,
+            "neck": model_settings.neck,
+            "crop_size": data.crop_size,
+            "multi_scale": evaluation.multi_scale,
+        },
+        model=model,
+        measure=measure,
+        broken=broken,
+        in_words=in_words,
+        files="eval.json, classes.csv, pictures",
+    )
+    evaluate_trial(settings.run, accelerator, weights, trial)
 
 
-def train(args: argparse.Namespace) -> None:
-    resume = claim_output(args)
-    accelerator = make_accelerator(args, args.grad_accum_steps)
-    root = Path(args.data_dir)
-    pairs, val_pairs = find_pairs(root, args.train_split), find_pairs(root, args.val_split)
+def train(settings: Settings) -> None:
+    run, data, schedule = settings.run, settings.data, settings.schedule
+    resume = claim_output(run)
+    accelerator = make_accelerator(run, data.grad_accum_steps)
+    root = Path(data.data_dir)
+    pairs, val_pairs = find_pairs(root, data.train_split), find_pairs(root, data.val_split)
     together = [*pairs, *val_pairs]
-    classes = resolve_classes(class_names(root, args.classes), args.num_classes, together, check_pairs(together, args, accelerator))
+    classes = resolve_classes(class_names(root, data.classes), data.num_classes, together, check_pairs(together, data.workers, accelerator))
 
     # The same weights on every process, whatever its number.
-    seed_everything(args.seed)
-    model = build_model(args, len(classes))
+    seed_everything(run.seed)
+    model = build_model(settings, len(classes))
     if resume is None:
-        dense.start_weights(args, accelerator, model)
+        dense.start_weights(settings.model, accelerator, model)
     mean, std = normalisation(model)
-    model = with_shared_statistics(model, args, accelerator)
+    model = with_shared_statistics(model, settings, accelerator)
 
-    broken = BrokenImages(args.max_broken, len(pairs))
-    dataset = TrainPairs(pairs, TrainTransform(args.crop_size, mean, std, not args.no_aug), args.seed, args.max_broken)
-    loader = MapLoader(dataset, collate, args, accelerator, broken, updates_per_epoch=args.eval_interval)
-    recipe = RECIPES[args.head]
-    if args.lr == recipe.lr and loader.images_per_update != PROCESSES * recipe.batch_size:
+    broken = BrokenImages(data.max_broken, len(pairs))
+    dataset = TrainPairs(pairs, TrainTransform(data.crop_size, mean, std, not data.no_aug), run.seed, data.max_broken)
+    loader = MapLoader(dataset, collate, data, run.seed, accelerator, broken, updates_per_epoch=schedule.eval_interval)
+    recipe = by_model_and_head(flatten(settings))
+    if settings.optimizer.lr == recipe["lr"] and loader.images_per_update != PROCESSES * recipe["batch_size"]:
         accelerator.print(
-            f"--lr {args.lr} is for a global batch of {PROCESSES * recipe.batch_size}; this one is of {loader.images_per_update}"
+            f"--lr {recipe['lr']} is for a global batch of {PROCESSES * recipe['batch_size']}; this one is of {loader.images_per_update}"
         )
-    optimizer = dense.make_optimizer(args, model)
+    optimizer = dense.make_optimizer(settings.optimizer, model)
     task = Task(
-        name=title(args),
+        name=title(settings),
+        settings=settings,
         model=model,
         optimizer=optimizer,
-        scheduler=make_scheduler(args, optimizer),
-        plan=make_plan(args, loader, "mIoU", args.iterations // args.eval_interval, sched_on_updates=True, by_updates=True),
+        scheduler=make_scheduler(schedule, settings.optimizer.lr, optimizer),
+        plan=make_plan(
+            run,
+            loader,
+            "mIoU",
+            schedule.iterations // schedule.eval_interval,
+            data.grad_accum_steps,
+            settings.optimizer.clip_grad,
+            sched_on_updates=True,
+            by_updates=True,
+        ),
         loader=loader,
         batch_loss=batch_loss,
-        evaluate=Evaluator(val_pairs, classes, mean, std, args, accelerator, broken),
+        evaluate=Evaluator(val_pairs, classes, mean, std, settings, accelerator, broken),
         broken=broken,
         meta={
-            "model": args.model,
-            "head": args.head,
-            "neck": args.neck,
+            "model": settings.model.model,
+            "head": settings.model.head,
+            "neck": settings.model.neck,
             "num_classes": len(classes),
-            "eval_interval": args.eval_interval,
+            "eval_interval": schedule.eval_interval,
             "classes": classes,
-            "order": {"seed": args.seed, "global batch": loader.images_per_update, "images": len(pairs)},
-            "recipe": recipe_of(args, INCIDENTAL),
+            "order": {"seed": run.seed, "global batch": loader.images_per_update, "images": len(pairs)},
+            "recipe": recipe_of(settings),
         },
-        data=f"{len(pairs)} training and {len(val_pairs)} validation images of {len(classes)} classes at {args.crop_size}",
+        data=f"{len(pairs)} training and {len(val_pairs)} validation images of {len(classes)} classes at {data.crop_size}",
         curves=("mIoU", "mAcc", "aAcc"),
-        example=(args.batch_size, 3, args.crop_size, args.crop_size),
+        example=(data.batch_size, 3, data.crop_size, data.crop_size),
     )
-    fit(args, accelerator, task, resume)
+    fit(run, accelerator, task, resume)
 
 
-def title(args: argparse.Namespace) -> str:
-    return f"{args.head} on {args.model}" + (f" with {args.neck}" if args.neck else "")
+def title(settings: Settings) -> str:
+    model = settings.model
+    return f"{model.head} on {model.model}" + (f" with {model.neck}" if model.neck else "")
 
 
-def build_model(args: argparse.Namespace, num_classes: int) -> Segmenter:
-    return dense.build_model(args, DROP_PATH, partial(create_segmenter, args.model, args.head, args.neck, num_classes))
+def build_model(settings: Settings, num_classes: int) -> Segmenter:
+    model = settings.model
+    return dense.build_model(model, partial(create_segmenter, model.model, model.head, model.neck, num_classes))
 
 
 def normalisation(model: Segmenter) -> tuple[Any, Any]:
@@ -149,10 +157,10 @@ def normalisation(model: Segmenter) -> tuple[Any, Any]:
     return config["mean"], config["std"]
 
 
-def with_shared_statistics(model: Segmenter, args: argparse.Namespace, accelerator: Accelerator) -> Any:
+def with_shared_statistics(model: Segmenter, settings: Settings, accelerator: Accelerator) -> Any:
     """BatchNorm over the images of all processes: each has few. PyTorch has that on accelerators only."""
     shared = accelerator.num_processes > 1 and accelerator.device.type != "cpu"
-    if args.head == "upernet" and args.batch_size * (accelerator.num_processes if shared else 1) == 1:
+    if settings.model.head == "upernet" and settings.data.batch_size * (accelerator.num_processes if shared else 1) == 1:
         raise UsageError("--batch-size 1: UperNet normalises over the images of a batch, so it takes two or more")
     return convert_sync_batchnorm(model) if shared else model
 
@@ -169,6 +177,18 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean over all pixels, 0 for the ignored ones: it exists where all are, and does not depend on how a batch is dealt out."""
     return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").mean()
 
+
+PROGRAM = Program(
+    name="ade20k.py",
+    description="Train or evaluate semantic segmentation on ADE20K, or on data in its layout.",
+    settings=Settings,
+    from_checkpoint=from_checkpoint,
+    dependent=[by_model_and_head, derived],
+    check=check,
+    train=train,
+    evaluate=evaluate,
+)
+parse, main = PROGRAM.parse, PROGRAM.main
 
 if __name__ == "__main__":
     run_program(main)

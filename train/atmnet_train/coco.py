@@ -1,8 +1,5 @@
 """Train an object detector on COCO, or on data in its layout: `accelerate launch train/coco.py --help`."""
 
-import argparse
-import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,142 +13,144 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .common import dense
 from .common.broken import BrokenImages
 from .common.checkpoints import read_state
-from .common.engine import BatchLoss, end_quietly
+from .common.engine import BatchLoss
 from .common.errors import UsageError, run_program
-from .common.flags import recipe_of
 from .common.loading import MapLoader
-from .common.runtime import check_runtime_flags, make_accelerator
+from .common.program import Program
+from .common.runtime import make_accelerator
 from .common.seeding import seed_everything
-from .common.summary import versions, write_json
-from .common.task import Task, claim_output, compile_core, fit, make_plan
-from .common.weights import load_weights, read_weights, shorten
+from .common.settings import recipe_of
+from .common.task import Task, claim_output, fit, make_plan
+from .common.trial import Trial
+from .common.trial import evaluate as evaluate_trial
+from .common.weights import Weights, shorten
 from .detection.annotations import Split, open_split
 from .detection.data import TrainImages, collate
 from .detection.evaluate import Evaluator
-from .detection.recipe import DROP_PATH, GLOBAL_BATCH, INCIDENTAL, LR, from_checkpoint, make_scheduler, parse
+from .detection.schedule import make_scheduler
+from .detection.settings import GLOBAL_BATCH, Settings, by_model_and_schedule, check, derived, from_checkpoint, recipe
 
 CORE = "backbone"  # with the neck; what follows depends on what is found in an image
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    check_runtime_flags(args)
-    if args.eval:
-        evaluate(args)
-    else:
-        train(args)
-
-
-def evaluate(args: argparse.Namespace) -> None:
+def evaluate(settings: Settings, weights: Weights) -> None:
     """`--eval`: the AP of a checkpoint."""
-    weights = read_weights(args.eval)
-    from_checkpoint(args, weights.meta, weights.source)
-    accelerator = make_accelerator(args)
-    val = open_val(args, accelerator)
+    accelerator = make_accelerator(settings.run)
+    val = open_val(settings, accelerator)
     if val.classes != weights.meta["classes"]:
         raise UsageError(
             f"{weights.source} was trained on {len(weights.meta['classes'])} classes ({shorten(weights.meta['classes'])}), "
             f"{val.source} has {len(val.classes)} ({shorten(val.classes)})"
         )
-    model = build_model(args, len(val.classes))
-    load_weights(model, weights)
-    # Placed here: under FSDP, Accelerate leaves a model that is not trained where it is.
-    model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True)
-    if args.compile:
-        compile_core(accelerator, model, CORE)
-    broken = BrokenImages(args.max_broken, len(val.images))
-    began = time.perf_counter()
-    result = Evaluator(val, has_masks(args), args, accelerator, broken)({"": model})[""]
-    seconds = time.perf_counter() - began
-    shown = " · ".join(f"{name.replace('_', ' ', 1)} {value:.2f}" for name, value in result.items() if name != "images")
-    accelerator.print(
-        f"{title(args)} · {weights.source} · {result['images']:.0f} images · {shown} · {result['images'] / seconds:.1f} images/s · "
-        f"{args.output}/eval.json, detections.json, pictures"
+    broken = BrokenImages(settings.data.max_broken, len(val.images))
+    evaluator = Evaluator(val, settings, accelerator, broken)
+
+    def in_words(found: dict[str, Any]) -> str:
+        shown = [f"{name.replace('_', ' ', 1)} {value:.2f}" for name, value in found.items() if name != "images"]
+        return " · ".join([f"{found['images']:.0f} images", *shown])
+
+    trial = Trial(
+        name=settings.model.title,
+        settings=settings,
+        report={
+            "model": settings.model.model,
+            "detector": settings.model.detector,
+            "neck": settings.model.neck,
+            "min_size": list(settings.data.min_size),
+            "max_size": settings.data.max_size,
+        },
+        model=build_model(settings, len(val.classes)),
+        measure=lambda model: evaluator({"": model})[""],
+        broken=broken,
+        in_words=in_words,
+        files="eval.json, detections.json, pictures",
+        core=CORE,
     )
-    if accelerator.is_main_process:
-        report = {name: getattr(args, name) for name in ("model", "detector", "neck", "min_size", "max_size")}
-        facts = {"checkpoint": weights.source, "seconds": seconds, "unreadable": broken.found, "versions": versions()}
-        write_json(Path(args.output) / "eval.json", report | result | facts)
-    end_quietly(accelerator)
+    evaluate_trial(settings.run, accelerator, weights, trial)
 
 
-def train(args: argparse.Namespace) -> None:
-    resume = claim_output(args)
-    accelerator = make_accelerator(args, args.grad_accum_steps)
-    split, dataset = open_train(args, accelerator)
-    val = open_val(args, accelerator)
+def train(settings: Settings) -> None:
+    run, data = settings.run, settings.data
+    resume = claim_output(run)
+    accelerator = make_accelerator(run, data.grad_accum_steps)
+    split, dataset = open_train(settings, accelerator)
+    val = open_val(settings, accelerator)
     if (split.category_ids, split.classes) != (val.category_ids, val.classes):
         raise UsageError(f"the categories of {split.source} ({shorten(split.classes)}) and of {val.source} ({shorten(val.classes)}) differ")
 
     # The same weights on every process, whatever its number.
-    seed_everything(args.seed)
-    model = build_model(args, len(split.classes))
+    seed_everything(run.seed)
+    model = build_model(settings, len(split.classes))
     if resume is None:
-        dense.start_weights(args, accelerator, model)
+        dense.start_weights(settings.model, accelerator, model)
     # The few images of a batch give no statistics: a backbone that starts from weights keeps those of its pretraining.
-    started = bool(args.pretrained or args.backbone_weights or args.init_from)
+    started = bool(settings.model.pretrained or settings.model.backbone_weights or settings.model.init_from)
     frozen_norms = started if resume is None else read_state(resume)["meta"]["frozen_norms"]
     if accelerator.num_processes > 1 and accelerator.device.type != "cpu":
         model = convert_sync_batchnorm(model)  # the cascade's box heads, as Swin has them; PyTorch has it on accelerators only
 
-    broken = BrokenImages(args.max_broken, len(dataset))
-    loader = MapLoader(dataset, collate, args, accelerator, broken)
-    if args.lr == LR and loader.images_per_update != GLOBAL_BATCH:
-        accelerator.print(f"--lr {LR} is for a global batch of {GLOBAL_BATCH}; this one is of {loader.images_per_update}")
-    optimizer = dense.make_optimizer(args, model)
-    sizes = f"{args.min_size[0]} to {args.min_size[-1]}" if len(args.min_size) > 1 else str(args.min_size[0])
+    broken = BrokenImages(data.max_broken, len(dataset))
+    loader = MapLoader(dataset, collate, data, run.seed, accelerator, broken)
+    lr = settings.optimizer.lr
+    if lr == recipe(settings.schedule.schedule)["lr"] and loader.images_per_update != GLOBAL_BATCH:
+        accelerator.print(f"--lr {lr} is for a global batch of {GLOBAL_BATCH}; this one is of {loader.images_per_update}")
+    optimizer = dense.make_optimizer(settings.optimizer, model)
+    sizes = f"{min(data.min_size)} to {max(data.min_size)}" if len(data.min_size) > 1 else str(data.min_size[0])
     task = Task(
-        name=title(args),
+        name=settings.model.title,
+        settings=settings,
         model=model,
         optimizer=optimizer,
-        scheduler=make_scheduler(args, optimizer, loader.updates_per_epoch),
-        plan=make_plan(args, loader, "box_AP", args.epochs, sched_on_updates=True),
+        scheduler=make_scheduler(settings.schedule, lr, optimizer, loader.updates_per_epoch),
+        plan=make_plan(
+            run,
+            loader,
+            "box_AP",
+            settings.schedule.epochs,
+            data.grad_accum_steps,
+            settings.optimizer.clip_grad,
+            sched_on_updates=True,
+        ),
         loader=loader,
         batch_loss=make_batch_loss(model.backbone.backbone if frozen_norms else None),
-        evaluate=Evaluator(val, has_masks(args), args, accelerator, broken),
+        evaluate=Evaluator(val, settings, accelerator, broken),
         broken=broken,
         meta={
-            "model": args.model,
-            "detector": args.detector,
-            "neck": args.neck,
+            "model": settings.model.model,
+            "detector": settings.model.detector,
+            "neck": settings.model.neck,
             "num_classes": len(split.classes),
             "frozen_norms": frozen_norms,
             "classes": split.classes,
-            "order": {"seed": args.seed, "global batch": loader.images_per_update, "images": len(dataset)},
-            "recipe": recipe_of(args, INCIDENTAL),
+            "order": {"seed": run.seed, "global batch": loader.images_per_update, "images": len(dataset)},
+            "recipe": recipe_of(settings),
         },
         data=f"{len(dataset)} training and {len(val.images)} validation images of {len(split.classes)} classes at {sizes}",
         curves=("box_AP", "mask_AP"),
-        example=(args.batch_size, 3, args.min_size[-1], args.max_size),
+        example=(data.batch_size, 3, max(data.min_size), data.max_size),
         core=CORE,
     )
-    fit(args, accelerator, task, resume)
+    fit(run, accelerator, task, resume)
 
 
-def title(args: argparse.Namespace) -> str:
-    return f"{args.detector} on {args.model} with {args.neck}"
-
-
-def has_masks(args: argparse.Namespace) -> bool:
-    return args.detector != "retinanet"
-
-
-def open_train(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Split, TrainImages]:
+def open_train(settings: Settings, accelerator: Accelerator) -> tuple[Split, TrainImages]:
     """The split, without its annotations, and its images to train on."""
-    split = open_split(Path(args.data_dir), args.train_split, has_masks(args))
-    records, left_out = split.targets(has_masks(args))
+    data, masks = settings.data, settings.model.has_masks
+    split = open_split(Path(data.data_dir), data.train_split, masks)
+    records, left_out = split.targets(masks)
     if left_out:
         accelerator.print(f"{split.source}: left out {len(left_out)} objects without area in their image: {shorten(left_out)}")
     filled = [record for record in records if record["boxes"]]
     if not filled:
         raise UsageError(f"{split.source} has no object to learn from on any of its {len(records)} images")
     split.annotations = []  # gigabytes in COCO; the workers, which start as copies of this process, would come to hold them too
-    return split, TrainImages(split.folder, records if args.keep_empty else filled, has_masks(args), args.seed, args.max_broken)
+    return split, TrainImages(split.folder, records if data.keep_empty else filled, masks, settings.run.seed, data.max_broken)
 
 
-def open_val(args: argparse.Namespace, accelerator: Accelerator) -> Split:
-    split = open_split(Path(args.data_dir), args.val_split, has_masks(args))
-    _, without_area = split.targets(has_masks(args))
+def open_val(settings: Settings, accelerator: Accelerator) -> Split:
+    masks = settings.model.has_masks
+    split = open_split(Path(settings.data.data_dir), settings.data.val_split, masks)
+    _, without_area = split.targets(masks)
     if without_area:
         accelerator.print(
             f"{split.source}: {len(without_area)} objects without area in their image, which COCO's evaluation counts like all others: "
@@ -162,9 +161,9 @@ def open_val(args: argparse.Namespace, accelerator: Accelerator) -> Split:
     return split
 
 
-def build_model(args: argparse.Namespace, num_classes: int) -> Any:
-    create = partial(create_detector, args.model, args.detector, args.neck, num_classes, args.min_size, args.max_size)
-    return dense.build_model(args, DROP_PATH, create)
+def build_model(settings: Settings, num_classes: int) -> Any:
+    model, sizes = settings.model, (sorted(settings.data.min_size), settings.data.max_size)
+    return dense.build_model(model, partial(create_detector, model.model, model.detector, model.neck, num_classes, *sizes))
 
 
 def make_batch_loss(frozen: nn.Module | None) -> BatchLoss:
@@ -179,6 +178,18 @@ def make_batch_loss(frozen: nn.Module | None) -> BatchLoss:
 
     return batch_loss
 
+
+PROGRAM = Program(
+    name="coco.py",
+    description="Train or evaluate an object detector on COCO, or on data in its layout.",
+    settings=Settings,
+    from_checkpoint=from_checkpoint,
+    dependent=[by_model_and_schedule, derived],
+    check=check,
+    train=train,
+    evaluate=evaluate,
+)
+parse, main = PROGRAM.parse, PROGRAM.main
 
 if __name__ == "__main__":
     run_program(main)

@@ -1,6 +1,5 @@
 """Labelled images for training and evaluation: finding them, checking them, reading them, batching them."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..common.errors import UsageError
 from ..common.sampling import SampleKey
 from ..common.seeding import SAMPLE, seed_sample
 from ..common.weights import shorten
+from .settings import DataSettings
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("val", "validation", "valid", "eval", "test")}
 NO_DATA = (
@@ -28,6 +28,12 @@ NO_DATA = (
 )
 
 Batch = tuple[tuple[Tensor, Tensor], list[Unreadable]]  # images and targets (-1: unreadable), what could not be read on the way
+
+
+def data_folder(settings: DataSettings) -> Path:
+    if not settings.data_dir:
+        raise UsageError(NO_DATA)
+    return Path(settings.data_dir)
 
 
 def split_folder(root: Path, split: str) -> Path:
@@ -89,25 +95,25 @@ def open_folder(folder: Path, classes: dict[str, int]) -> Images:
     return Images(source, classes)
 
 
-def open_split(args: argparse.Namespace, split: str, classes: dict[str, int] | None, training: bool) -> Images:
+def open_split(settings: DataSettings, seed: int, split: str, classes: dict[str, int] | None, training: bool) -> Images:
     """The images of one split. `classes`: known already, from the training split or the checkpoint."""
-    if not args.dataset:
-        folder = split_folder(Path(args.data_dir), split)
-        return open_folder(folder, classes or class_indices(class_folders(folder), args.num_classes))
+    if not settings.dataset:
+        folder = split_folder(data_folder(settings), split)
+        return open_folder(folder, classes or class_indices(class_folders(folder), settings.num_classes))
     try:
         source = create_dataset(
-            args.dataset,
-            root=args.data_dir,
+            settings.dataset,
+            root=settings.data_dir,
             split=split,
             is_training=training,
-            download=args.dataset_download,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            input_key=args.input_key,
-            target_key=args.target_key,
+            download=settings.dataset_download,
+            batch_size=settings.batch_size,
+            seed=seed,
+            input_key=settings.input_key,
+            target_key=settings.target_key,
         )
     except Exception as error:  # whatever the library behind the name raises
-        raise UsageError(f"--dataset {args.dataset}, split {split}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"--dataset {settings.dataset}, split {split}: {type(error).__name__}: {error}") from error
     found = getattr(getattr(source, "reader", source), "class_to_idx", None)
     return Images(source, dict(found) if found else None)
 

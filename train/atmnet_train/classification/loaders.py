@@ -1,6 +1,5 @@
 """Batches for training and evaluation, on the device."""
 
-import argparse
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
@@ -18,9 +17,10 @@ from torch.utils.data import DataLoader
 from ..common.broken import BrokenImages
 from ..common.errors import RunError, UsageError
 from ..common.evaluation import evaluating, readable
-from ..common.loading import MapLoader, TrainLoader, check_fills, images_per_update, loader_options
+from ..common.loading import LoadingSettings, MapLoader, TrainLoader, check_fills, images_per_update, loader_options
 from ..common.seeding import WORKERS, derive_seed
 from .images import Batch, Images, TrainImages, ValImages, collate, collate_streamed
+from .settings import AugmentationSettings, DataSettings, Settings
 
 
 def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
@@ -39,58 +39,59 @@ def mend_posterize(transform: Any) -> None:
                 op.aug_fn = posterize
 
 
-def training_transform(args: argparse.Namespace, mean: Any, std: Any) -> Any:
+def training_transform(data: DataSettings, settings: AugmentationSettings, mean: Any, std: Any) -> Any:
     try:
         transform = create_transform(
-            args.img_size,
+            data.img_size,
             is_training=True,
-            no_aug=args.no_aug,
-            scale=tuple(args.scale),
-            ratio=tuple(args.ratio),
-            hflip=args.hflip,
-            color_jitter=args.color_jitter,
-            auto_augment=None if args.aa in ("", "none") else args.aa,
-            interpolation=args.interpolation,
+            no_aug=settings.no_aug,
+            scale=settings.scale,
+            ratio=settings.ratio,
+            hflip=settings.hflip,
+            color_jitter=settings.color_jitter,
+            auto_augment=None if settings.aa in ("", "none") else settings.aa,
+            interpolation=data.interpolation,
             mean=mean,
             std=std,
-            re_prob=args.reprob,
-            re_mode=args.remode,
+            re_prob=settings.reprob,
+            re_mode=settings.remode,
         )
     except (AssertionError, ValueError, KeyError) as error:  # timm reads the policy piece by piece
-        raise UsageError(f"--aa {args.aa}: timm knows no such augmentation ({error}); try rand-m9-mstd0.5-inc1, or none") from error
+        raise UsageError(f"--aa {settings.aa}: timm knows no such augmentation ({error}); try rand-m9-mstd0.5-inc1, or none") from error
     mend_posterize(transform)
     return transform
 
 
-def train_loader(
-    images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages
-) -> TrainLoader:
-    transform = training_transform(args, mean, std)
+def train_loader(images: Images, settings: Settings, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages) -> TrainLoader:
+    data, augmentation, seed = settings.data, settings.augmentation, settings.run.seed
+    transform = training_transform(data, augmentation, mean, std)
     if images.streamed:
-        return StreamLoader(images, transform, args, accelerator, broken)
-    dataset = TrainImages(images.source, transform, args.seed, args.max_broken)
-    return MapLoader(dataset, collate, args, accelerator, broken, repeats=args.aug_repeats)
+        return StreamLoader(images, transform, data, seed, accelerator, broken)
+    dataset = TrainImages(images.source, transform, seed, data.max_broken)
+    return MapLoader(dataset, collate, data, seed, accelerator, broken, repeats=augmentation.aug_repeats)
 
 
 class StreamLoader:
     """The same of a data set that is read as a stream: an epoch cannot be entered in the middle."""
 
-    def __init__(self, images: Images, transform: Any, args: argparse.Namespace, accelerator: Accelerator, broken: BrokenImages) -> None:
-        self.source, self.seed, self.accelerator, self.broken = images.source, args.seed, accelerator, broken
+    def __init__(
+        self, images: Images, transform: Any, settings: LoadingSettings, seed: int, accelerator: Accelerator, broken: BrokenImages
+    ) -> None:
+        self.source, self.seed, self.accelerator, self.broken = images.source, seed, accelerator, broken
         self.source.transform = transform
-        self.source.set_loader_cfg(num_workers=args.workers)
+        self.source.set_loader_cfg(num_workers=settings.workers)
         self.generator = torch.Generator()
         self.loader = DataLoader(
             self.source,
-            args.batch_size,
+            settings.batch_size,
             drop_last=True,
             collate_fn=collate_streamed,
             generator=self.generator,
-            **loader_options(args, accelerator, keep_workers=True),
+            **loader_options(settings, accelerator, keep_workers=True),
         )
-        self.updates_per_epoch = len(self.loader) // args.grad_accum_steps
-        self.images_per_update = images_per_update(args, accelerator)
-        check_fills(args, accelerator, len(images.source), self.updates_per_epoch)
+        self.updates_per_epoch = len(self.loader) // settings.grad_accum_steps
+        self.images_per_update = images_per_update(settings, accelerator)
+        check_fills(settings, accelerator, len(images.source), self.updates_per_epoch)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         self.source.set_epoch(epoch)
@@ -128,28 +129,27 @@ class InStep:
 class Evaluator:
     """Top-1, top-5 and loss of one or several models in one pass over the images."""
 
-    def __init__(
-        self, images: Images, args: argparse.Namespace, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages
-    ) -> None:
+    def __init__(self, images: Images, settings: Settings, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages) -> None:
+        data, evaluation = settings.data, settings.evaluation
         self.accelerator, self.broken, self.images, self.streamed = accelerator, broken, len(images.source), images.streamed
         # "random" varies the interpolation in training; an evaluation has one.
-        interpolation = "bicubic" if args.interpolation == "random" else args.interpolation
-        transform = create_transform(args.img_size, interpolation=interpolation, mean=mean, std=std, crop_pct=args.crop_pct)
-        options = loader_options(args, accelerator, keep_workers=False)
-        batch_size = args.val_batch_size or args.batch_size
+        interpolation = "bicubic" if data.interpolation == "random" else data.interpolation
+        transform = create_transform(data.img_size, interpolation=interpolation, mean=mean, std=std, crop_pct=evaluation.crop_pct)
+        options = loader_options(data, accelerator, keep_workers=False)
+        batch_size = evaluation.val_batch_size or data.batch_size
         self.loader: Any
         if images.streamed:
             images.source.transform = transform
-            images.source.set_loader_cfg(num_workers=args.workers)
+            images.source.set_loader_cfg(num_workers=data.workers)
             if accelerator.num_processes > 1:
                 accelerator.print(
                     "validation of a streamed data set by several processes is not exact: timm cuts or repeats each one's share to equal "
                     "counts. For exact figures evaluate with one process"
                 )
             stream = DataLoader(images.source, batch_size, collate_fn=collate_streamed, **options)
-            self.loader = InStep(stream, torch.zeros(1, 3, args.img_size, args.img_size), accelerator)
+            self.loader = InStep(stream, torch.zeros(1, 3, data.img_size, data.img_size), accelerator)
         else:
-            dataset = ValImages(images.source, transform, args.img_size)
+            dataset = ValImages(images.source, transform, data.img_size)
             # Prepared by Accelerate: it deals out the images, and gather_for_metrics drops the ones it repeats to fill the last batch.
             self.loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size, collate_fn=collate, **options))
 

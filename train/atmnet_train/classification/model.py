@@ -1,48 +1,50 @@
 """The model of train/imagenet.py: built by name, started from weights, and what its outputs mean."""
 
-import argparse
-from pathlib import Path
 from typing import Any, cast
 
 import timm
 from torch import nn
 
 from ..common.errors import UsageError
-from ..common.flags import check_model_name, model_kwargs
+from ..common.models import check_model_name, model_kwargs
 from ..common.weights import Weights, load_weights, shorten
-from .images import class_folders, class_indices, split_folder
-from .recipe import DROP_PATH
+from .images import class_folders, class_indices, data_folder, split_folder
+from .settings import DataSettings, ModelSettings
 
 
-def build_model(args: argparse.Namespace, name: str, num_classes: int) -> nn.Module:
-    kwargs: dict[str, Any] = {"num_classes": num_classes} | model_kwargs(args.model_kwargs)
-    drop_path = args.drop_path if args.drop_path is not None else DROP_PATH.get(name)
-    if drop_path is not None:
-        kwargs["drop_path_rate"] = drop_path
-    check_model_name(name)
+def build_model(settings: ModelSettings, num_classes: int) -> nn.Module:
+    kwargs: dict[str, Any] = {"num_classes": num_classes} | model_kwargs(settings.model_kwargs)
+    if settings.drop_path is not None:
+        kwargs["drop_path_rate"] = settings.drop_path
+    check_model_name(settings.model)
     try:
-        return timm.create_model(name, **kwargs)
+        return timm.create_model(settings.model, **kwargs)
     except TypeError as error:
-        raise UsageError(f"--model {name} does not take what was given ({kwargs}): {error}") from error
+        raise UsageError(f"--model {settings.model} does not take what was given ({kwargs}): {error}") from error
 
 
-def start_from(args: argparse.Namespace, name: str, num_classes: int, weights: Weights) -> nn.Module:
+def start_from(settings: ModelSettings, num_classes: int, weights: Weights) -> nn.Module:
     """The model with given weights; a classifier of another size is replaced by a new one."""
     held = weights.num_classes or num_classes
-    model = build_model(args, name, held)
+    model = build_model(settings, held)
     load_weights(model, weights)
     if held != num_classes:
         cast(Any, model).reset_classifier(num_classes)
     return model
 
 
-def classes_for_eval(args: argparse.Namespace, weights: Weights, num_classes: int) -> dict[str, int] | None:
+def normalisation(model: nn.Module) -> tuple[Any, Any]:
+    config = getattr(getattr(model, "module", model), "pretrained_cfg", {})
+    return config.get("mean") or (0.485, 0.456, 0.406), config.get("std") or (0.229, 0.224, 0.225)
+
+
+def classes_for_eval(settings: DataSettings, weights: Weights, num_classes: int) -> dict[str, int] | None:
     """Which output of the checkpoint is which class folder. Wrong would be to number whatever folders there are."""
     if weights.meta.get("classes"):
         return {name: index for index, name in enumerate(weights.meta["classes"])}
-    if args.dataset:
+    if settings.dataset:
         return None
-    folder = split_folder(Path(args.data_dir), args.val_split)
+    folder = split_folder(data_folder(settings), settings.val_split)
     names = class_folders(folder)
     classes = class_indices(names, num_classes)
     if len(classes) != num_classes:

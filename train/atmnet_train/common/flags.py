@@ -1,58 +1,66 @@
-"""What the programs' command lines have in common."""
+"""The command line of a program, from its settings.
+
+No library does: jsonargparse refuses `--batch-size` for a field batch_size, tyro refuses abbreviated flags; neither tells what was given.
+"""
 
 import argparse
-import ast
-from collections.abc import Mapping, Sequence
+import dataclasses
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
-import timm
+from .config import RECIPES, read_config
+from .settings import about, components, flag, shape
 
-from .errors import UsageError
-
-
-class HelpFormatter(argparse.HelpFormatter):
-    """Adds the default where there is one to tell."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        untold = action.default in (None, False, [], argparse.SUPPRESS, "") or "default" in text
-        return text if untold else f"{text} (default: %(default)s)".lstrip()
+CONFIG = "a file of settings, which flags override: a path, or one of the recipes {} (default: none)"
 
 
-def model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` as timm's own programs read it: a Python value, else text."""
-    kwargs: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--model-kwargs {pair}: write it as KEY=VALUE")
-        try:
-            kwargs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            kwargs[key] = value
-    return kwargs
+class Switch(argparse.Action):
+    """`--compile` and `--no-compile` for the field compile, `--no-aug` and `--aug` for the field no_aug."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        self.off = opposite(dest)
+        super().__init__([*option_strings, self.off], dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, option != self.off)
 
 
-def check_model_name(name: str) -> None:
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise UsageError(f"--model {name}: timm knows no such model" + (f"; it knows {', '.join(near)}" if near else ""))
+def opposite(name: str) -> str:
+    return flag(name.removeprefix("no_")) if name.startswith("no_") else flag(f"no_{name}")
 
 
-def check_numbers(args: argparse.Namespace, at_least: Mapping[str, float], shares: Sequence[str]) -> None:
-    """Flags that are given must be at least so much; `shares` lie between 0 and 1."""
-    for name, least in at_least.items():
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: it must be at least {least}")
-    for name in shares:
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: it must be between 0 and 1")
+def default_in_words(field: dataclasses.Field[Any]) -> str:
+    if about(field).told:
+        return about(field).told
+    if field.type is bool:
+        return "on" if field.default else "off"
+    return " ".join(map(str, field.default)) or "none" if isinstance(field.default, tuple) else str(field.default)
 
 
-def recipe_of(args: argparse.Namespace, incidental: set[str]) -> dict[str, object]:
-    """What must be the same for a resumed run to repeat an uninterrupted one: all flags but the incidental ones."""
-    return {
-        name: list(value) if isinstance(value, (list, tuple)) else value for name, value in vars(args).items() if name not in incidental
-    }
+def build_parser(program: str, description: str, settings: type) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description=description, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="FILE", help=CONFIG.format(", ".join(RECIPES)))
+    for component in components(settings).values():
+        group = parser.add_argument_group((inspect.getdoc(component) or "").splitlines()[0].rstrip("."))
+        for field in dataclasses.fields(component):
+            add_flag(group, field)
+    return parser
+
+
+def add_flag(group: Any, field: dataclasses.Field[Any]) -> None:
+    its, (kind, number, _) = about(field), shape(field)
+    options: dict[str, Any] = {"dest": field.name, "help": f"{its.help} (default: {default_in_words(field)})".replace("%", "%%")}
+    if kind is bool:
+        options["action"] = Switch
+    else:
+        options |= {"type": its.read or kind, "nargs": number, "metavar": its.metavar, "choices": its.choices or None}
+    group.add_argument(flag(field.name), *its.aliases, **options)
+
+
+def read_flags(program: str, description: str, settings: type, argv: Sequence[str] | None) -> dict[str, Any]:
+    """What was given, by name: flags, and under them the file that `--config` names."""
+    given = vars(build_parser(program, description, settings).parse_args(argv))
+    config = given.pop("config", None)
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return (read_config(config, program, settings) if config is not None else {}) | flags

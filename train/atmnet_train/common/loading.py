@@ -1,7 +1,7 @@
 """Training batches from a map-style data set, on the device."""
 
-import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from accelerate import Accelerator
@@ -10,10 +10,22 @@ from torch.utils.data import DataLoader, Dataset
 
 from .broken import BrokenImages
 from .errors import UsageError
+from .runtime import default_workers
 from .sampling import GlobalBatchSampler
+from .settings import setting
 from .stop import worker_init
 
 Batch = Any
+
+
+@dataclass(frozen=True)
+class LoadingSettings:
+    """How data are loaded."""
+
+    batch_size: int = setting(128, "per process and micro-batch", "-b", metavar="N", at_least=1, incidental=True)
+    grad_accum_steps: int = setting(1, "micro-batches per update", metavar="N", at_least=1, incidental=True)
+    workers: int = setting(default_workers(), "data-loading workers per process", at_least=0, incidental=True)
+    max_broken: int = setting(50, "unreadable images to skip before giving up", metavar="N", at_least=0, incidental=True)
 
 
 class TrainLoader(Protocol):
@@ -25,25 +37,25 @@ class TrainLoader(Protocol):
     def batches(self, epoch: int, start: int) -> Iterator[Batch]: ...
 
 
-def loader_options(args: argparse.Namespace, accelerator: Accelerator, keep_workers: bool) -> dict[str, Any]:
+def loader_options(settings: LoadingSettings, accelerator: Accelerator, keep_workers: bool) -> dict[str, Any]:
     return {
-        "num_workers": args.workers,
+        "num_workers": settings.workers,
         "pin_memory": accelerator.device.type == "cuda",
-        "persistent_workers": keep_workers and args.workers > 0,
+        "persistent_workers": keep_workers and settings.workers > 0,
         "worker_init_fn": worker_init(),
     }
 
 
-def images_per_update(args: argparse.Namespace, accelerator: Accelerator) -> int:
-    return args.batch_size * accelerator.num_processes * args.grad_accum_steps
+def images_per_update(settings: LoadingSettings, accelerator: Accelerator) -> int:
+    return settings.batch_size * accelerator.num_processes * settings.grad_accum_steps
 
 
-def check_fills(args: argparse.Namespace, accelerator: Accelerator, images: int, updates: int) -> None:
+def check_fills(settings: LoadingSettings, accelerator: Accelerator, images: int, updates: int) -> None:
     if updates == 0:
         raise UsageError(
-            f"{images} training images do not fill one update of {images_per_update(args, accelerator)} "
-            f"(--batch-size {args.batch_size} x {accelerator.num_processes} processes x --grad-accum-steps {args.grad_accum_steps}): "
-            "give a smaller --batch-size"
+            f"{images} training images do not fill one update of {images_per_update(settings, accelerator)} "
+            f"(--batch-size {settings.batch_size} x {accelerator.num_processes} processes x "
+            f"--grad-accum-steps {settings.grad_accum_steps}): give a smaller --batch-size"
         )
 
 
@@ -57,7 +69,8 @@ class MapLoader:
         self,
         dataset: Dataset[Any],
         collate: Callable[[list[Any]], tuple[Batch, list[Any]]],
-        args: argparse.Namespace,
+        settings: LoadingSettings,
+        seed: int,
         accelerator: Accelerator,
         broken: BrokenImages,
         repeats: int = 1,
@@ -67,18 +80,18 @@ class MapLoader:
         length = len(dataset)  # type: ignore[arg-type]
         self.sampler = GlobalBatchSampler(
             length,
-            args.batch_size,
-            args.grad_accum_steps,
+            settings.batch_size,
+            settings.grad_accum_steps,
             accelerator.num_processes,
             accelerator.process_index,
-            args.seed,
+            seed,
             repeats,
             updates_per_epoch,
         )
-        self.updates_per_epoch = len(self.sampler) // args.grad_accum_steps
-        self.images_per_update = images_per_update(args, accelerator)
-        check_fills(args, accelerator, length, self.updates_per_epoch)
-        options = loader_options(args, accelerator, keep_workers=True)
+        self.updates_per_epoch = len(self.sampler) // settings.grad_accum_steps
+        self.images_per_update = images_per_update(settings, accelerator)
+        check_fills(settings, accelerator, length, self.updates_per_epoch)
+        options = loader_options(settings, accelerator, keep_workers=True)
         self.loader = DataLoader(dataset, batch_sampler=self.sampler, collate_fn=collate, **options)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:

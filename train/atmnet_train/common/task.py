@@ -1,6 +1,5 @@
 """A training from its model to its summary: what every program does alike."""
 
-import argparse
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,37 +15,41 @@ from torch import nn
 
 from .broken import BrokenImages
 from .checkpoints import Checkpointer, check_room, find_resume
+from .config import write_config
 from .engine import BatchLoss, Engine, Evaluate, Plan, Stopped, end_quietly
 from .errors import RunError, UsageError
 from .loading import TrainLoader
-from .runtime import start_trackers
+from .runtime import RunSettings, start_trackers
+from .settings import flatten
 from .summary import device_name, draw_curves, versions, write_json
 from .tuning import tune_kernels
 
 
-def claim_output(args: argparse.Namespace) -> Path | None:
+def claim_output(settings: RunSettings) -> Path | None:
     """The checkpoint to go on from, if any; refuses a folder that holds another run."""
-    output = Path(args.output)
-    resume = find_resume(args.resume, output) if args.resume else None
+    output = Path(settings.output)
+    resume = find_resume(settings.resume, output) if settings.resume else None
     last = output / "last.pt"
     if last.exists() and (resume is None or not last.samefile(resume)):
         raise UsageError(f"{output} holds a run already: go on with --resume auto, or give another --output")
     return resume
 
 
-def make_plan(args: argparse.Namespace, loader: TrainLoader, metric: str, epochs: int, **options: bool) -> Plan:
-    """From the flags that all programs have; `options` are the plan's own."""
+def make_plan(
+    run: RunSettings, loader: TrainLoader, metric: str, epochs: int, accumulate: int, clip_grad: float | None, **options: bool
+) -> Plan:
+    """From the settings that all programs have; `options` are the plan's own."""
     return Plan(
         epochs=epochs,
         updates_per_epoch=loader.updates_per_epoch,
-        accumulate=args.grad_accum_steps,
+        accumulate=accumulate,
         images_per_update=loader.images_per_update,
-        seed=args.seed,
+        seed=run.seed,
         metric=metric,
-        output=Path(args.output),
-        clip_grad=args.clip_grad,
-        checkpoint_steps=args.checkpoint_steps,
-        log_interval=args.log_interval,
+        output=Path(run.output),
+        clip_grad=clip_grad,
+        checkpoint_steps=run.checkpoint_steps,
+        log_interval=run.log_interval,
         **options,
     )
 
@@ -56,6 +59,7 @@ class Task:
     """What a program trains, and how."""
 
     name: str
+    settings: Any  # all of the program's, to be written down
     model: nn.Module
     optimizer: Any
     scheduler: Scheduler
@@ -73,18 +77,18 @@ class Task:
     ema_warmup: bool = False
 
 
-def fit(args: argparse.Namespace, accelerator: Accelerator, task: Task, resume: Path | None) -> None:
+def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Path | None) -> None:
     """Trains, evaluates, saves, and leaves summary.json and curves.png, until the end or until asked to stop."""
     check_room(task.plan.output, task.model, task.ema_decay > 0)
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     model, optimizer = task.model.to(accelerator.device), task.optimizer
-    if args.tune:
+    if settings.tune:
         tune_kernels(accelerator, model.get_submodule(task.core), task.example)
     ema = ModelEmaV3(model, task.ema_decay, use_warmup=task.ema_warmup) if task.ema_decay > 0 else None
     model, optimizer = accelerator.prepare(model, optimizer)
     if accelerator.is_fsdp2 and ema is not None:
         ema.module = fsdp2_prepare_model(accelerator, ema.module)  # cut up like the model it averages
-    if args.compile:
+    if settings.compile:
         for module in (model, ema.module if ema is not None else None):
             if module is not None:
                 compile_core(accelerator, module, task.core)
@@ -93,7 +97,9 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, task: Task, resume: 
     if resume is not None:
         for note in engine.resume(resume):
             accelerator.print(note)
-    start_trackers(accelerator, "tensorboard", args, engine.progress.updates)
+    if accelerator.is_main_process:
+        write_config(task.plan.output / "config.yaml", task.settings)
+    start_trackers(accelerator, "tensorboard", flatten(task.settings), engine.progress.updates)
     length = f"{task.plan.epochs} epochs of {task.plan.updates_per_epoch} updates"
     if task.plan.by_updates:
         length = f"{task.plan.epochs * task.plan.updates_per_epoch} updates, evaluated every {task.plan.updates_per_epoch}"
@@ -111,12 +117,12 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, task: Task, resume: 
     except RunError as error:
         if accelerator.is_main_process:
             with suppress(RunError, OSError):  # such as the full disk that this is about
-                finish(args, accelerator, engine, facts | {"error": str(error), "unreadable": task.broken.found}, task.curves)
+                finish(task, accelerator, engine, facts | {"error": str(error), "unreadable": task.broken.found})
             for tracker in accelerator.trackers:
                 tracker.finish()
         raise
     if accelerator.is_main_process:
-        finish(args, accelerator, engine, facts | {"unreadable": task.broken.found}, task.curves)
+        finish(task, accelerator, engine, facts | {"unreadable": task.broken.found})
         if not facts["finished"]:
             asked = f" ({engine.stop.signal.name})" if engine.stop.signal else ""
             print(
@@ -131,7 +137,7 @@ def compile_core(accelerator: Accelerator, model: nn.Module, core: str) -> None:
     (cast(nn.Module, accelerator.unwrap_model(model)).get_submodule(core) if core else model).compile()
 
 
-def finish(args: argparse.Namespace, accelerator: Accelerator, engine: Engine, facts: dict[str, Any], curves: Sequence[str]) -> None:
+def finish(task: Task, accelerator: Accelerator, engine: Engine, facts: dict[str, Any]) -> None:
     """summary.json and curves.png, of a run that is finished or stopped."""
     plan, progress, rows = engine.plan, engine.progress, engine.epochs.rows
     peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
@@ -155,10 +161,10 @@ def finish(args: argparse.Namespace, accelerator: Accelerator, engine: Engine, f
             "device": device_name(accelerator.device),
             "mixed_precision": accelerator.mixed_precision,
             "versions": versions(),
-            "args": vars(args),
+            "args": flatten(task.settings),
         },
     )
     if rows:
-        draw_curves(plan.output / "curves.png", rows, engine.steps.rows, plan.updates_per_epoch, curves, plan.by_updates)
+        draw_curves(plan.output / "curves.png", rows, engine.steps.rows, plan.updates_per_epoch, task.curves, plan.by_updates)
         best = " · ".join(f"best {name} {value:.3f} ({unit} {when[name]})" for name, value in progress.best.items())
         print(f"{best} · {plan.output}/summary.json, curves.png", flush=True)

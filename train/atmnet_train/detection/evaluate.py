@@ -1,6 +1,5 @@
 """COCO's metrics: detections of all processes brought together and scored by faster-coco-eval."""
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..common.loading import loader_options
 from .annotations import Record, Split
 from .data import NOTHING, ValImages, collate, encode
 from .pictures import draw_pictures
+from .settings import Settings
 
 # In the order of COCO's summary; the first six are what papers report.
 METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_1", "AR_10", "AR_100", "AR_S", "AR_M", "AR_L")
@@ -58,17 +58,17 @@ def coco_metrics(truth: COCO, results: Sequence[Record], kind: str, image_ids: I
 class Evaluator:
     """AP of one or several models in one pass over the images. `detections.json` and the pictures are of the last pass."""
 
-    def __init__(self, split: Split, masks: bool, args: argparse.Namespace, accelerator: Accelerator, broken: BrokenImages) -> None:
+    def __init__(self, split: Split, settings: Settings, accelerator: Accelerator, broken: BrokenImages) -> None:
         self.split, self.accelerator, self.broken = split, accelerator, broken
-        self.output, self.pictures = Path(args.output), args.pictures
-        self.kinds = {"box": "bbox"} | ({"mask": "segm"} if masks else {})
+        self.output, self.pictures = Path(settings.run.output), settings.evaluation.pictures
+        self.kinds = {"box": "bbox"} | ({"mask": "segm"} if settings.model.has_masks else {})
         # Prepared by Accelerate: it deals out the images, some twice to fill the last batch.
         self.loader: Any = accelerator.prepare_data_loader(
             DataLoader(
                 ValImages(split.folder, split.images),
-                args.val_batch_size,
+                settings.evaluation.val_batch_size,
                 collate_fn=collate,
-                **loader_options(args, accelerator, keep_workers=False),
+                **loader_options(settings.data, accelerator, keep_workers=False),
             )
         )
 

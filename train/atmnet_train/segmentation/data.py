@@ -1,6 +1,5 @@
 """Images and their annotations in ADE20K's layout: found, named, and all checked before anything long begins."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,11 +119,11 @@ class Inspection(Dataset[tuple[int, str]]):
             return 0, f"{pair.annotation} or its image cannot be read ({error})"
 
 
-def check_pairs(pairs: Sequence[Pair], args: argparse.Namespace, accelerator: Accelerator) -> list[int]:
+def check_pairs(pairs: Sequence[Pair], workers: int, accelerator: Accelerator) -> list[int]:
     """The largest label of each pair. Reads all annotations, shared out over processes and workers, and refuses what cannot be used."""
     own = range(accelerator.process_index, len(pairs), accelerator.num_processes)
     inspection = Inspection([pairs[index] for index in own])
-    loader = DataLoader(inspection, batch_size=None, num_workers=args.workers, worker_init_fn=worker_init())
+    loader = DataLoader(inspection, batch_size=None, num_workers=workers, worker_init_fn=worker_init())
     found = list(shown(loader, "checking annotations", accelerator.is_main_process))
     everything = dict(gather_object(list(zip(own, found, strict=True))))
     wrong = [everything[index][1] for index in range(len(pairs)) if everything[index][1]]

@@ -1,6 +1,5 @@
 """Evaluation on whole images: one confusion matrix over all processes, and what is read off it."""
 
-import argparse
 import csv
 import io
 import math
@@ -24,6 +23,7 @@ from ..common.loading import loader_options
 from .data import Pair
 from .pictures import draw_picture
 from .samples import ValPairs, Whole
+from .settings import Settings
 from .transforms import IGNORED, EvalTransform
 
 ONE_SCALE = (1.0,)
@@ -54,11 +54,14 @@ def class_scores(confusion: Tensor) -> tuple[Tensor, Tensor]:
     return 100 * hits / (true + predicted - hits), 100 * hits / true
 
 
+METRICS = ("mIoU", "mAcc", "aAcc")
+
+
 def scores(confusion: Tensor) -> Metrics:
     """In percent, as papers report: means over the classes that there are, and the share of all pixels."""
     iou, accuracy = class_scores(confusion)
     overall = 100 * confusion.diagonal().sum().double() / confusion.sum()
-    return {"mIoU": iou.nanmean().item(), "mAcc": accuracy.nanmean().item(), "aAcc": overall.item()}
+    return dict(zip(METRICS, (iou.nanmean().item(), accuracy.nanmean().item(), overall.item()), strict=True))
 
 
 class Evaluator:
@@ -73,16 +76,16 @@ class Evaluator:
         classes: Sequence[str],
         mean: Sequence[float],
         std: Sequence[float],
-        args: argparse.Namespace,
+        settings: Settings,
         accelerator: Accelerator,
         broken: BrokenImages,
         multi_scale: bool = False,
     ) -> None:
         self.pairs, self.classes, self.accelerator, self.broken, self.multi_scale = pairs, classes, accelerator, broken, multi_scale
-        self.pictures, self.folder = args.pictures, Path(args.output) / "pictures"
-        transform = EvalTransform(args.crop_size, mean, std, SCALES if multi_scale else ONE_SCALE)
+        self.pictures, self.folder = settings.evaluation.pictures, Path(settings.run.output) / "pictures"
+        transform = EvalTransform(settings.data.crop_size, mean, std, SCALES if multi_scale else ONE_SCALE)
         share = ValPairs(pairs, transform, accelerator.num_processes, accelerator.process_index)
-        self.loader: Any = DataLoader(share, batch_size=None, **loader_options(args, accelerator, keep_workers=False))
+        self.loader: Any = DataLoader(share, batch_size=None, **loader_options(settings.data, accelerator, keep_workers=False))
 
     def __call__(self, models: Models, pulse: Callable[[], None] = lambda: None) -> dict[str, Metrics]:
         return {name: scores(confusion) for name, confusion in self.confusions(models, pulse).items()}

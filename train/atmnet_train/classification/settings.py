@@ -1,0 +1,172 @@
+"""What train/imagenet.py can be told, in timm's spelling. The defaults are the paper's recipe (its table 9; where it is silent, DeiT's)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from atmnet import canonical_name
+
+from ..common.config import read_config
+from ..common.errors import UsageError
+from ..common.loading import LoadingSettings
+from ..common.runtime import EvaluationSettings, RunSettings
+from ..common.settings import setting
+from ..common.weights import Weights
+
+# Stochastic depth by variant.
+DROP_PATH = {"atmnet_xt": 0.1, "atmnet_t": 0.1, "atmnet_s": 0.2, "atmnet_b": 0.3, "atmnet_l": 0.3}
+
+# What an evaluation takes from the checkpoint unless it is given.
+FROM_CHECKPOINT = ("img_size", "crop_pct", "interpolation", "model_kwargs")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Model and the weights that it starts from."""
+
+    model: str = setting(
+        "atmnet_t",
+        "atmnet-xt, -t, -s, -b, -l, or any timm model",
+        read=canonical_name,
+        incidental=True,
+        told="atmnet-t; with --eval, the checkpoint's",
+    )
+    model_kwargs: tuple[str, ...] = setting((), "passed on to timm.create_model", metavar="KEY=VALUE")
+    drop_path: float | None = setting(None, "stochastic depth", share=True, told="the variant's, 0.1 to 0.3; timm's for other models")
+    init_from: str | None = setting(
+        None, "start from these weights; a classifier of another size is replaced", metavar="CKPT", incidental=True, told="new weights"
+    )
+    finetune: bool = setting(False, "preset for --init-from: 384 pixels, 30 epochs at 5e-6")
+    ema: bool = setting(False, "--eval, --init-from: take the averaged weights of the checkpoint", incidental=True)
+
+
+@dataclass(frozen=True)
+class DataSettings(LoadingSettings):
+    """Data."""
+
+    data_dir: str | None = setting(
+        None,
+        "DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, or where --dataset keeps its files",
+        metavar="DIR",
+        incidental=True,
+        told="none: give it, or --dataset",
+    )
+    dataset: str = setting("", "a timm dataset: hfds/..., hfids/..., wds/..., tfds/..., torch/...", metavar="NAME", told="folders")
+    train_split: str = setting("train", "the images to train on", metavar="SPLIT")
+    val_split: str = setting("validation", "the images to evaluate on", metavar="SPLIT")
+    dataset_download: bool = setting(False, "let the dataset download itself", incidental=True)
+    input_key: str | None = setting(None, "the image column of --dataset", told="timm's")
+    target_key: str | None = setting(None, "the label column of --dataset", told="timm's")
+    num_classes: int | None = setting(None, "outputs of the classifier", at_least=1, told="from the data")
+    img_size: int = setting(224, "pixels of a side", at_least=1, told="224; with --finetune 384; with --eval, the checkpoint's")
+    interpolation: str = setting("bicubic", "how images are resized", choices=("bicubic", "bilinear", "nearest", "random"))
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """Augmentation and regularisation."""
+
+    no_aug: bool = setting(False, "no random transforms")
+    scale: tuple[float, float] = setting((0.08, 1.0), "area of the random crop")
+    ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "aspect ratio of the random crop")
+    hflip: float = setting(0.5, "share of mirrored images", share=True)
+    aa: str = setting("rand-m9-mstd0.5-inc1", "auto-augment policy; none switches it off")
+    color_jitter: float = setting(0.4, "takes effect with --aa none, as in timm", at_least=0)
+    aug_repeats: int = setting(3, "repeated augmentation; 0 or 1 switches it off", at_least=0, incidental=True)
+    reprob: float = setting(0.25, "share of randomly erased images", share=True)
+    remode: str = setting("pixel", "what is erased becomes this", choices=("pixel", "rand", "const"))
+    mixup: float = setting(0.8, "alpha of mixup; 0 switches it off", at_least=0)
+    cutmix: float = setting(1.0, "alpha of cutmix; 0 switches it off", at_least=0)
+    mixup_prob: float = setting(1.0, "share of mixed batches", share=True)
+    mixup_switch_prob: float = setting(0.5, "share of cutmix where both are on", share=True)
+    mixup_off_epoch: int = setting(0, "stop mixing at this epoch (0: never)")
+    smoothing: float = setting(0.1, "label smoothing", share=True)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Optimizer."""
+
+    opt: str = setting("adamw", "any of timm's optimizers")
+    lr: float | None = setting(None, "learning rate", at_least=0, told="--lr-base times global batch over --lr-base-size")
+    lr_base: float = setting(1e-3, "learning rate at a global batch of --lr-base-size")
+    lr_base_size: int = setting(1024, "the global batch that --lr-base is for", at_least=1)
+    weight_decay: float = setting(0.05, "not of norms and biases", at_least=0)
+    momentum: float = setting(0.9, "of optimizers that have one")
+    layer_decay: float | None = setting(None, "layer-wise decay of the learning rate", told="none")
+    clip_grad: float | None = setting(None, "clip the gradient norm (0: never)", metavar="NORM", told="never")
+    model_ema_decay: float = setting(0.99996, "of the averaged weights; 0 switches them off", share=True)
+    model_ema_warmup: bool = setting(False, "average over the steps there are at first: for runs of few updates")
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Schedule."""
+
+    sched: str = setting("cosine", "how the learning rate falls", choices=("cosine", "poly", "tanh", "step"))
+    sched_on_updates: bool = setting(False, "follow the schedule at every update rather than epoch")
+    epochs: int = setting(300, "without --cooldown-epochs", at_least=1, told="300; with --finetune 30")
+    warmup_epochs: int = setting(5, "the rate rises linearly from --warmup-lr", at_least=0, told="5; with --finetune 0")
+    cooldown_epochs: int = setting(10, "at --min-lr, after --epochs", at_least=0, told="10; with --finetune 0")
+    min_lr: float = setting(1e-5, "where the schedule ends", told="1e-5; with --finetune 5e-6")
+    warmup_lr: float = setting(1e-6, "where the warm-up begins")
+    decay_epochs: float = setting(90, "of --sched step")
+    decay_rate: float = setting(0.1, "of --sched step; the power of poly")
+
+
+@dataclass(frozen=True)
+class ClassifierEvaluationSettings(EvaluationSettings):
+    """Evaluation."""
+
+    val_batch_size: int | None = setting(None, "per process", metavar="N", at_least=1, incidental=True, told="--batch-size")
+    crop_pct: float = setting(224 / 256, "evaluation crop", share=True, told="0.875; with --eval, the checkpoint's")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of train/imagenet.py."""
+
+    model: ModelSettings
+    data: DataSettings
+    augmentation: AugmentationSettings
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    evaluation: ClassifierEvaluationSettings
+    run: RunSettings
+
+
+def from_checkpoint(weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--eval` takes from its checkpoint: which model it is, and how its images are seen."""
+    held = weights.meta.get("model")
+    name = given.get("model", canonical_name(held or ""))
+    if not name:
+        raise UsageError(f"{weights.source} does not say which model it is: give --model")
+    if held not in (None, name):
+        raise UsageError(f"{weights.source} holds {held}, not --model {name}")
+    trained = weights.meta | weights.meta.get("recipe", {})
+    found = {key: trained[key] for key in FROM_CHECKPOINT if key in trained}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()} | {"model": name}
+
+
+def dependent(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults that depend on the model, or on fine-tuning."""
+    found = {"output": f"output/{values['model']}", "drop_path": DROP_PATH.get(values["model"])}
+    return found | (read_config("imagenet-384.yaml", "imagenet.py", Settings) if values["finetune"] else {})
+
+
+def check(settings: Settings) -> None:
+    """Refuses what cannot work together."""
+    model, data, schedule, augmentation = settings.model, settings.data, settings.schedule, settings.augmentation
+    if model.finetune and not model.init_from:
+        raise UsageError("--finetune starts from trained weights: give --init-from CKPT")
+    if settings.evaluation.eval:
+        if settings.run.resume or model.init_from:
+            raise UsageError("--eval CKPT names the weights itself: leave --resume and --init-from out")
+        return
+    if (augmentation.mixup > 0 or augmentation.cutmix > 0) and data.batch_size % 2:
+        raise UsageError(f"--batch-size {data.batch_size}: mixup pairs the images of a batch, so it must be even (or --mixup 0 --cutmix 0)")
+    if schedule.warmup_epochs >= schedule.epochs:
+        raise UsageError(
+            f"--warmup-epochs {schedule.warmup_epochs} leaves nothing of --epochs {schedule.epochs}: give fewer warm-up epochs, or, for "
+            "some thousand images, --config small.yaml"
+        )

@@ -1,0 +1,98 @@
+"""Configuration files: settings as YAML, in and out, and the recipes that come with the package."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UsageError
+from .files import write_atomically
+from .settings import about, components, fields_of, flatten, shape
+
+RECIPE_FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(path.name for path in RECIPE_FOLDER.glob("*.yaml"))
+SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def find_config(given: str) -> Path:
+    """The file that is meant: a path, or a recipe with or without its ending."""
+    if Path(given).is_file():
+        return Path(given)
+    for name in (given, f"{given}.yaml"):
+        if name in RECIPES:
+            return RECIPE_FOLDER / name
+    raise UsageError(f"--config {given}: there is no such file, nor such a recipe{near(given, RECIPES)}. There are {', '.join(RECIPES)}")
+
+
+def read_config(given: str, program: str, settings: type) -> dict[str, Any]:
+    """Values by name, of the right types. `null` says nothing: what it leaves open is the default."""
+    path, known = find_config(given), fields_of(settings)
+    values = {}
+    for key, text in read_yaml(path).items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise UsageError(f"{path}: {key}: {text}: {program} has no setting {key}{near(name, list(known))}")
+        try:
+            value = read_value(known[name], text)
+        except ValueError as error:
+            raise UsageError(f"{path}: {key}: {text}: {error}") from error
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Every value as the text that it is, for its setting says what is meant: to YAML itself 1e-3 is a text, and `no` false."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is not YAML that can be read: {error}") from error
+    if content is None or content == "":
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds a {type(content).__name__}: a configuration has lines `setting: value`")
+    return content
+
+
+def read_value(field: dataclasses.Field[Any], text: Any) -> Any:
+    kind, number, _ = shape(field)
+    if text == "null":
+        return None
+    if number is None:
+        return read_one(field, kind, text)
+    if not isinstance(text, list) or (isinstance(number, int) and len(text) != number) or (number == "+" and not text):
+        raise ValueError(f"it must be a list of {number if isinstance(number, int) else 'values'}, such as [a, b]")
+    return tuple(read_one(field, kind, part) for part in text)
+
+
+def read_one(field: dataclasses.Field[Any], kind: type, text: Any) -> Any:
+    choices = list(SWITCH) if kind is bool else about(field).choices
+    if not isinstance(text, str):
+        raise ValueError(f"it must be one value ({kind.__name__}), not a {type(text).__name__}")
+    if choices and text.lower() not in [choice.lower() for choice in choices]:
+        raise ValueError(f"it must be one of {', '.join(choices)}{near(text, choices)}")
+    if kind is bool:
+        return SWITCH[text.lower()]
+    try:
+        return (about(field).read or kind)(text)
+    except ValueError:
+        raise ValueError(f"it must be {'a whole number' if kind is int else 'a number'}") from None
+
+
+def near(given: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(given, known, n=3)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def write_config(path: Path, settings: Any) -> None:
+    """All of them, by component: `--config` of this file repeats the run."""
+    values, text = flatten(settings), ""
+    for component in components(settings).values():
+        part = {field.name: values[field.name] for field in dataclasses.fields(component)}
+        title = (inspect.getdoc(component) or "").splitlines()[0]
+        text += f"# {title}\n{yaml.safe_dump(part, sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)}\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

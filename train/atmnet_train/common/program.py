@@ -1,0 +1,54 @@
+"""A training program: from its command line to training or evaluation."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from .flags import read_flags
+from .runtime import check_tracker
+from .settings import S, build, check_bounds, defaults
+from .weights import Weights, read_weights
+
+Values = Mapping[str, Any]  # of settings, by name
+
+
+@dataclass(frozen=True)
+class Program(Generic[S]):
+    """What a program is called, what it can be told, and what it does.
+
+    A setting is what its flag says, else the file of `--config`, else the checkpoint of `--eval`, else what suits the model or head,
+    else its default.
+    """
+
+    name: str
+    description: str
+    settings: type[S]
+    from_checkpoint: Callable[[Weights, Values], Values]  # given what was given
+    dependent: Sequence[Callable[[Values], Values]]  # one after the other: defaults that depend on other settings, given all of them
+    check: Callable[[S], None]
+    train: Callable[[S], None]
+    evaluate: Callable[[S, Weights], None]
+
+    def read(self, argv: Sequence[str] | None = None) -> tuple[S, Weights | None]:
+        """The settings, and the weights that `--eval` names."""
+        given = read_flags(self.name, self.description, self.settings, argv)
+        weights = read_weights(given["eval"], given.get("ema", False)) if given.get("eval") else None
+        given = {**(self.from_checkpoint(weights, given) if weights is not None else {}), **given}
+        values = defaults(self.settings)
+        for layer in self.dependent:
+            values |= layer({**values, **given})
+        settings = build(self.settings, {**values, **given})
+        check_bounds(settings)
+        self.check(settings)
+        return settings, weights
+
+    def parse(self, argv: Sequence[str] | None = None) -> S:
+        return self.read(argv)[0]
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        settings, weights = self.read(argv)
+        check_tracker(settings.run)  # type: ignore[attr-defined]
+        if weights is None:
+            self.train(settings)
+        else:
+            self.evaluate(settings, weights)

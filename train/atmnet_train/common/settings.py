@@ -1,0 +1,99 @@
+"""Settings: what a program can be told, in frozen dataclasses, one a component. Command line and configuration files come from them.
+
+A program's settings are a dataclass of such components. No two fields have one name, so that a flag or a line of a file means one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
+
+from .errors import UsageError
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a field knows of its setting, besides its name, type and default."""
+
+    help: str
+    aliases: tuple[str, ...] = ()  # other spellings of its flag
+    told: str = ""  # what the default is, in words, where it depends on something
+    metavar: str | None = None
+    choices: Sequence[str] = ()
+    at_least: float | None = None
+    share: bool = False  # lies between 0 and 1
+    incidental: bool = False  # does not change the course of a run, so that one may be resumed with another
+    read: Callable[[str], Any] | None = None  # from text, where that is more than its type
+
+
+def setting(default: Any, help: str, *aliases: str, **about: Any) -> Any:
+    """A field of a component of settings."""
+    return dataclasses.field(default=default, metadata={"about": About(help, aliases, **about)})
+
+
+def about(field: dataclasses.Field[Any]) -> About:
+    return field.metadata["about"]
+
+
+def components(settings: Any) -> dict[str, type]:
+    return {field.name: field.type for field in dataclasses.fields(settings)}  # type: ignore[misc]
+
+
+def fields_of(settings: Any) -> dict[str, dataclasses.Field[Any]]:
+    """Every setting of a program, by name."""
+    return {field.name: field for component in components(settings).values() for field in dataclasses.fields(component)}
+
+
+def defaults(settings: type) -> dict[str, Any]:
+    return {name: field.default for name, field in fields_of(settings).items()}
+
+
+def build(settings: type[S], values: Mapping[str, Any]) -> S:
+    """The settings of a program from the value of each."""
+    parts = {
+        name: component(**{field.name: values[field.name] for field in dataclasses.fields(component)})
+        for name, component in components(settings).items()
+    }
+    return settings(**parts)
+
+
+def flatten(settings: Any) -> dict[str, Any]:
+    """The values by name, with lists for tuples, as files hold them."""
+    values = {name: value for component in dataclasses.asdict(settings).values() for name, value in component.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def recipe_of(settings: Any) -> dict[str, Any]:
+    """What must be the same for a resumed run to repeat an uninterrupted one."""
+    fields = fields_of(settings)
+    return {name: value for name, value in flatten(settings).items() if not about(fields[name]).incidental}
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def shape(field: dataclasses.Field[Any]) -> tuple[type, int | str | None, bool]:
+    """The type of one value, how many there are (as argparse says it; None for one alone), and whether there may be none."""
+    optional = isinstance(field.type, UnionType)
+    kind: Any = get_args(field.type)[0] if optional else field.type
+    if get_origin(kind) is not tuple:
+        return kind, None, optional
+    kinds = get_args(kind)
+    return kinds[0], ("*" if field.default == () else "+") if ... in kinds else len(kinds), optional
+
+
+def check_bounds(settings: Any) -> None:
+    """Refuses numbers that are too small or too large, by the name of their flag."""
+    values = flatten(settings)
+    for name, field in fields_of(settings).items():
+        value, least = values[name], about(field).at_least
+        if value is None:
+            continue
+        if least is not None and value < least:
+            raise UsageError(f"{flag(name)} {value}: it must be at least {least}")
+        if about(field).share and not 0 <= value <= 1:
+            raise UsageError(f"{flag(name)} {value}: it must be between 0 and 1")

@@ -1,0 +1,52 @@
+"""The evaluation of a checkpoint, from its weights to its report: what every program does alike."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from .broken import BrokenImages
+from .config import write_config
+from .engine import end_quietly
+from .runtime import RunSettings
+from .summary import versions, write_json
+from .task import compile_core
+from .weights import Weights, load_weights
+
+
+@dataclass
+class Trial:
+    """What a program evaluates, and what it says of it."""
+
+    name: str
+    settings: Any  # all of the program's, to be written down
+    report: dict[str, Any]  # of them, what belongs beside the metrics
+    model: nn.Module
+    measure: Callable[[nn.Module], dict[str, Any]]  # the metrics, among them the number of images; every process calls it
+    broken: BrokenImages
+    in_words: Callable[[dict[str, Any]], str]
+    files: str = "eval.json"  # that are left in the output folder
+    core: str = ""  # the submodule that is compiled; the model itself where empty
+
+
+def evaluate(settings: RunSettings, accelerator: Accelerator, weights: Weights, trial: Trial) -> None:
+    """Loads, measures, and leaves eval.json, with eval.yaml, the configuration that repeats it."""
+    load_weights(trial.model, weights)
+    # Placed here: under FSDP, Accelerate leaves a model that is not trained where it is.
+    model = accelerator.prepare_model(trial.model.to(accelerator.device), evaluation_mode=True)
+    if settings.compile:
+        compile_core(accelerator, model, trial.core)
+    output, began = Path(settings.output), time.perf_counter()
+    metrics = trial.measure(model)
+    seconds = time.perf_counter() - began
+    speed = f"{metrics['images'] / seconds:.1f} images/s"
+    accelerator.print(f"{trial.name} · {weights.source} · {trial.in_words(metrics)} · {speed} · {output}/{trial.files}", flush=True)
+    if accelerator.is_main_process:
+        write_config(output / "eval.yaml", trial.settings)
+        facts = {"seconds": seconds, "unreadable": trial.broken.found, "versions": versions()}
+        write_json(output / "eval.json", {"checkpoint": weights.source} | trial.report | metrics | facts)
+    end_quietly(accelerator)
