@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(fault: Exception, data: Path
 
 
 def test_too_little_room_is_said_before_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints.os, "statvfs", lambda path: SimpleNamespace(f_bavail=1, f_frsize=2**20))
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     with pytest.raises(UsageError, match=r"has 1 MiB free; the checkpoints need about \d+ MiB"):
         train(data, tmp_path / "run")
 

@@ -5,7 +5,7 @@ so a run may be resumed on another number of processes.
 """
 
 import math
-import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -175,8 +175,7 @@ def check_room(folder: Path, model: nn.Module, with_ema: bool) -> None:
     there = sum(path.stat().st_size for path in folder.glob("*") if path.suffix in (".pt", ".safetensors"))
     need = weights * (2 * (3 + with_ema) + 2 * (1 + with_ema)) - there
     folder.mkdir(parents=True, exist_ok=True)
-    stat = os.statvfs(folder)
-    free = stat.f_bavail * stat.f_frsize
+    free = shutil.disk_usage(folder).free
     if free < need:
         raise UsageError(
             f"{folder} has {free / 2**20:.0f} MiB free; the checkpoints need about {math.ceil(need / 2**20)} MiB. Give another --output"

@@ -26,7 +26,7 @@ def run_program(main: Callable[[], object]) -> None:
     except RunError as error:
         fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             raise
         fail(f"the disk is full: {error}. The last checkpoint is whole: make room, then go on with --resume")
 

@@ -9,7 +9,9 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # clusters: SIGTERM, or SIGUSR1 some time before it; Ctrl-C: SIGINT
+# Clusters: SIGTERM, or SIGUSR1 some time before it; Ctrl-C: SIGINT. Not every system has all of them.
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class Stop:
