@@ -93,11 +93,11 @@ def test_an_evaluation_can_be_stopped(fresh_accelerate: None) -> None:
             seen.append(len(x))
             return x.mean((2, 3))
 
-    def pulse() -> None:
+    def check_stop() -> None:
         raise Stopped
 
     with pytest.raises(Stopped):
-        evaluator({"": Model()}, pulse)
+        evaluator({"": Model()}, check_stop)
     assert 0 < sum(seen) < 50
     seen.clear()
     assert evaluator({"": Model()})[""]["images"] == sum(seen) == 50

@@ -13,11 +13,11 @@ import torch
 from atmnet_train import imagenet
 from atmnet_train.classification import images as classification_images
 from atmnet_train.classification.images import TrainImages, class_indices
-from atmnet_train.classification.loaders import mend_posterize, score
+from atmnet_train.classification.loaders import patch_posterize, score
 from atmnet_train.classification.optimization import learning_rate
 from atmnet_train.common import task
 from atmnet_train.common.broken import BrokenImages
-from atmnet_train.common.engine import updates_between_checks
+from atmnet_train.common.engine import updates_between_syncs
 from atmnet_train.common.errors import RunError, UsageError
 from atmnet_train.common.files import write_atomically
 from atmnet_train.common.history import Table
@@ -141,7 +141,7 @@ def test_a_sample_is_augmented_the_same_wherever_it_is_loaded() -> None:
 
 def test_the_strongest_posterize_does_not_end_the_run() -> None:
     transform = create_transform(32, is_training=True, auto_augment="rand-m10-n30-inc1")
-    mend_posterize(transform)
+    patch_posterize(transform)
     for _ in range(20):
         transform(Image.new("RGB", (40, 40), (200, 100, 50)))
 
@@ -240,7 +240,7 @@ def test_an_image_without_a_file_is_named_once(capsys: pytest.CaptureFixture[str
     broken = BrokenImages(1, 10)
     for address in ("0x1", "0x2"):
         broken.note([("image number 3", f"cannot identify <BytesIO object at {address}>")])
-        broken.settle()
+        broken.sync()
     assert capsys.readouterr().out.count("skipped: cannot read image number 3") == 1
 
 
@@ -282,8 +282,8 @@ class Stream(torch.utils.data.IterableDataset):
             yield self.transform(Image.new("RGB", (32, 32), (28 * number, 9, 9))), number % 2
 
 
-def test_checks_are_rare_where_updates_are_fast_and_seconds_apart_where_they_are_slow() -> None:
-    assert [updates_between_checks(seconds) for seconds in (0.1, 0.5, 1, 2, 9, math.inf)] == [10, 10, 5, 2, 1, 1]
+def test_syncs_are_rare_where_updates_are_fast_and_seconds_apart_where_they_are_slow() -> None:
+    assert [updates_between_syncs(seconds) for seconds in (0.1, 0.5, 1, 2, 9, math.inf)] == [10, 10, 5, 2, 1, 1]
 
 
 def test_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:

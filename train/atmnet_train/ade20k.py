@@ -174,7 +174,7 @@ def batch_loss(model: nn.Module, batch: Batch, epoch: int) -> Tensor | dict[str,
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over all pixels, 0 for the ignored ones: it exists where all are, and does not depend on how a batch is dealt out."""
+    """The mean over all pixels, 0 for the ignored ones: it exists where all are, and does not depend on how a batch is sharded."""
     return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").mean()
 
 

@@ -29,7 +29,7 @@ def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
-def mend_posterize(transform: Any) -> None:
+def patch_posterize(transform: Any) -> None:
     """timm's strongest posterize keeps no bit: an error in recent Pillow, a black image in the Pillow of the paper's time and here."""
 
     for policy in getattr(transform, "transforms", ()):
@@ -58,7 +58,7 @@ def training_transform(data: DataSettings, settings: AugmentationSettings, mean:
         )
     except (AssertionError, ValueError, KeyError) as error:  # timm reads the policy piece by piece
         raise UsageError(f"--aa {settings.aa}: timm knows no such augmentation ({error}); try rand-m9-mstd0.5-inc1, or none") from error
-    mend_posterize(transform)
+    patch_posterize(transform)
     return transform
 
 
@@ -150,21 +150,22 @@ class Evaluator:
             self.loader = InStep(stream, torch.zeros(1, 3, data.img_size, data.img_size), accelerator)
         else:
             dataset = ValImages(images.source, transform, data.img_size)
-            # Prepared by Accelerate: it deals out the images, and gather_for_metrics drops the ones it repeats to fill the last batch.
+            # Prepared by Accelerate: it shards the images, and gather_for_metrics drops the ones it repeats to fill the last batch.
             self.loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size, collate_fn=collate, **options))
 
     @torch.no_grad()
-    def __call__(self, models: dict[str, nn.Module], pulse: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
+    def __call__(self, models: dict[str, nn.Module], check_stop: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
         device = self.accelerator.device
-        sums = {name: torch.zeros(4, dtype=torch.float64, device=device) for name in models}
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # of which Apple's GPUs have none
+        sums = {name: torch.zeros(4, dtype=dtype, device=device) for name in models}
         with evaluating(models):
-            for images, targets in readable(self.loader, self.accelerator, self.broken, pulse):
+            for images, targets in readable(self.loader, self.accelerator, self.broken, check_stop):
                 images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
                 for name, model in models.items():
                     with self.accelerator.autocast():
                         logits = model(images).float()
                     rows = score(logits, targets)
-                    sums[name] += (rows if self.streamed else self.accelerator.gather_for_metrics(rows)).double().sum(0)
+                    sums[name] += (rows if self.streamed else self.accelerator.gather_for_metrics(rows)).to(dtype).sum(0)
         results = {}
         for name, total in sums.items():
             loss, top1, top5, count = (self.accelerator.reduce(total, "sum") if self.streamed else total).tolist()

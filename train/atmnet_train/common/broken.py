@@ -14,17 +14,17 @@ class BrokenImages:
     def __init__(self, allowed: int, images: int) -> None:
         self.allowed, self.images = allowed, images
         self.found: dict[str, str] = {}  # why, by name
-        self.news = False
+        self.pending = False
 
     def note(self, unreadable: list[Unreadable]) -> None:
         for name, why in unreadable:
             if name not in self.found:
-                self.found[name], self.news = why, True
+                self.found[name], self.pending = why, True
                 print(f"skipped: cannot read {name} ({' '.join(why.split())})", flush=True)
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Brings together what each process has met. Every process must call it."""
-        self.found, self.news = dict(gather_object(list(self.found.items()))), False
+        self.found, self.pending = dict(gather_object(list(self.found.items()))), False
         if len(self.found) <= min(self.allowed, self.images - 1):
             return
         names = shorten(list(self.found))

@@ -28,7 +28,7 @@ from .stop import Stop
 
 Batch = Any
 Metrics = dict[str, float]
-BatchLoss = Callable[[nn.Module, Batch, int], Tensor | dict[str, Tensor]]  # in epoch number so and so
+BatchLoss = Callable[[nn.Module, Batch, int], Tensor | dict[str, Tensor]]  # model, batch, epoch index
 Models = dict[str, nn.Module]  # by the prefix of their metrics: "" for the trained one, "ema_" for its average
 Evaluate = Callable[[Models, Callable[[], None]], dict[str, Metrics]]  # all in one pass over the data, calling the second now and then
 
@@ -37,8 +37,8 @@ class Stopped(Exception):
     """A stop was asked for and the state is saved."""
 
 
-def updates_between_checks(seconds_per_update: float) -> int:
-    """How often processes on GPUs compare notes (losses, a wish to stop). Each time the queue of GPU work runs dry, so not at every update;
+def updates_between_syncs(seconds_per_update: float) -> int:
+    """How often processes on GPUs sync losses and a wish to stop. Each time the queue of GPU work runs dry, so not at every update;
     but a launcher that passes a signal on kills 30 s later, and the state must be saved by then."""
     return min(10, max(1, int(5 / seconds_per_update)))
 
@@ -64,10 +64,19 @@ class Plan:
 class Watch(Protocol):
     """What one process notices and all must know."""
 
-    news: bool
+    pending: bool
 
-    def settle(self) -> None:
-        """Called on every process once one has news; it may raise."""
+    def sync(self) -> None:
+        """Called on every process once one has something pending; it may raise."""
+
+
+@dataclass
+class Synced:
+    """What the processes have met since the last sync, the same on all of them."""
+
+    losses: list[list[float]]  # of each update, the mean over the processes: the loss, and its parts if it has any
+    stop: bool
+    pending: bool
 
 
 class Engine:
@@ -99,7 +108,9 @@ class Engine:
         self.parts: list[str] = []  # of the loss, where it has any
         self.steps = Table(plan.output / "steps.csv")
         self.epochs = Table(plan.output / "summary.csv")
-        self.check_every = 1
+        self.unsynced: list[tuple[float, Tensor]] = []  # learning rate and losses of the updates since the last sync
+        self.since = time.perf_counter()  # of the last sync
+        self.sync_every = 1
         self.seconds_per_update = math.inf  # not known yet
 
     def resume(self, path: Path) -> list[str]:
@@ -149,42 +160,42 @@ class Engine:
         batches: Callable[[int, int], Iterator[Batch]],
         batch_loss: BatchLoss,
     ) -> None:
-        plan, progress, accelerator = self.plan, self.progress, self.accelerator
+        progress, plan = self.progress, self.plan
         self.model.train()
-        line = ProgressLine(
+        source = batches(progress.epoch, progress.update * plan.accumulate) if progress.update < plan.updates_per_epoch else iter(())
+        line = self._progress_line()
+        self.since = time.perf_counter()
+        try:
+            while progress.update < plan.updates_per_epoch:
+                lr = self._set_lr()
+                losses = self._update(source, batch_loss, line)
+                self._count(lr, losses)
+                save_due = progress.updates % plan.checkpoint_steps == 0
+                if not save_due and not self._sync_due():
+                    continue
+                found = self._sync()
+                self._log(self._record(found.losses), line)
+                self._measure_speed()
+                if found.pending:
+                    self.watch.sync()
+                if save_due or found.stop:
+                    self.save()
+                if found.stop:
+                    raise Stopped
+        finally:
+            line.close()
+
+    def _progress_line(self) -> ProgressLine:
+        plan, progress = self.plan, self.progress
+        return ProgressLine(
             total=plan.epochs * plan.updates_per_epoch if plan.by_updates else plan.updates_per_epoch,
             start=progress.updates if plan.by_updates else progress.update,
             label="update" if plan.by_updates else f"epoch {progress.epoch + 1}/{plan.epochs}",
             images_per_update=plan.images_per_update,
             remaining=(plan.epochs - progress.epoch) * plan.updates_per_epoch - progress.update,
             interval=plan.log_interval,
-            shown=accelerator.is_main_process,
+            shown=self.accelerator.is_main_process,
         )
-        source = batches(progress.epoch, progress.update * plan.accumulate) if progress.update < plan.updates_per_epoch else iter(())
-        unchecked: list[tuple[float, Tensor]] = []  # learning rate and losses of the updates since the last check
-        began = time.perf_counter()
-        try:
-            while progress.update < plan.updates_per_epoch:
-                lr = self._set_lr()
-                losses = self._update(source, batch_loss, line)
-                progress.update += 1
-                progress.updates += 1
-                progress.images += plan.images_per_update
-                unchecked.append((lr, losses))
-                save_due = progress.updates % plan.checkpoint_steps == 0
-                stop_now = self.stop.requested and accelerator.num_processes == 1
-                if save_due or stop_now or len(unchecked) == self.check_every or progress.update == plan.updates_per_epoch:
-                    stop_now = self._check(unchecked, line)
-                    now = time.perf_counter()
-                    self.seconds_per_update = (now - began) / len(unchecked)
-                    unchecked = []
-                    progress.seconds, began = progress.seconds + now - began, now
-                    if save_due or stop_now:
-                        self.save()
-                    if stop_now:
-                        raise Stopped
-        finally:
-            line.close()
 
     def _update(
         self,
@@ -215,32 +226,53 @@ class Engine:
         assert isinstance(total, Tensor)
         return total
 
-    def _check(self, unchecked: list[tuple[float, Tensor]], line: ProgressLine) -> bool:
-        """Brings the last losses together, logs them, refuses to go on from a non-finite one; True: stop now, on every process."""
-        own = torch.tensor([self.stop.requested, self.watch.news, self.seconds_per_update], device=self.accelerator.device)
-        sent = torch.cat([torch.stack([losses for _, losses in unchecked]).flatten(), own])
-        *flat, stop, news, seconds = self.accelerator.reduce(sent, "mean").tolist()
-        if self.accelerator.device.type != "cpu":  # where nothing is queued, and every update can be checked
-            self.check_every = updates_between_checks(seconds)
-        width = 1 + len(self.parts)
-        first = self.progress.updates - len(unchecked) + 1
-        rows = []
-        for number, (lr, _) in enumerate(unchecked):
-            loss, *parts = flat[number * width : (number + 1) * width]
+    def _count(self, lr: float, losses: Tensor) -> None:
+        """One more update is done, which the other processes have not heard of."""
+        self.progress.update += 1
+        self.progress.updates += 1
+        self.progress.images += self.plan.images_per_update
+        self.unsynced.append((lr, losses))
+
+    def _sync_due(self) -> bool:
+        """The same on every process, but for a stop that one alone is asked for."""
+        stop_now = self.stop.requested and self.accelerator.num_processes == 1
+        return stop_now or len(self.unsynced) == self.sync_every or self.progress.update == self.plan.updates_per_epoch
+
+    def _sync(self) -> Synced:
+        """Brings together what the processes have met since the last time: the only communication besides gradients and checkpoints."""
+        own = torch.tensor([self.stop.requested, self.watch.pending, self.seconds_per_update], device=self.accelerator.device)
+        losses = torch.stack([own_losses for _, own_losses in self.unsynced])
+        *flat, stop, pending, seconds = self.accelerator.reduce(torch.cat([losses.flatten(), own]), "mean").tolist()
+        if self.accelerator.device.type != "cpu":  # where nothing is queued, and every update can be looked at
+            self.sync_every = updates_between_syncs(seconds)
+        width = losses.shape[1]
+        return Synced([flat[start : start + width] for start in range(0, len(flat), width)], stop > 0, pending > 0)
+
+    def _record(self, losses: list[list[float]]) -> list[Metrics]:
+        """A row of steps.csv for each update since the last time; refuses to go on from a loss that is not finite."""
+        first, rows = self.progress.updates - len(losses) + 1, list[Metrics]()
+        for update, ((lr, _), (loss, *parts)) in enumerate(zip(self.unsynced, losses, strict=True), first):
             if not math.isfinite(loss):
-                raise RunError(self._lost(loss, first + number))
+                raise RunError(self._lost(loss, update))
             self.progress.loss_sum += loss
-            row: Metrics = {"update": first + number, "epoch": self.progress.epoch, "loss": loss, "lr": lr}
+            row: Metrics = {"update": update, "epoch": self.progress.epoch, "loss": loss, "lr": lr}
             rows.append(row | dict(zip(self.parts, parts, strict=True)))
         if self.accelerator.is_main_process:
             self.steps.append(*rows)
-        if line.advance(rows[-1]["loss"], rows[-1]["lr"], len(rows)):
-            shown = {f"train/{name}": rows[-1][name] for name in ("loss", "lr", *self.parts)}
+        return rows
+
+    def _log(self, rows: list[Metrics], line: ProgressLine) -> None:
+        last = rows[-1]
+        if line.advance(last["loss"], last["lr"], len(rows)):
+            shown = {f"train/{name}": last[name] for name in ("loss", "lr", *self.parts)}
             speed = {"train/images_per_second": line.images_per_second, "train/data_wait": line.data_wait}
             self.accelerator.log(shown | speed, step=self.progress.updates)
-        if news > 0:
-            self.watch.settle()
-        return stop > 0
+
+    def _measure_speed(self) -> None:
+        now = time.perf_counter()
+        self.seconds_per_update = (now - self.since) / len(self.unsynced)
+        self.progress.seconds += now - self.since
+        self.since, self.unsynced = now, []
 
     def _lost(self, loss: float, update: int) -> str:
         last = self.plan.output / "last.pt"
@@ -295,7 +327,7 @@ class Engine:
 
 
 def end_quietly(accelerator: Accelerator) -> None:
-    """Trackers closed, processes parted."""
+    """Closes trackers and destroys the process group."""
     accelerator.end_training()
     with suppress(Exception):
         if torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""An evaluation's way through the data, whatever it measures."""
+"""The evaluation loop, whatever it measures."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,13 +26,15 @@ def evaluating(models: Mapping[str, nn.Module]) -> Iterator[None]:
             model.train(training[name])
 
 
-def readable(loader: Iterable[Any], accelerator: Accelerator, broken: BrokenImages, pulse: Callable[[], None]) -> Iterator[Any]:
-    """From a loader of batches with what could not be read on the way, which is noted, the batches. Now and then `pulse` is called, by all
-    processes alike; it may raise."""
+def readable(loader: Iterable[Any], accelerator: Accelerator, broken: BrokenImages, check_stop: Callable[[], None]) -> Iterator[Any]:
+    """From a loader of batches with what could not be read on the way, which is noted, the batches.
+
+    Now and then `check_stop` is called, by all processes alike; it may raise.
+    """
     for number, (batch, unreadable) in enumerate(shown(loader, "evaluation", accelerator.is_main_process), 1):
         broken.note(unreadable)
         if number % EVERY == 0:
-            pulse()
-            broken.settle()
+            check_stop()
+            broken.sync()
         yield batch
-    broken.settle()
+    broken.sync()

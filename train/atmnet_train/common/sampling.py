@@ -18,13 +18,13 @@ class SampleKey(NamedTuple):
 
 
 class GlobalBatchSampler(Sampler[list[SampleKey]]):
-    """Deals the batches of an epoch to the processes.
+    """Shards the batches of an epoch across processes.
 
     The epoch has one global order, cut into batches of `batch_size * num_processes`; a process takes every num_processes-th sample
     of each, so the samples of a global batch do not depend on the number of processes.
 
     `repeats` is repeated augmentation (as timm's RepeatAugSampler): each image comes `repeats` times in a row, differently augmented,
-    dealt to different processes where there are several; an epoch is as long as without it, so it sees a part of the images.
+    on different processes where there are several; an epoch is as long as without it, so it sees a part of the images.
 
     The incomplete update at the end of the epoch is dropped. With `updates_per_epoch`, an epoch is that many updates of an endless row of
     shuffles instead, in which the next epoch goes on. `set_epoch(epoch, start)` begins at batch `start`, loading nothing before.

@@ -87,7 +87,7 @@ def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Pat
     ema = ModelEmaV3(model, task.ema_decay, use_warmup=task.ema_warmup) if task.ema_decay > 0 else None
     model, optimizer = accelerator.prepare(model, optimizer)
     if accelerator.is_fsdp2 and ema is not None:
-        ema.module = fsdp2_prepare_model(accelerator, ema.module)  # cut up like the model it averages
+        ema.module = fsdp2_prepare_model(accelerator, ema.module)  # sharded like the model it averages
     if settings.compile:
         for module in (model, ema.module if ema is not None else None):
             if module is not None:

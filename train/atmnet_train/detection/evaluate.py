@@ -62,7 +62,7 @@ class Evaluator:
         self.split, self.accelerator, self.broken = split, accelerator, broken
         self.output, self.pictures = Path(settings.run.output), settings.evaluation.pictures
         self.kinds = {"box": "bbox"} | ({"mask": "segm"} if settings.model.has_masks else {})
-        # Prepared by Accelerate: it deals out the images, some twice to fill the last batch.
+        # Prepared by Accelerate: it shards the images, some twice to fill the last batch.
         self.loader: Any = accelerator.prepare_data_loader(
             DataLoader(
                 ValImages(split.folder, split.images),
@@ -73,10 +73,10 @@ class Evaluator:
         )
 
     @torch.no_grad()
-    def __call__(self, models: dict[str, nn.Module], pulse: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
+    def __call__(self, models: dict[str, nn.Module], check_stop: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
         found: dict[str, dict[int, list[Record]]] = {name: {} for name in models}  # detections by image: one seen twice counts once
         with evaluating(models):
-            for images, ids in readable(self.loader, self.accelerator, self.broken, pulse):
+            for images, ids in readable(self.loader, self.accelerator, self.broken, check_stop):
                 images = [image.float() / 255 for image in images]
                 for name, model in models.items():
                     with self.accelerator.autocast():

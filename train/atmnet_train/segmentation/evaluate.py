@@ -87,15 +87,15 @@ class Evaluator:
         share = ValPairs(pairs, transform, accelerator.num_processes, accelerator.process_index)
         self.loader: Any = DataLoader(share, batch_size=None, **loader_options(settings.data, accelerator, keep_workers=False))
 
-    def __call__(self, models: Models, pulse: Callable[[], None] = lambda: None) -> dict[str, Metrics]:
-        return {name: scores(confusion) for name, confusion in self.confusions(models, pulse).items()}
+    def __call__(self, models: Models, check_stop: Callable[[], None] = lambda: None) -> dict[str, Metrics]:
+        return {name: scores(confusion) for name, confusion in self.confusions(models, check_stop).items()}
 
     @torch.no_grad()
-    def confusions(self, models: Models, pulse: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
+    def confusions(self, models: Models, check_stop: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
         number, device = len(self.classes), self.accelerator.device
         sums = {name: torch.zeros(number, number, dtype=torch.int64, device=device) for name in models}
         with evaluating(models):
-            for whole in readable(self.loader, self.accelerator, self.broken, pulse):
+            for whole in readable(self.loader, self.accelerator, self.broken, check_stop):
                 labels = whole.labels.to(device, non_blocking=True)
                 views = [view.to(device, non_blocking=True) for view in whole.views]
                 for name, model in models.items():
