@@ -20,6 +20,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from .classification.pictures import draw_confusion, draw_offsets
+from .common.runtime import available_cores
 
 VAL_SHARE = 5  # one image in so many
 SIZE = 32
@@ -38,29 +39,13 @@ def write_folders(folder: Path) -> None:
 
 
 def train(data: Path, output: Path, epochs: int) -> None:
-    """The main program, with the augmentation that suits digits: none is mirrored, mixed or cut up."""
+    """The main program with the recipe for few images; digits are not mirrored."""
     program = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     # Accelerate gives a process on the CPU one thread unless told.
-    program += [
-        "--num_cpu_threads_per_process",
-        str(len(os.sched_getaffinity(0))),
-        "--dynamo_backend",
-        "no",
-        "-m",
-        "atmnet_train.imagenet",
-        "--model",
-        "atmnet-xt",
-        "--data-dir",
-        str(data),
-        "--output",
-        str(output),
-    ]
-    recipe: dict[str, str | float] = {"img-size": SIZE, "batch-size": 64, "epochs": epochs, "warmup-epochs": 1, "cooldown-epochs": 0}
-    recipe |= {"lr": 1e-3, "drop-path": 0, "crop-pct": 1, "workers": 1}
-    recipe |= {"aa": "none", "color-jitter": 0, "hflip": 0, "mixup": 0, "cutmix": 0, "reprob": 0, "aug-repeats": 0, "model-ema-decay": 0}
-    flags = [f"--{name}={value}" for name, value in recipe.items()]
+    program += ["--num_cpu_threads_per_process", str(available_cores()), "--dynamo_backend", "no", "-m", "atmnet_train.imagenet"]
+    flags = ["--config", "small", "--data-dir", data, "--output", output, "--img-size", SIZE, "--epochs", epochs, "--hflip", 0]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the package may be here by the launch script's folder alone
-    subprocess.run([*program, *flags, "--scale", "0.7", "1", "--sched-on-updates"], check=True, env=environment)
+    subprocess.run([*program, *map(str, flags)], check=True, env=environment)
 
 
 @torch.no_grad()

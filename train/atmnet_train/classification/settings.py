@@ -110,7 +110,7 @@ class ScheduleSettings:
     cooldown_epochs: int = setting(10, "at --min-lr, after --epochs", at_least=0, told="10; with --finetune 0")
     min_lr: float = setting(1e-5, "where the schedule ends", told="1e-5; with --finetune 5e-6")
     warmup_lr: float = setting(1e-6, "where the warm-up begins")
-    decay_epochs: float = setting(90, "of --sched step")
+    decay_epochs: float = setting(90.0, "of --sched step")
     decay_rate: float = setting(0.1, "of --sched step; the power of poly")
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import yaml
 
 from .errors import UsageError
 from .files import write_atomically
-from .settings import about, components, fields_of, flatten, shape
+from .settings import about, components, fields_of, flatten, shape, title
 
 RECIPE_FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(path.name for path in RECIPE_FOLDER.glob("*.yaml"))
@@ -25,7 +25,8 @@ def find_config(given: str) -> Path:
     for name in (given, f"{given}.yaml"):
         if name in RECIPES:
             return RECIPE_FOLDER / name
-    raise UsageError(f"--config {given}: there is no such file, nor such a recipe{near(given, RECIPES)}. There are {', '.join(RECIPES)}")
+    stems = [name.removesuffix(".yaml") for name in RECIPES]
+    raise UsageError(f"--config {given}: there is no such file, nor such a recipe{near(given, stems)}. There are {', '.join(RECIPES)}")
 
 
 def read_config(given: str, program: str, settings: type) -> dict[str, Any]:
@@ -89,10 +90,9 @@ def near(given: str, known: Sequence[str]) -> str:
 
 
 def write_config(path: Path, settings: Any) -> None:
-    """All of them, by component: `--config` of this file repeats the run."""
+    """All of them, by component: `--config` of this file repeats the run. A value in JSON is one in YAML."""
     values, text = flatten(settings), ""
     for component in components(settings).values():
-        part = {field.name: values[field.name] for field in dataclasses.fields(component)}
-        title = (inspect.getdoc(component) or "").splitlines()[0]
-        text += f"# {title}\n{yaml.safe_dump(part, sort_keys=False, default_flow_style=None, width=1000, allow_unicode=True)}\n"
+        text += f"# {title(component)}\n"
+        text += "".join(f"{field.name}: {json.dumps(values[field.name])}\n" for field in dataclasses.fields(component)) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))

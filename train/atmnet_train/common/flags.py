@@ -5,12 +5,11 @@ No library does: jsonargparse refuses `--batch-size` for a field batch_size, tyr
 
 import argparse
 import dataclasses
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from .config import RECIPES, read_config
-from .settings import about, components, flag, shape
+from .settings import about, components, flag, shape, title
 
 CONFIG = "a file of settings, which flags override: a path, or one of the recipes {} (default: none)"
 
@@ -42,7 +41,7 @@ def build_parser(program: str, description: str, settings: type) -> argparse.Arg
     parser = argparse.ArgumentParser(prog=program, description=description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help=CONFIG.format(", ".join(RECIPES)))
     for component in components(settings).values():
-        group = parser.add_argument_group((inspect.getdoc(component) or "").splitlines()[0].rstrip("."))
+        group = parser.add_argument_group(title(component))
         for field in dataclasses.fields(component):
             add_flag(group, field)
     return parser

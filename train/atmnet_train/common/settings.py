@@ -4,6 +4,7 @@ A program's settings are a dataclass of such components. No two fields have one 
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -40,6 +41,11 @@ def about(field: dataclasses.Field[Any]) -> About:
 
 def components(settings: Any) -> dict[str, type]:
     return {field.name: field.type for field in dataclasses.fields(settings)}  # type: ignore[misc]
+
+
+def title(component: type) -> str:
+    """What a component is about, from the first line of its docstring."""
+    return (inspect.getdoc(component) or "").splitlines()[0].rstrip(".")
 
 
 def fields_of(settings: Any) -> dict[str, dataclasses.Field[Any]]:
