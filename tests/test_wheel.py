@@ -61,11 +61,13 @@ def test_it_asks_for_all_that_it_imports(wheel):
     assert always <= imported <= always | extras
 
 
-def test_a_model_runs_from_it(wheel, tmp_path):
+def test_a_model_and_a_training_program_run_from_it(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = """
         import atm_triton, atmnet, timm, torch
-        assert all(module.__file__.startswith(FOLDER) for module in (atm_triton, atmnet)), atmnet.__file__
+        import atmnet_train.imagenet
+        assert all(module.__file__.startswith(FOLDER) for module in (atm_triton, atmnet, atmnet_train)), atmnet.__file__
+        assert atmnet_train.imagenet.parse(["--config", "small.yaml"]).schedule.sched_on_updates
         print(tuple(timm.create_model("atmnet_xt", num_classes=3)(torch.zeros(1, 3, 32, 32)).shape))
     """.replace("FOLDER", repr(str(tmp_path)))
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

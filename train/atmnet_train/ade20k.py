@@ -19,16 +19,15 @@ from .common.loading import MapLoader
 from .common.program import Program
 from .common.runtime import make_accelerator
 from .common.seeding import seed_everything
-from .common.settings import flatten, recipe_of
+from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
-from .common.trial import Trial
-from .common.trial import evaluate as evaluate_trial
+from .common.trial import Trial, run_trial
 from .common.weights import Weights, shorten
 from .segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
 from .segmentation.evaluate import METRICS, Evaluator, class_table, scores, to_rich, write_csv
 from .segmentation.samples import Batch, TrainPairs, collate
 from .segmentation.schedule import make_scheduler
-from .segmentation.settings import PROCESSES, Settings, by_model_and_head, check, derived, from_checkpoint
+from .segmentation.settings import PROCESSES, Settings, by_model_and_head, check, derived, from_checkpoint, recipe
 from .segmentation.transforms import IGNORED, TrainTransform
 
 AUXILIARY_WEIGHT = 0.4
@@ -76,7 +75,7 @@ def evaluate(settings: Settings, weights: Weights) -> None:
         in_words=in_words,
         files="eval.json, classes.csv, pictures",
     )
-    evaluate_trial(settings.run, accelerator, weights, trial)
+    run_trial(settings.run, accelerator, weights, trial)
 
 
 def train(settings: Settings) -> None:
@@ -99,10 +98,10 @@ def train(settings: Settings) -> None:
     broken = BrokenImages(data.max_broken, len(pairs))
     dataset = TrainPairs(pairs, TrainTransform(data.crop_size, mean, std, not data.no_aug), run.seed, data.max_broken)
     loader = MapLoader(dataset, collate, data, run.seed, accelerator, broken, updates_per_epoch=schedule.eval_interval)
-    recipe = by_model_and_head(flatten(settings))
-    if settings.optimizer.lr == recipe["lr"] and loader.images_per_update != PROCESSES * recipe["batch_size"]:
+    usual = recipe(settings.model.head)
+    if settings.optimizer.lr == usual["lr"] and loader.images_per_update != PROCESSES * usual["batch_size"]:
         accelerator.print(
-            f"--lr {recipe['lr']} is for a global batch of {PROCESSES * recipe['batch_size']}; this one is of {loader.images_per_update}"
+            f"--lr {usual['lr']} is for a global batch of {PROCESSES * usual['batch_size']}; this one is of {loader.images_per_update}"
         )
     optimizer = dense.make_optimizer(settings.optimizer, model)
     task = Task(

@@ -21,8 +21,7 @@ from .common.runtime import make_accelerator
 from .common.seeding import seed_everything
 from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
-from .common.trial import Trial
-from .common.trial import evaluate as evaluate_trial
+from .common.trial import Trial, run_trial
 from .common.weights import Weights, shorten
 from .detection.annotations import Split, open_split
 from .detection.data import TrainImages, collate
@@ -66,7 +65,7 @@ def evaluate(settings: Settings, weights: Weights) -> None:
         files="eval.json, detections.json, pictures",
         core=CORE,
     )
-    evaluate_trial(settings.run, accelerator, weights, trial)
+    run_trial(settings.run, accelerator, weights, trial)
 
 
 def train(settings: Settings) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from .classification.images import NO_DATA, Images, open_split
+from .classification.images import Images, open_split
 from .classification.loaders import Evaluator, train_loader
 from .classification.model import build_model, classes_for_eval, normalisation, start_from
 from .classification.optimization import learning_rate, make_batch_loss, make_optimizer, make_scheduler
@@ -16,14 +16,12 @@ from .common.runtime import make_accelerator
 from .common.seeding import seed_everything
 from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
-from .common.trial import Trial
-from .common.trial import evaluate as evaluate_trial
+from .common.trial import Trial, run_trial
 from .common.weights import Weights, read_weights, shorten
 
 
 def evaluate(settings: Settings, weights: Weights) -> None:
     """`--eval`: top-1 and top-5 of a checkpoint."""
-    check_data(settings)
     name, data = settings.model.model, settings.data
     accelerator = make_accelerator(settings.run)  # first: a streamed data set is sharded across the processes there are
     num_classes = weights.num_classes or data.num_classes or 1000
@@ -44,11 +42,10 @@ def evaluate(settings: Settings, weights: Weights) -> None:
             f"loss {found['loss']:.4f}"
         ),
     )
-    evaluate_trial(settings.run, accelerator, weights, trial)
+    run_trial(settings.run, accelerator, weights, trial)
 
 
 def train(settings: Settings) -> None:
-    check_data(settings)
     run, data = settings.run, settings.data
     resume = claim_output(run)
     accelerator = make_accelerator(run, data.grad_accum_steps)
@@ -129,11 +126,6 @@ def open_both(settings: Settings) -> tuple[Images, Images, int]:
             f"({shorten(list(val_images.classes))}) differ"
         )
     return images, val_images, num_classes
-
-
-def check_data(settings: Settings) -> None:
-    if not settings.data.data_dir and not settings.data.dataset:
-        raise UsageError(NO_DATA)
 
 
 def check_classes(images: Images, num_classes: int, owner: str) -> None:

@@ -2,14 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, Protocol, TypeVar
 
 from .flags import read_flags
-from .runtime import check_tracker
-from .settings import S, build, check_bounds, defaults
+from .runtime import RunSettings, check_tracker
+from .settings import build, check_bounds, defaults
 from .weights import Weights, read_weights
 
 Values = Mapping[str, Any]  # of settings, by name
+
+
+class AnySettings(Protocol):
+    """A dataclass of components, of which one is about running."""
+
+    @property
+    def run(self) -> RunSettings: ...
+
+
+S = TypeVar("S", bound=AnySettings)
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Program(Generic[S]):
 
     def main(self, argv: Sequence[str] | None = None) -> None:
         settings, weights = self.read(argv)
-        check_tracker(settings.run)  # type: ignore[attr-defined]
+        check_tracker(settings.run)
         if weights is None:
             self.train(settings)
         else:

@@ -33,7 +33,7 @@ class Trial:
     core: str = ""  # the submodule that is compiled; the model itself where empty
 
 
-def evaluate(settings: RunSettings, accelerator: Accelerator, weights: Weights, trial: Trial) -> None:
+def run_trial(settings: RunSettings, accelerator: Accelerator, weights: Weights, trial: Trial) -> None:
     """Loads, measures, and leaves eval.json, with eval.yaml, the configuration that repeats it."""
     load_weights(trial.model, weights)
     # Placed here: under FSDP, Accelerate leaves a model that is not trained where it is.

@@ -106,10 +106,14 @@ def from_checkpoint(weights: Weights, given: Mapping[str, Any]) -> dict[str, Any
     return trained_values(weights, FROM_CHECKPOINT)
 
 
+def recipe(head: str) -> dict[str, Any]:
+    return read_config(RECIPES[head], "ade20k.py", Settings)
+
+
 def by_model_and_head(values: Mapping[str, Any]) -> dict[str, Any]:
     """The head's recipe."""
     neck = {"neck": "fpn"} if values["head"] == "semantic-fpn" else {}
-    return read_config(RECIPES[values["head"]], "ade20k.py", Settings) | neck | {"drop_path": DROP_PATH.get(values["model"])}
+    return recipe(values["head"]) | neck | {"drop_path": DROP_PATH.get(values["model"])}
 
 
 def derived(values: Mapping[str, Any]) -> dict[str, Any]:
