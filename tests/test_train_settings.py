@@ -152,17 +152,22 @@ def test_files_that_cannot_work(content: str, says: str, tmp_path: Path, capsys:
 
 
 def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(UsageError, match=r"--config smal: there is no such file, nor such a recipe; did you mean small\?.* upernet\.yaml"):
+    with pytest.raises(
+        UsageError,
+        match=r"--config smal: there is no such file, nor such a recipe; did you mean small\? There are imagenet, imagenet-384, small$",
+    ):
         imagenet.parse(["--config", "smal"])
 
 
+# Of which program each recipe is.
 OF = {"imagenet.yaml": "imagenet", "imagenet-384.yaml": "imagenet", "small.yaml": "imagenet", "semantic-fpn.yaml": "ade20k"}
 OF |= {"upernet.yaml": "ade20k", "coco-1x.yaml": "coco", "coco-3x.yaml": "coco"}
 
 
-@pytest.mark.parametrize("recipe", config.RECIPES)
+@pytest.mark.parametrize("recipe", OF)
 def test_recipes_are_named_by_name_or_path(recipe: str) -> None:
     program = OF[recipe]
+    assert [name for name, its in PROGRAMS.items() if recipe in config.recipes_of(its.settings)] == [program]
     more = ["--init-from", "x"] if recipe == "imagenet-384.yaml" else []
     found = values(program, "--config", recipe, *more)
     assert found == values(program, "--config", recipe.removesuffix(".yaml"), *more)
@@ -216,3 +221,7 @@ def test_what_is_written_is_read_as_it_was(name: str, tmp_path: Path) -> None:
     settings = program.parse([*DATA, "--model-kwargs", "depths=(1,1)", "note='it: #no'", "--mixed-precision", "no", "--clip-grad", "1e-7"])
     config.write_config(tmp_path / "config.yaml", settings)
     assert program.parse(["--config", str(tmp_path / "config.yaml")]) == settings
+
+
+def test_every_recipe_is_of_a_program() -> None:
+    assert {path.name for path in config.RECIPE_FOLDER.iterdir()} == set(OF)

@@ -14,24 +14,28 @@ from .files import write_atomically
 from .settings import about, components, fields_of, flatten, shape, title
 
 RECIPE_FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(path.name for path in RECIPE_FOLDER.glob("*.yaml"))
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-def find_config(given: str) -> Path:
+def recipes_of(settings: type) -> list[str]:
+    """The recipes that are of a program: those of which it knows every setting."""
+    known = set(fields_of(settings))
+    return [path.name for path in sorted(RECIPE_FOLDER.glob("*.yaml"), key=lambda path: path.stem) if known.issuperset(read_yaml(path))]
+
+
+def find_config(given: str, settings: type) -> Path:
     """The file that is meant: a path, or a recipe with or without its ending."""
     if Path(given).is_file():
         return Path(given)
-    for name in (given, f"{given}.yaml"):
-        if name in RECIPES:
-            return RECIPE_FOLDER / name
-    stems = [name.removesuffix(".yaml") for name in RECIPES]
-    raise UsageError(f"--config {given}: there is no such file, nor such a recipe{near(given, stems)}. There are {', '.join(RECIPES)}")
+    stems = [name.removesuffix(".yaml") for name in recipes_of(settings)]
+    if given.removesuffix(".yaml") in stems:
+        return RECIPE_FOLDER / f"{given.removesuffix('.yaml')}.yaml"
+    raise UsageError(f"--config {given}: there is no such file, nor such a recipe{near(given, stems) or '.'} There are {', '.join(stems)}")
 
 
 def read_config(given: str, program: str, settings: type) -> dict[str, Any]:
     """Values by name, of the right types. `null` says nothing: what it leaves open is the default."""
-    path, known = find_config(given), fields_of(settings)
+    path, known = find_config(given, settings), fields_of(settings)
     values = {}
     for key, text in read_yaml(path).items():
         name = key.replace("-", "_")

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from .config import RECIPES, read_config
+from .config import read_config, recipes_of
 from .settings import about, components, flag, shape, title
 
 CONFIG = "a file of settings, which flags override: a path, or one of the recipes {} (default: none)"
@@ -39,7 +39,7 @@ def default_in_words(field: dataclasses.Field[Any]) -> str:
 
 def build_parser(program: str, description: str, settings: type) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description=description, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--config", metavar="FILE", help=CONFIG.format(", ".join(RECIPES)))
+    parser.add_argument("--config", metavar="FILE", help=CONFIG.format(", ".join(recipes_of(settings))))
     for component in components(settings).values():
         group = parser.add_argument_group(title(component))
         for field in dataclasses.fields(component):
