@@ -75,13 +75,14 @@ def read_value(field: dataclasses.Field[Any], text: Any) -> Any:
 
 
 def read_one(field: dataclasses.Field[Any], kind: type, text: Any) -> Any:
-    choices = list(SWITCH) if kind is bool else about(field).choices
     if not isinstance(text, str):
         raise ValueError(f"it must be one value ({kind.__name__}), not a {type(text).__name__}")
-    if choices and text.lower() not in [choice.lower() for choice in choices]:
+    text = text.lower() if kind is bool else text
+    choices = list(SWITCH) if kind is bool else about(field).choices
+    if choices and text not in choices:
         raise ValueError(f"it must be one of {', '.join(choices)}{near(text, choices)}")
     if kind is bool:
-        return SWITCH[text.lower()]
+        return SWITCH[text]
     try:
         return (about(field).read or kind)(text)
     except ValueError:
