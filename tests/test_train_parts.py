@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,7 +16,7 @@ from atmnet_train.classification import images as classification_images
 from atmnet_train.classification.images import TrainImages, class_indices
 from atmnet_train.classification.loaders import patch_posterize, score
 from atmnet_train.classification.optimization import learning_rate
-from atmnet_train.common import task
+from atmnet_train.common import engine, task
 from atmnet_train.common.broken import BrokenImages
 from atmnet_train.common.engine import updates_between_syncs
 from atmnet_train.common.errors import RunError, UsageError
@@ -350,3 +351,21 @@ def test_a_backbone_takes_a_classifiers_weights(name: str) -> None:
     del broken[lost]
     with pytest.raises(UsageError, match=r"classifier.pt is a checkpoint of another model .* 1 weights not in it"):
         load_backbone(backbone, Weights("classifier.pt", broken))
+
+
+def test_updates_that_are_synced_together_are_recorded_as_one_by_one(
+    small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a sync at every update would cost time."""
+    small_run(two_classes, tmp_path / "each", "-b", "2")
+    begin = engine.Engine.__init__
+
+    def rarely(self: engine.Engine, *args: Any) -> None:
+        begin(self, *args)
+        self.sync_every = 3
+
+    monkeypatch.setattr(engine.Engine, "__init__", rarely)
+    small_run(two_classes, tmp_path / "third", "-b", "2", "--checkpoint-steps", "4")
+    assert (tmp_path / "third" / "steps.csv").read_text() == (tmp_path / "each" / "steps.csv").read_text()
+    last = [torch.load(tmp_path / name / "last.pt", weights_only=True)["progress"] for name in ("each", "third")]
+    assert [{**progress, "seconds": 0} for progress in last] == [{**last[0], "seconds": 0}] * 2

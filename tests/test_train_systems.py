@@ -7,14 +7,12 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-import torch
 from accelerate import Accelerator
 from atmnet_train import imagenet
 from atmnet_train.classification.loaders import train_loader
-from atmnet_train.common import engine, runtime, stop
+from atmnet_train.common import runtime, stop
 from atmnet_train.common.broken import BrokenImages
 from atmnet_train.common.errors import run_program
 
@@ -64,21 +62,3 @@ def test_workers_that_start_afresh_load_the_same_batch(two_classes: Path) -> Non
         loader.loader.multiprocessing_context = start  # type: ignore[attr-defined]
         batches.append(next(iter(loader.batches(0, 0))))
     assert all((ours == theirs).all() for ours, theirs in zip(*batches, strict=True))
-
-
-def test_updates_that_are_synced_together_are_recorded_as_one_by_one(
-    small_run: Callable[..., None], two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU, where a sync at every update would cost time."""
-    small_run(two_classes, tmp_path / "each", "-b", "2")
-    begin = engine.Engine.__init__
-
-    def rarely(self: engine.Engine, *args: Any) -> None:
-        begin(self, *args)
-        self.sync_every = 3
-
-    monkeypatch.setattr(engine.Engine, "__init__", rarely)
-    small_run(two_classes, tmp_path / "third", "-b", "2", "--checkpoint-steps", "4")
-    assert (tmp_path / "third" / "steps.csv").read_text() == (tmp_path / "each" / "steps.csv").read_text()
-    last = [torch.load(tmp_path / name / "last.pt", weights_only=True)["progress"] for name in ("each", "third")]
-    assert [{**progress, "seconds": 0} for progress in last] == [{**last[0], "seconds": 0}] * 2
