@@ -102,7 +102,7 @@ def train(settings: Settings) -> None:
 
 
 def first_model(settings: Settings, accelerator: Accelerator, num_classes: int, resumed: bool) -> Any:
-    """With new weights, or those of `--init-from`; a resumed run gets its own later."""
+    """Builds the model with new weights or those of `--init-from`; a resumed run gets its own later."""
     if not settings.model.init_from or resumed:
         return build_model(settings.model, num_classes)
     weights = read_weights(settings.model.init_from, settings.model.ema)

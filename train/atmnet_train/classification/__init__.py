@@ -1,1 +1,1 @@
-"""What train/imagenet.py alone needs."""
+"""Classification of images: parts of train/imagenet.py."""

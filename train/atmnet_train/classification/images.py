@@ -78,7 +78,7 @@ class Images:
 
 
 def open_folder(folder: Path, classes: dict[str, int]) -> Images:
-    """Every class folder must be known and hold images; timm would pass over an empty one and shift the classes after it."""
+    """Opens a folder, every class of which must be known and hold images: timm would pass over an empty one and shift those after it."""
     unknown = [name for name in class_folders(folder) if name not in classes]
     if unknown:
         raise UsageError(f"{folder} has {len(unknown)} classes that training does not know: {shorten(unknown)}")
@@ -158,7 +158,7 @@ class TrainImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
 
 
 class ValImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
-    """Every image once; an unreadable one gets the target -1, which is not counted."""
+    """Validation images, each once; an unreadable one gets the target -1, which is not counted."""
 
     def __init__(self, source: Any, transform: Any, img_size: int) -> None:
         self.source, self.transform, self.img_size = source, transform, img_size

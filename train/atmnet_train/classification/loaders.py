@@ -72,7 +72,7 @@ def train_loader(images: Images, settings: Settings, accelerator: Accelerator, m
 
 
 class StreamLoader:
-    """The same of a data set that is read as a stream: an epoch cannot be entered in the middle."""
+    """Loader of a data set that is read as a stream: an epoch cannot be entered in the middle."""
 
     def __init__(
         self, images: Images, transform: Any, settings: LoadingSettings, seed: int, accelerator: Accelerator, broken: BrokenImages
@@ -107,8 +107,10 @@ class StreamLoader:
 
 
 class InStep:
-    """As many batches on every process, though their streams are not equally long: the model may be spread over the processes. One whose
-    stream has ended gets a batch without targets."""
+    """Loader of as many batches on every process, though their streams are not equally long: the model may be sharded.
+
+    A process whose stream has ended gets a batch without targets.
+    """
 
     def __init__(self, batches: DataLoader[Any], blank: Tensor, accelerator: Accelerator) -> None:
         self.batches, self.blank, self.accelerator = batches, blank, accelerator

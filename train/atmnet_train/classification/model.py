@@ -39,7 +39,7 @@ def normalisation(model: nn.Module) -> tuple[Any, Any]:
 
 
 def classes_for_eval(settings: DataSettings, weights: Weights, num_classes: int) -> dict[str, int] | None:
-    """Which output of the checkpoint is which class folder. Wrong would be to number whatever folders there are."""
+    """Outputs of the checkpoint by class folder. Wrong would be to number whatever folders there are."""
     if weights.meta.get("classes"):
         return {name: index for index, name in enumerate(weights.meta["classes"])}
     if settings.dataset:

@@ -39,7 +39,7 @@ def make_optimizer(settings: OptimizerSettings, model: nn.Module, lr: float) -> 
 
 
 def make_scheduler(settings: ScheduleSettings, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Scheduler, int]:
-    """And the number of epochs that it takes, cooldown and all."""
+    """Makes the schedule, and tells the number of epochs that it takes, cooldown and all."""
     scheduler, epochs = create_scheduler_v2(
         optimizer,
         sched=settings.sched,
@@ -58,7 +58,7 @@ def make_scheduler(settings: ScheduleSettings, optimizer: torch.optim.Optimizer,
 
 
 def make_batch_loss(settings: AugmentationSettings, num_classes: int) -> BatchLoss:
-    """From a batch to its loss: mixup or cutmix with soft targets, or label smoothing alone."""
+    """Makes the loss of a batch: mixup or cutmix with soft targets, or label smoothing alone."""
     mixup = None
     if settings.mixup > 0 or settings.cutmix > 0:
         mixup = Mixup(

@@ -35,7 +35,7 @@ def draw_confusion(path: Path, confusion: Tensor, names: Sequence[str]) -> None:
 
 
 def draw_offsets(path: Path, images: Sequence[Image.Image], offsets: dict[str, Tensor]) -> None:
-    """For the central token of each image: where it reads along its row (red) and its column (blue), darker where more channels do.
+    """Draws, for the central token of each image, where it reads along its row (red) and its column (blue), darker where more channels do.
 
     One column per image, one row per offset layer whose tokens form more than a 2 x 2 grid.
     """

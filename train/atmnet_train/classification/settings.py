@@ -1,4 +1,4 @@
-"""What train/imagenet.py can be told, in timm's spelling. The defaults are the paper's recipe (its table 9; where it is silent, DeiT's)."""
+"""Settings of train/imagenet.py, in timm's spelling. The defaults are the paper's recipe (its table 9; where it is silent, DeiT's)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -124,7 +124,7 @@ class ClassifierEvaluationSettings(EvaluationSettings):
 
 @dataclass(frozen=True)
 class Settings:
-    """All of train/imagenet.py."""
+    """Settings of train/imagenet.py."""
 
     model: ModelSettings
     data: DataSettings
@@ -136,7 +136,7 @@ class Settings:
 
 
 def from_checkpoint(weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What `--eval` takes from its checkpoint: which model it is, and how its images are seen."""
+    """Takes for `--eval` from its checkpoint which model it is, and how its images are seen."""
     held = weights.meta.get("model")
     name = given.get("model", canonical_name(held or ""))
     if not name:

@@ -1,1 +1,1 @@
-"""What the training programs share: one idea per file."""
+"""Parts that the training programs share: one idea per file."""

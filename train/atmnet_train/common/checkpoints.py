@@ -37,7 +37,7 @@ FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 @dataclass
 class Progress:
-    """Where a run is. `update` counts within the epoch, `updates` since the start; one update is one optimizer step."""
+    """Place of a run. `update` counts within the epoch, `updates` since the start; one update is one optimizer step."""
 
     epoch: int = 0
     update: int = 0
@@ -68,7 +68,7 @@ class Checkpointer:
         self.meta = meta
 
     def save(self, progress: Progress) -> None:
-        """Every process calls it; the main one writes."""
+        """Writes last.pt: every process calls it, the main one writes."""
         weights = model_state(self.model)
         state = {
             "model": weights,

@@ -51,7 +51,7 @@ def read_config(given: str, program: str, settings: type) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Every value as the text that it is, for its setting says what is meant: to YAML itself 1e-3 is a text, and `no` false."""
+    """Reads every value as the text that it is, for its setting says what is meant: to YAML itself 1e-3 is a text, and `no` false."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -95,7 +95,7 @@ def near(given: str, known: Sequence[str]) -> str:
 
 
 def write_config(path: Path, settings: Any) -> None:
-    """All of them, by component: `--config` of this file repeats the run. A value in JSON is one in YAML."""
+    """Writes all of them, by component: `--config` of this file repeats the run. A value in JSON is one in YAML."""
     values, text = flatten(settings), ""
     for component in components(settings).values():
         text += f"# {title(component)}\n"

@@ -1,4 +1,4 @@
-"""What the programs for segmentation and detection have in common: a timm backbone, where its weights come from, and its optimizer."""
+"""Parts that segmentation and detection share: a timm backbone, where its weights come from, and its optimizer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def trained_values(weights: Weights, names: Sequence[str]) -> dict[str, Any]:
 
 
 def build_model(settings: BackboneSettings, create: Callable[..., Any]) -> Any:
-    """What `create` makes of the keywords for timm."""
+    """Builds what `create` makes of the keywords for timm."""
     kwargs = model_kwargs(settings.model_kwargs)
     if settings.drop_path is not None:
         kwargs["drop_path_rate"] = settings.drop_path
@@ -92,7 +92,7 @@ def network(model: nn.Module) -> Any:
 
 
 def start_weights(settings: BackboneSettings, accelerator: Accelerator, model: nn.Module) -> None:
-    """Where `--init-from` or `--backbone-weights` says."""
+    """Starts the model from `--init-from` or `--backbone-weights`."""
     if settings.init_from:
         weights = read_weights(settings.init_from)
         if weights.published:

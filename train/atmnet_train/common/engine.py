@@ -38,14 +38,17 @@ class Stopped(Exception):
 
 
 def updates_between_syncs(seconds_per_update: float) -> int:
-    """How often processes on GPUs sync losses and a wish to stop. Each time the queue of GPU work runs dry, so not at every update;
-    but a launcher that passes a signal on kills 30 s later, and the state must be saved by then."""
+    """Number of updates after which processes on GPUs sync losses and a wish to stop.
+
+    Each time the queue of GPU work runs dry, so not at every update; but a launcher that passes a signal on kills 30 s later, and the state
+    must be saved by then.
+    """
     return min(10, max(1, int(5 / seconds_per_update)))
 
 
 @dataclass
 class Plan:
-    """How long, how often, and where to."""
+    """Plan of a run: how long, how often, and where to."""
 
     epochs: int
     updates_per_epoch: int
@@ -62,7 +65,7 @@ class Plan:
 
 
 class Watch(Protocol):
-    """What one process notices and all must know."""
+    """Watch over what one process notices and all must know."""
 
     pending: bool
 
@@ -72,7 +75,7 @@ class Watch(Protocol):
 
 @dataclass
 class Synced:
-    """What the processes have met since the last sync, the same on all of them."""
+    """Result of a sync: what the processes have met since the last, the same on all of them."""
 
     losses: list[list[float]]  # of each update, the mean over the processes: the loss, and its parts if it has any
     stop: bool
@@ -124,7 +127,7 @@ class Engine:
         return [f"going on from {path}: {self._place(self.progress.epoch)}, after update {self.progress.updates}", *notes]
 
     def _place(self, epoch: int) -> str:
-        """What people call an epoch."""
+        """Name by which people know an epoch."""
         if not self.plan.by_updates:
             return f"epoch {epoch + 1}"
         return f"updates {epoch * self.plan.updates_per_epoch + 1}-{(epoch + 1) * self.plan.updates_per_epoch}"
@@ -234,7 +237,7 @@ class Engine:
         self.unsynced.append((lr, losses))
 
     def _sync_due(self) -> bool:
-        """The same on every process, but for a stop that one alone is asked for."""
+        """Says when to sync: on every process alike, but for a stop that a single process is asked for."""
         stop_now = self.stop.requested and self.accelerator.num_processes == 1
         return stop_now or len(self.unsynced) == self.sync_every or self.progress.update == self.plan.updates_per_epoch
 

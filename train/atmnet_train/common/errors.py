@@ -1,4 +1,4 @@
-"""How a program ends when it cannot go on: one clear message instead of a traceback."""
+"""Errors that end a program with one clear message instead of a traceback."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class UsageError(Exception):
-    """What was given cannot work. Raised before any long work; exit status 2."""
+    """Error in what was given. Raised before any long work; exit status 2."""
 
 
 class RunError(Exception):

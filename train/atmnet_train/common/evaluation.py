@@ -27,7 +27,7 @@ def evaluating(models: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def readable(loader: Iterable[Any], accelerator: Accelerator, broken: BrokenImages, check_stop: Callable[[], None]) -> Iterator[Any]:
-    """From a loader of batches with what could not be read on the way, which is noted, the batches.
+    """Batches of a loader that also tells what could not be read on the way, which is noted.
 
     Now and then `check_stop` is called, by all processes alike; it may raise.
     """

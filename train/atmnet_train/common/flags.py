@@ -58,7 +58,7 @@ def add_flag(group: Any, field: dataclasses.Field[Any]) -> None:
 
 
 def read_flags(program: str, description: str, settings: type, argv: Sequence[str] | None) -> dict[str, Any]:
-    """What was given, by name: flags, and under them the file that `--config` names."""
+    """Reads what was given, by name: flags, and under them the file that `--config` names."""
     given = vars(build_parser(program, description, settings).parse_args(argv))
     config = given.pop("config", None)
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

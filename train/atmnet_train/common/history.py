@@ -1,4 +1,4 @@
-"""What a run has measured, as CSV files that survive a kill: `steps.csv` per update, `summary.csv` per epoch."""
+"""Tables of what a run has measured, as CSV files that survive a kill: `steps.csv` per update, `summary.csv` per epoch."""
 
 import csv
 import io

@@ -20,7 +20,7 @@ Batch = Any
 
 @dataclass(frozen=True)
 class LoadingSettings:
-    """How data are loaded."""
+    """Loading of data."""
 
     batch_size: int = setting(128, "per process and micro-batch", "-b", metavar="N", at_least=1, incidental=True)
     grad_accum_steps: int = setting(1, "micro-batches per update", metavar="N", at_least=1, incidental=True)

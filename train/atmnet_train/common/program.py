@@ -24,7 +24,7 @@ S = TypeVar("S", bound=AnySettings)
 
 @dataclass(frozen=True)
 class Program(Generic[S]):
-    """What a program is called, what it can be told, and what it does.
+    """Name, settings and doings of a program.
 
     A setting is what its flag says, else the file of `--config`, else the checkpoint of `--eval`, else what suits the model or head,
     else its default.

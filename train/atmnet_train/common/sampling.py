@@ -1,4 +1,4 @@
-"""Which samples make which batch: a function of seed, epoch and position alone."""
+"""Samplers: which samples make which batch is a function of seed, epoch and position alone."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from .seeding import ORDER, derive_seed
 
 
 class SampleKey(NamedTuple):
-    """What a dataset needs to know to load one training sample the same way every time."""
+    """Key with which a dataset loads one training sample the same way every time."""
 
     epoch: int
     position: int  # in the global order of the epoch

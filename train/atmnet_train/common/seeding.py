@@ -27,7 +27,7 @@ def seed_everything(seed: int, *place: int) -> None:
 
 
 def seed_sample(seed: int, *place: int) -> None:
-    """The same for the loading of one sample: it happens on the CPU, often, and must not touch the devices' generators."""
+    """Seeds the loading of one sample: it happens on the CPU, often, and must not touch the devices' generators."""
     value = derive_seed(seed, *place)
     random.seed(value)
     np.random.seed(value)

@@ -17,7 +17,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class About:
-    """What a field knows of its setting, besides its name, type and default."""
+    """Description of a setting, besides its name, type and default."""
 
     help: str
     aliases: tuple[str, ...] = ()  # other spellings of its flag
@@ -44,12 +44,12 @@ def components(settings: Any) -> dict[str, type]:
 
 
 def title(component: type) -> str:
-    """What a component is about, from the first line of its docstring."""
+    """Title of a component: the first line of its docstring."""
     return (inspect.getdoc(component) or "").splitlines()[0].rstrip(".")
 
 
 def fields_of(settings: Any) -> dict[str, dataclasses.Field[Any]]:
-    """Every setting of a program, by name."""
+    """Fields of all settings of a program, by name."""
     return {field.name: field for component in components(settings).values() for field in dataclasses.fields(component)}
 
 
@@ -73,7 +73,7 @@ def flatten(settings: Any) -> dict[str, Any]:
 
 
 def recipe_of(settings: Any) -> dict[str, Any]:
-    """What must be the same for a resumed run to repeat an uninterrupted one."""
+    """Settings that must be the same for a resumed run to repeat an uninterrupted one."""
     fields = fields_of(settings)
     return {name: value for name, value in flatten(settings).items() if not about(fields[name]).incidental}
 

@@ -15,7 +15,7 @@ SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name)
 
 
 class Stop:
-    """Within its `with` block, remembers that a stop was asked for; the training loop looks at it between updates."""
+    """Remembers, within its `with` block, that a stop was asked for; the training loop looks at it between updates."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None

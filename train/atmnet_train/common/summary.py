@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: `summary.json` and `curves.png`."""
+"""Files that a run leaves behind for people: `summary.json` and `curves.png`."""
 
 import json
 import platform

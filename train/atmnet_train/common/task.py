@@ -38,7 +38,7 @@ def claim_output(settings: RunSettings) -> Path | None:
 def make_plan(
     run: RunSettings, loader: TrainLoader, metric: str, epochs: int, accumulate: int, clip_grad: float | None, **options: bool
 ) -> Plan:
-    """From the settings that all programs have; `options` are the plan's own."""
+    """Makes it from the settings that all programs have; `options` are the plan's own."""
     return Plan(
         epochs=epochs,
         updates_per_epoch=loader.updates_per_epoch,
@@ -56,7 +56,7 @@ def make_plan(
 
 @dataclass
 class Task:
-    """What a program trains, and how."""
+    """Training of a program: what, on what, and how."""
 
     name: str
     settings: Any  # all of the program's, to be written down
@@ -133,7 +133,7 @@ def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Pat
 
 
 def compile_core(accelerator: Accelerator, model: nn.Module, core: str) -> None:
-    """In place, so that names stay clean."""
+    """Compiles in place, so that names stay clean."""
     (cast(nn.Module, accelerator.unwrap_model(model)).get_submodule(core) if core else model).compile()
 
 

@@ -20,7 +20,7 @@ from .weights import Weights, load_weights
 
 @dataclass
 class Trial:
-    """What a program evaluates, and what it says of it."""
+    """Evaluation of a program: of which model, how, and what is said of it."""
 
     name: str
     settings: Any  # all of the program's, to be written down

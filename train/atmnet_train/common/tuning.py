@@ -14,7 +14,7 @@ PATIENCE = timedelta(hours=2)  # of the others, while the first process measures
 
 
 def tune_kernels(accelerator: Accelerator, model: nn.Module, images: tuple[int, ...]) -> None:
-    """Before the first step, for the shape of a batch; what has been measured before is not measured again. Nothing happens on a CPU.
+    """Tunes before the first step, for the shape of a batch; what has been measured before is not measured again. Nothing happens on a CPU.
 
     Should it fail, the run goes on with the kernels' own choice. So does a deterministic run: a measurement may come out otherwise.
     """

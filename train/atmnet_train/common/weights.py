@@ -21,7 +21,7 @@ class Weights:
 
     @property
     def num_classes(self) -> int | None:
-        """None where the file does not tell."""
+        """Number of outputs; None where the file does not tell."""
         if self.published and "head.weight" in self.state:
             return self.state["head.weight"].shape[0]
         return self.meta.get("num_classes")
@@ -37,7 +37,7 @@ def read_weights(given: str, ema: bool = False) -> Weights:
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:
-    """All or nothing."""
+    """Loads all or nothing."""
     if weights.published:
         try:
             atmnet.load_official(model, weights.state)
@@ -49,8 +49,10 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
 
 
 def load_backbone(net: nn.Module, weights: Weights) -> None:
-    """Into a timm model made with `features_only`, the weights of the whole classifier: its head and last norm are left over, and what the
-    maps have of their own (a norm each) stays new."""
+    """Loads the weights of a whole classifier into a timm model made with `features_only`.
+
+    Its head and last norm are left over, and what the maps have of their own (a norm each) stays new.
+    """
     wrapped = getattr(net, "model", None)
     model = wrapped if isinstance(wrapped, nn.Module) else net
     if weights.published:

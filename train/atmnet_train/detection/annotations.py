@@ -38,7 +38,7 @@ class Split:
 
     @property
     def ground_truth(self) -> dict[str, list[Record]]:
-        """For COCO's evaluation, with ids of its own: a 0, or one given twice, would make it miscount."""
+        """Truth for COCO's evaluation, with ids of its own: a 0, or one given twice, would make it miscount."""
         annotations = [
             {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0} | row | {"id": number} for number, row in enumerate(self.annotations, 1)
         ]
@@ -46,7 +46,7 @@ class Split:
         return {"images": self.images, "annotations": annotations, "categories": categories}
 
     def targets(self, masks: bool) -> tuple[list[Record], list[str]]:
-        """For each image its record with `boxes` (x1, y1, x2, y2), `labels` and, if asked for, `segmentations`, without crowds; and the
+        """Record of each image with `boxes` (x1, y1, x2, y2), `labels` and, if asked for, `segmentations`, without crowds; and the
         objects left out because nothing of them lies inside their image."""
         label = {id: number for number, id in enumerate(self.category_ids, 1)}
         targets = {image["id"]: image | {"boxes": [], "labels": [], "segmentations": []} for image in self.images}
@@ -150,7 +150,7 @@ def check_format(path: Path, content: Any) -> None:
 
 
 def check_references(data: Split) -> None:
-    """Every annotation is of an image and a category that there are, and its box is four numbers."""
+    """Refuses annotations of no image or category that there is, and boxes that are not four numbers."""
     image_ids, category_ids = {image["id"] for image in data.images}, set(data.category_ids)
     wrong = []
     for number, row in enumerate(data.annotations):

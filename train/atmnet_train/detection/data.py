@@ -113,7 +113,7 @@ class TrainImages(Dataset[tuple[Tensor, Target, list[Unreadable]]]):
 
 
 class ValImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
-    """Every image once, with its id; an unreadable one gets the id -1, which is not counted."""
+    """Validation images, each once, with its id; an unreadable one gets the id -1, which is not counted."""
 
     def __init__(self, folder: Path, records: Sequence[Record]) -> None:
         self.folder, self.records = folder, Packed(records)

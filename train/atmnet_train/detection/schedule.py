@@ -1,4 +1,4 @@
-"""How the learning rate of train/coco.py goes."""
+"""Learning-rate schedule of train/coco.py."""
 
 from timm.scheduler import MultiStepLRScheduler
 from torch.optim import Optimizer
@@ -8,7 +8,7 @@ from .settings import ScheduleSettings
 
 
 def make_scheduler(settings: ScheduleSettings, lr: float, optimizer: Optimizer, updates_per_epoch: int) -> MultiStepLRScheduler:
-    """Per update."""
+    """Warm-up, then a tenth after each of the decay epochs, per update."""
     if settings.warmup_updates >= settings.epochs * updates_per_epoch:
         raise UsageError(
             f"--warmup-updates {settings.warmup_updates} leaves nothing of {settings.epochs} epochs of {updates_per_epoch} updates: "

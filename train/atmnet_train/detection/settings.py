@@ -1,4 +1,4 @@
-"""What train/coco.py can be told. The defaults are the paper's 1x schedule; for rate and weight decay, what Swin made usual."""
+"""Settings of train/coco.py. The defaults are the paper's 1x schedule; for rate and weight decay, what Swin made usual."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class DetectorEvaluationSettings(EvaluationSettings):
 
 @dataclass(frozen=True)
 class Settings:
-    """All of train/coco.py."""
+    """Settings of train/coco.py."""
 
     model: DetectorSettings
     data: DataSettings
@@ -110,7 +110,7 @@ def by_model_and_schedule(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def derived(values: Mapping[str, Any]) -> dict[str, Any]:
-    """With other `--epochs` the rate falls after the same shares of them as in the schedule."""
+    """Defaults that follow from others: with other `--epochs` the rate falls after the same shares of them as in the schedule."""
     usual = recipe(values["schedule"])
     return {"decay_epochs": tuple(epoch * values["epochs"] / usual["epochs"] for epoch in usual["decay_epochs"])}
 

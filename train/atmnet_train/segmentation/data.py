@@ -40,7 +40,7 @@ def split_folder(folder: Path, split: str) -> Path:
 
 
 def find_pairs(root: Path, split: str) -> list[Pair]:
-    """Every image with the annotation of the same name."""
+    """Pairs every image with the annotation of the same name."""
     images = by_stem(split_folder(root / "images", split), get_img_extensions())
     annotations = by_stem(split_folder(root / "annotations", split), (".png",))
     for found, other, what in ((images, annotations, "images have no annotation"), (annotations, images, "annotations have no image")):
@@ -63,7 +63,7 @@ def by_stem(folder: Path, extensions: Sequence[str]) -> dict[str, Path]:
 
 
 def class_names(root: Path, given: str | None) -> list[str]:
-    """From the file `given`, or from one that comes with the data; empty where there is none."""
+    """Reads them from the file `given`, or from one that comes with the data; empty where there is none."""
     path = Path(given) if given else next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
     if path is None:
         return []
@@ -98,7 +98,7 @@ def resolve_classes(names: list[str], num_classes: int | None, pairs: Sequence[P
 
 
 class Inspection(Dataset[tuple[int, str]]):
-    """Of each pair the largest label, and what is wrong with it: nothing, or a line about it."""
+    """Largest label of each pair, and what is wrong with it: nothing, or a line about it."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs

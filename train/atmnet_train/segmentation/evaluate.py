@@ -58,7 +58,7 @@ METRICS = ("mIoU", "mAcc", "aAcc")
 
 
 def scores(confusion: Tensor) -> Metrics:
-    """In percent, as papers report: means over the classes that there are, and the share of all pixels."""
+    """Metrics in percent, as papers report: means over the classes that there are, and the share of all pixels."""
     iou, accuracy = class_scores(confusion)
     overall = 100 * confusion.diagonal().sum().double() / confusion.sum()
     return dict(zip(METRICS, (iou.nanmean().item(), accuracy.nanmean().item(), overall.item()), strict=True))

@@ -1,4 +1,4 @@
-"""What data loaders give: augmented samples for training, whole images for evaluation."""
+"""Datasets: augmented samples for training, whole images for evaluation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How the learning rate of train/ade20k.py goes."""
+"""Learning-rate schedule of train/ade20k.py."""
 
 from timm.scheduler import PolyLRScheduler
 from torch.optim import Optimizer
@@ -7,7 +7,7 @@ from .settings import ScheduleSettings
 
 
 def make_scheduler(settings: ScheduleSettings, lr: float, optimizer: Optimizer) -> PolyLRScheduler:
-    """Per update, to 0 at the end."""
+    """Polynomial decay per update, to 0 at the end."""
     return PolyLRScheduler(
         optimizer,
         t_initial=settings.iterations,

@@ -1,4 +1,4 @@
-"""What train/ade20k.py can be told. The defaults are the paper's recipe for Semantic FPN, PVT's; that for UperNet, Swin's, is a file."""
+"""Settings of train/ade20k.py. The defaults are the paper's recipe for Semantic FPN, PVT's; that for UperNet, Swin's, is a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ class SegmenterEvaluationSettings(EvaluationSettings):
 
 @dataclass(frozen=True)
 class Settings:
-    """All of train/ade20k.py."""
+    """Settings of train/ade20k.py."""
 
     model: SegmenterSettings
     data: DataSettings

@@ -1,4 +1,4 @@
-"""From an image and its labels to what a network is given: the paper's augmentation in training, resized views in evaluation.
+"""Transforms of an image and its labels: the paper's augmentation in training, resized views in evaluation.
 
 An image is `tv_tensors.Image [3, H, W]` of bytes, labels are `tv_tensors.Mask [H, W]` of bytes.
 """
@@ -49,7 +49,7 @@ class DiverseCrop:
 
 
 class TrainTransform:
-    """To a square of `size` pixels: the image normalised and 0 where it does not reach, labels `int64`.
+    """Augments to a square of `size` pixels: the image normalised and 0 where it does not reach, labels `int64`.
 
     Without `augment`, an image is resized so that its shorter side is `size`, and cropped at random.
     """
