@@ -1,5 +1,6 @@
 """What the training programs can be told: command lines, configuration files, recipes, and which of them has the last word."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from atmnet_train import ade20k, coco, imagenet
+from atmnet_train import ade20k, coco, demo, imagenet
 from atmnet_train.common import config
 from atmnet_train.common.errors import UsageError, run_program
 from atmnet_train.common.flags import build_parser, default_in_words
@@ -212,7 +213,10 @@ def test_a_run_is_repeated_by_the_file_that_it_writes(small_run: Callable[..., N
 
     imagenet.main(["--eval", str(tmp_path / "run"), "--data-dir", str(two_classes), "--workers", "0", "--output", str(tmp_path / "run")])
     assert config.read_yaml(written) == first  # which the evaluation leaves alone
-    assert config.read_yaml(tmp_path / "run" / "eval.yaml")["img_size"] == "32"
+    report = json.loads((tmp_path / "run" / "eval.json").read_text())
+    imagenet.main(["--config", str(tmp_path / "run" / "eval.yaml"), "--output", str(tmp_path / "eval")])
+    again = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert again | {"seconds": 0} == report | {"seconds": 0} and report["img_size"] == 32
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -225,3 +229,15 @@ def test_what_is_written_is_read_as_it_was(name: str, tmp_path: Path) -> None:
 
 def test_every_recipe_is_of_a_program() -> None:
     assert {path.name for path in config.RECIPE_FOLDER.iterdir()} == set(OF)
+
+
+def test_the_demo_trains_by_the_small_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(demo.subprocess, "run", lambda command, **options: commands.append(command))
+    demo.train(tmp_path / "mnist", tmp_path / "run", epochs=6)
+    launch, flags = commands[0][: commands[0].index("--config")], commands[0][commands[0].index("--config") :]
+    assert launch[-2:] == ["-m", "atmnet_train.imagenet"]
+    found = values("imagenet", *flags)
+    assert found == values("imagenet", "--config", "small") | {
+        **{"data_dir": str(tmp_path / "mnist"), "output": str(tmp_path / "run"), "img_size": 32, "epochs": 6, "hflip": 0.0}
+    }
