@@ -22,7 +22,7 @@ from .algebra import (
     softmax_backward,
     unfolded_backward,
 )
-from .reference import accumulation_dtype, mix
+from .reference import accumulation_dtype
 
 # ---- offset_fc
 
@@ -151,13 +151,22 @@ def fusion_logits_backward(dalpha: Tensor, logits: Tensor) -> Tensor:
 # ---- token_mix
 
 
-def token_mix(x: Tensor, offset: Tensor, *weights: Tensor) -> Tensor:
-    """In the order of the definition, for autograd; ``token_mix_forward`` computes the same in another order."""
-    return mix(axial_gather, x, offset, *weights)
-
-
 # From here on tokens are [B, N, C], and never have four dimensions: Inductor takes those before a convolution for NCHW, and would store the
 # channels of a token far apart.
+
+
+def token_mix(x: Tensor, offset: Tensor, *parameters: Tensor) -> Tensor:
+    """In the order of the definition, for autograd; ``token_mix_forward`` computes the same in another order."""
+    weights, size, x = Weights(*parameters), x.shape[1:3], x.flatten(1, 2)
+    along_w, along_h = (_tokens(_gather(x, _taps(x.dtype, part, axis))) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True))
+    w = F.linear(along_w, weights.weight_w, weights.bias_w)
+    h = F.linear(along_h, weights.weight_h, weights.bias_h)
+    c = F.linear(x, weights.weight_c)
+    hidden = F.gelu(F.linear((w + h + c).mean(1), weights.fc1_weight, weights.fc1_bias))
+    logits = F.linear(hidden, weights.fc2_weight, weights.fc2_bias)
+    alpha = rearrange(logits.to(accumulation_dtype(x)), "b (c k) -> k b 1 c", k=3).softmax(0)
+    fused = (alpha[0] * w + alpha[1] * h + alpha[2] * c).to(x.dtype)
+    return F.linear(fused, weights.proj_weight, weights.proj_bias).unflatten(1, size)
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -160,6 +160,13 @@ def key(kernel: str, x: Tensor, groups: int) -> str:
     return f"{kernel}/{_hint(H)}x{_hint(W)}/C{int(C)}/G{groups}/{str(x.dtype).removeprefix('torch.')}"
 
 
+def sizes(device: torch.device, kernel: str, dtype: torch.dtype, config: Config) -> tuple[tuple[int, ...], ...]:
+    """H, W, C and G of every key of ``kernel`` and ``dtype`` that has this configuration."""
+    pattern = rf"{kernel}/(\d+)x(\d+)/C(\d+)/G(\d+)/{str(dtype).removeprefix('torch.')}"
+    found = [re.fullmatch(pattern, name) for name, chosen in table(device).items() if chosen == config]
+    return tuple(tuple(map(int, match.groups())) for match in found if match)
+
+
 def understood(config: object, default: Config) -> bool:
     """Whether a kernel that takes ``default`` takes ``config``, which may come from an older version of it."""
     return isinstance(config, dict) and config.keys() - {"num_stages"} == default.keys() - {"num_stages"}

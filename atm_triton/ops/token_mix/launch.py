@@ -13,34 +13,21 @@ from ...algebra import Weights
 from ...tuning import tables
 from .. import checks
 from ..branch_fusion import candidates as fusion_candidates
+from . import strategy
 from .alpha import _token_mix_alpha_kernel, _token_mix_pooled_kernel
 from .fold import _token_mix_fold_kernel
 from .fuse import _token_mix_fuse_backward_kernel, _token_mix_fuse_kernel
 from .gather import _token_mix_gather_kernel
 from .scatter import _token_mix_doffset_kernel, _token_mix_dx_kernel
 
-LONGEST_LINE = 64  # whose dx is summed up in registers by default: at worst the work grows with its square, of atomics with its length
-
 
 @tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """Launch configurations of ``kernel`` worth trying for tokens x with ``groups`` offset channels per axis; the first always works."""
-    C, H, W = int(x.shape[3]), tables._hint(x.shape[1]), tables._hint(x.shape[2])
     if kernel in ("token_mix", "token_mix_backward"):
-        # Folding saves 1 GEMM of 4 over the tokens forward, 5 of 11 backward, and a pass over the branches, for matrices of C * C a sample.
-        folded = int(H * W // C >= 4)
-        if kernel == "token_mix":
-            yield dict(FOLD=folded)
-            yield dict(FOLD=1 - folded)
-            return
-        lines = int(max(H, W) <= LONGEST_LINE)
-        # The gradient of a sample's matrices may leave float16's range.
-        foldings = (folded, 1 - folded) if x.dtype != torch.float16 else (0,)
-        yield dict(FOLD=foldings[0], LINES=lines)
-        yield dict(FOLD=foldings[0], LINES=1 - lines)
-        for other in foldings[1:]:
-            yield dict(FOLD=other, LINES=lines)
+        yield from strategy.candidates(kernel, x, groups)
         return
+    C, H, W = int(x.shape[3]), tables._hint(x.shape[1]), tables._hint(x.shape[2])
     half = x.element_size() == 2
     block_s = triton.next_power_of_2(C // groups)
 

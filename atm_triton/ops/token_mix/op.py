@@ -26,7 +26,7 @@ from ... import flops, plain
 from ..._triton import register_flop_formula, runs_kernels, triton_op
 from ...algebra import Weights, branch_weights_backward, fold
 from .. import checks
-from . import launch
+from . import launch, strategy
 from .launch import candidates
 
 __all__ = ["KERNELS", "candidates", "token_mix"]
@@ -233,5 +233,8 @@ def token_mix(
     for name, t in weights._asdict().items():
         if checks.autocast_dtype(t) != x.dtype:
             raise TypeError(f"{op}: {name} must have x's dtype {x.dtype}, got {t.dtype}")
+    if strategy.is_plain_faster(x, G):
+        with checks.autocast_off(x):
+            return plain.token_mix(x, offset, *weights.to(x.dtype))
     # As [B, N, C]: plain.py says what Inductor makes of four dimensions.
     return _token_mix(x.flatten(1, 2), offset, *weights)[0].view(*x.shape[:3], O)
