@@ -18,6 +18,7 @@ from .algebra import (
     branch_weights_backward,
     fold,
     fold_backward,
+    pooled,
     shift,
     softmax_backward,
     unfolded_backward,
@@ -178,7 +179,7 @@ def token_mix_forward(x: Tensor, offset: Tensor, weights: Weights, folded: bool)
     offset_w, offset_h = offset.chunk(2, -1)
     gathered = [_tokens(_gather(x, _taps(x.dtype, part, axis))) for part, axis in ((offset_w, "w"), (offset_h, "h"))] + [x]
     means = torch.stack([_mean(t) for t in gathered], 1)
-    alpha = branch_weights(means, weights)
+    alpha = branch_weights(pooled(means, weights), weights)
     if folded:
         matrices, bias = fold(alpha, weights)
         y = torch.baddbmm(bias.to(x.dtype).unsqueeze(1), torch.cat(gathered, -1), rearrange(matrices, "k b o c -> b (k c) o"))
@@ -214,7 +215,8 @@ def token_mix_backward(
 ) -> tuple[Tensor, Tensor, Weights]:
     """Gradients of x, offset and the weights. The gathered tokens are gathered again, the fused ones computed again."""
     acc = accumulation_dtype(x)
-    alpha = branch_weights(means, weights)
+    s = pooled(means, weights)
+    alpha = branch_weights(s, weights)
     taps = [_taps(x.dtype, part, axis) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True)]
     reads = [_read_both(x, t) for t in taps]
     gathered = [_tokens(a + t[-1].unsqueeze(-1) * slope).to(x.dtype) for (a, slope), t in zip(reads, taps, strict=True)] + [x]
@@ -227,7 +229,7 @@ def token_mix_backward(
         dbranches = [(d * a).to(x.dtype) for a in alpha.unsqueeze(2).unbind(1)]
         dalpha = torch.stack([(d * branch).sum(1, dtype=acc) for branch in made], 1)
         gradients, dgathered = unfolded_gradients(dy, dbranches, fused, dalpha, d.sum(1, dtype=acc), gathered, alpha, weights)
-    dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
+    dmeans, dweights = branch_weights_backward(gradients, alpha, s, means, weights)
     dgathered = [d.to(acc) + dmean / max(x.shape[1], 1) for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
     dx = dgathered[2]
     doffset = []

@@ -79,6 +79,25 @@ def test_the_mixer_is_kernels_and_products_without_copies():
         assert copies == []
 
 
+# By channels, 32 of which are few enough to fold: of the forward and of the backward, kernels of ours, GEMMs and sums.
+LAUNCHES = {32: ((4, 2, 1), (6, 20, 10)), 320: ((4, 4, 1), (7, 18, 9))}
+
+
+@pytest.mark.parametrize("C", LAUNCHES)
+def test_launches(C):
+    """GEMMs of all tokens and small ones; Inductor joins pointwise operations and sums, so that only their number can fall."""
+    shape = Shape(128, 14, 14, C // 2, 2)
+    compiled, graphs = capture(OPERATORS["token_mix"].function, dynamic=False)
+    compiled(*meta_inputs("token_mix", shape)).backward(torch.empty(shape.tokens, dtype=torch.bfloat16, device="meta"))
+    aten = torch.ops.aten
+    gemms = aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default
+    counts = []
+    for _, graph in graphs:
+        targets = [node.target for node in graph.graph.nodes]
+        counts.append((len(kernels(graph)), sum(map(targets.count, gemms)), targets.count(aten.sum.dim_IntList)))
+    assert tuple(counts) == LAUNCHES[C]
+
+
 def saved_bytes(function, *inputs: torch.Tensor) -> int:
     """What autograd keeps of one call besides parameters."""
     kept: dict[int, int] = {}

@@ -111,8 +111,8 @@ def gather(x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     return gathered, partial.sum(1) / max(H * W, 1)
 
 
-def alpha(means: Tensor, branches: Tensor, weights: Weights) -> Tensor:
-    """The fusion's weights ``[B, 3, C]``."""
+def alpha(means: Tensor, branches: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    """The mean of the branches' sum ``[B, O]``, and the fusion's weights ``[B, 3, O]`` made of it."""
     B, _, C = means.shape
     C, O = int(C), int(branches.shape[1])  # noqa: E741
     tokens = branches.new_empty(B, 1, 1, O)  # what names the configuration: no image size, the dtype of the weights
@@ -125,7 +125,7 @@ def alpha(means: Tensor, branches: Tensor, weights: Weights) -> Tensor:
         config = _config("token_mix_alpha", tokens, O)
         grid = (triton.cdiv(B, config["BLOCK_B"]), triton.cdiv(O, config["BLOCK_C"]))
         wrap_triton(_token_mix_alpha_kernel)[grid](pooled, *bottleneck, made, B, O, int(weights.fc1_weight.shape[0]), **config)
-    return made
+    return pooled, made
 
 
 def fold(gathered: Tensor, x: Tensor, groups: int, matrices: Tensor, bias: Tensor) -> Tensor:

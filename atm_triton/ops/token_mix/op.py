@@ -74,7 +74,7 @@ def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Te
         return plain.token_mix_forward(x, offset, weights, folded)
     x, weights = _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
     gathered, means = launch.gather(x, offset)
-    alpha = launch.alpha(means, weights.branches(), weights)
+    _, alpha = launch.alpha(means, weights.branches(), weights)
     if folded:
         y = launch.fold(gathered, x, groups, *fold(alpha, weights))
     else:
@@ -134,7 +134,7 @@ def _kernel_gradients(
     dy, x, weights = dy.contiguous(), x.contiguous(), Weights(*(t.contiguous() for t in weights))
     image = _image(x, offset)
     gathered, _ = launch.gather(image, offset)
-    alpha = launch.alpha(means, weights.branches(), weights)
+    s, alpha = launch.alpha(means, weights.branches(), weights)
     tokens = [*gathered.flatten(2, 3).unbind(0), x]
     if folded:
         gradients, dgathered = plain.folded_gradients(dy, tokens, alpha, weights)
@@ -146,7 +146,7 @@ def _kernel_gradients(
         gradients, dgathered = plain.unfolded_gradients(dy, dbranches, fused, sums[:, :3], sums[:, 3], tokens, alpha, weights)
         del dbranches, fused
     del gathered, tokens
-    dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
+    dmeans, dweights = branch_weights_backward(gradients, alpha, s, means, weights)
     dmean = dmeans / max(x.shape[1], 1)
     dx, doffset = launch.scatter([_image(t, offset) for t in dgathered], image, offset, dmean, deterministic=deterministic)
     return dx.flatten(1, 2), doffset, dweights
@@ -204,6 +204,8 @@ def token_mix(
     Returns:
         ``[B, H, W, O]`` in x's dtype (autocast's, where it is on); positions, means and the fusion's weights are computed in float32
         (float64 for float64 input).
+
+    A graph that is being compiled takes plain PyTorch instead where that is faster (strategy.py); it then keeps more for its backward.
 
     On a GPU, the gradient of x may be added up in any order, unless ``torch.use_deterministic_algorithms(True)``, when its order is fixed.
 
