@@ -42,7 +42,7 @@ def is_plain_faster(x: Tensor, groups: int) -> bool:
     On a CPU where nothing is folded; on a GPU where ``tune`` has measured it. Where an image size is not known the operator is taken,
     rather than to guard on it.
     """
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not torch.compiler.is_compiling() or _is_exporting():
         return False
     _, H, W, C = x.shape
     if _runs_kernels(x.device.type, x.dtype):
@@ -53,6 +53,11 @@ def is_plain_faster(x: Tensor, groups: int) -> bool:
 
 
 # torch.compile asks these once, instead of looking into them.
+
+
+@torch.compiler.assume_constant_result
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()  # which torch 2.11 would take for True whenever it compiles
 
 
 @torch.compiler.assume_constant_result
