@@ -20,7 +20,19 @@ RESULTS = Path(__file__).parent / "results"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 TEXT = ("job", "section", "name", "what", "shape", "dtype", "batch", "implementation", "note")
-NUMBERS = ("p20_ms", "p50_ms", "p80_ms", "images_per_s", "gb_per_s", "tflop_per_s", "limit_ms", "share_of_limit", "peak_mib", "speedup")
+NUMBERS = (
+    "p20_ms",
+    "p50_ms",
+    "p80_ms",
+    "images_per_s",
+    "gb_per_s",
+    "tflop_per_s",
+    "limit_ms",
+    "share_of_limit",
+    "peak_mib",
+    "kept_mib",
+    "speedup",
+)
 ABOUT = ("device", "torch", "triton", "configs", "commit", "model", "mode")  # mode: of torch.compile
 LABELS = {"eager": "ours, eager", "compiled": "ours, compiled"}
 
@@ -186,6 +198,9 @@ def tables(rows: list[Row]) -> list[str]:
         lines += _table(group, ("name", "shape", "dtype"), _time)
         if any(row["peak_mib"] for row in group):
             lines += ["", "Peak memory, GiB:", "", *_table(group, ("name", "shape", "dtype"), _memory)]
+        if any(row["kept_mib"] for row in group):
+            lines += ["", "Kept for the backward besides the inputs, MiB:", ""]
+            lines += _table(group, ("name", "shape", "dtype"), lambda row: f"{row['kept_mib']:.2g}" if row["p50_ms"] else "")
     for what in dict.fromkeys(row["what"] for row in networks):
         group = [row for row in networks if row["what"] == what]
         lines += ["", f"## {group[0]['name']}, {what}", ""]
