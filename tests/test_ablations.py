@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from atmnet.ablations import OFFSETS, PlanarMixer, ThreeMixer, ZeroMixer, planar_gather
-from atmnet.profile import macs
+from atmnet.costs.counting import macs
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d

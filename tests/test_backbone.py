@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from atmnet.backbone import STRIDES, Backbone
+from atmnet.dense.backbone import STRIDES, Backbone
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 from torchvision.models.swin_transformer import shifted_window_attention

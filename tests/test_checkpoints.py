@@ -12,8 +12,8 @@ import atmnet
 import pytest
 import timm
 import torch
-from atmnet import checkpoints
-from atmnet.checkpoints import from_official
+from atmnet.weights import published as checkpoints
+from atmnet.weights.published import from_official
 from official import to_official
 from safetensors import safe_open
 from torch import Tensor, nn

@@ -15,7 +15,7 @@ import coco
 import pytest
 import timm
 import torch
-from atmnet.detection import DETECTORS, create_detector
+from atmnet.dense.detection import DETECTORS, create_detector
 from coco_shapes import write_coco, write_split
 from common.errors import UsageError
 from common.run import Task

@@ -14,7 +14,7 @@ import torch
 from atmnet.__main__ import main
 from atmnet.offsets import Histograms, collect
 from atmnet.offsets.images import View
-from atmnet.predict import open_image
+from atmnet.prediction import open_image
 from PIL import Image
 from torch import nn
 

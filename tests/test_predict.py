@@ -10,8 +10,8 @@ import pytest
 import timm
 import torch
 from atmnet.__main__ import main
-from atmnet.predict import class_names, find_images, predict
-from atmnet.pretrained import open_classifier
+from atmnet.prediction import class_names, find_images, predict
+from atmnet.weights.opening import open_classifier
 from official import to_official
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config

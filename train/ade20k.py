@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from accelerate import Accelerator
-from atmnet.segmentation import Segmenter, create_segmenter
+from atmnet.dense.segmentation import Segmenter, create_segmenter
 from common import dense
 from common.broken import BrokenImages
 from common.engine import end_quietly

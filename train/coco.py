@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from atmnet.detection import create_detector
+from atmnet.dense.detection import create_detector
 from common import dense
 from common.broken import BrokenImages
 from common.checkpoints import read_state

@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from .ablations import OFFSETS, mixer, offset_layer
-from .hub import HubModel
+from .weights.hub import HubModel
 
 LAYER_NORM_EPS = 1e-5
 

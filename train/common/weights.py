@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import atmnet
-from atmnet.pretrained import read_checkpoint
+from atmnet.weights.opening import read_checkpoint
 from torch import Tensor, nn
 
 from .errors import UsageError

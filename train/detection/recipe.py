@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atmnet.detection import DETECTORS
-from atmnet.necks import NECKS
+from atmnet.dense.detection import DETECTORS
+from atmnet.dense.necks import NECKS
 from common.dense import add_model_flags, check_model_flags, fill_in
 from common.errors import UsageError
 from common.flags import HelpFormatter, check_numbers

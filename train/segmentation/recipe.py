@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from atmnet.necks import NECKS
-from atmnet.segmentation import HEADS
+from atmnet.dense.necks import NECKS
+from atmnet.dense.segmentation import HEADS
 from common.dense import add_model_flags, check_model_flags, fill_in
 from common.errors import UsageError
 from common.flags import HelpFormatter, check_numbers

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
-from .checkpoints import PathLike, load_official, load_strict
+from ..model import ATMNet
+from ..variants import VARIANTS, canonical_name
 from .hub import from_folder
-from .model import ATMNet
-from .variants import VARIANTS, canonical_name
+from .published import PathLike, load_official, load_strict
 
 KINDS = "an output folder of train/imagenet.py, a folder of save_pretrained, a .safetensors, a last.pt or a published .pth"
 

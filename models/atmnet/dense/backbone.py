@@ -14,7 +14,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
-from .variants import VARIANTS, canonical_name
+from ..variants import VARIANTS, canonical_name
 
 STRIDES = [4, 8, 16, 32]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .checkpoints import PathLike
+from .weights.published import PathLike
 
 TOLERANCE = 1e-4  # of the largest logit
 

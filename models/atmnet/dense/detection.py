@@ -15,12 +15,12 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from ..costs.counting import macs
+from ..variants import ATMNetFeatures
 from .backbone import Backbone
 from .cascade import CascadeRoIHeads
 from .necks import NECKS
-from .profile import macs
 from .roi import BOX_SIZE, MASK_SIZE, box_predictor, in_float32, mask_branch, roi_align
-from .variants import ATMNetFeatures
 
 DETECTORS = "retinanet", "mask-rcnn", "cascade-mask-rcnn"
 ANCHORS_RPN, ANCHORS_RETINANET = 3, 9  # torchvision's, per place: three shapes, and these in three sizes

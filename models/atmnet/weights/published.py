@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from .model import ATMNet
+from ..model import ATMNet
 
 PathLike = str | os.PathLike[str]
 

@@ -1,0 +1,1 @@
+"""Costs of the networks: MACs, and the paper's tables of them."""
