@@ -15,6 +15,8 @@ from pathlib import Path
 from cost_model import predicted_ms
 from targets import SQUARE, Row, judge
 
+from atm_triton.files import replaced
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 README = ROOT / "README.md"
@@ -46,15 +48,11 @@ def read(file: Path) -> list[Row]:
 
 
 def write(file: Path, rows: Iterable[Row]) -> None:
-    """``file`` is at every moment the old or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w", newline="") as stream:
+    with replaced(file) as partial, partial.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [*TEXT, *NUMBERS, *ABOUT])
         writer.writeheader()
         for row in rows:
             writer.writerow(row | {name: f"{row[name]:.5g}" for name in NUMBERS if row.get(name) is not None})
-    temporary.replace(file)
 
 
 def newest(folder: Path) -> dict[str, Path]:

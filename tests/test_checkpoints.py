@@ -215,7 +215,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch, fails):
 
 
 def test_what_a_killed_save_left_is_no_obstacle(tmp_path):
-    (tmp_path / ".model.safetensors.partial").write_bytes(b"half")
+    (tmp_path / ".model.partial.safetensors").write_bytes(b"half")
     atmnet.save(create(seed=1), tmp_path / "model.safetensors")
     assert_equal_weights(atmnet.load(create(), tmp_path / "model.safetensors"), create(seed=1))
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]

@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(fault: Exception, data: Path
     with pytest.raises(RunError, match=r"cannot write .*last.pt: .*last.pt there is still the previous one.*--resume"):
         train(data, tmp_path / "run", "--checkpoint-steps", 1)
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progress"]["updates"] == 1
-    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert not list((tmp_path / "run").glob("*.partial*"))
 
 
 def test_too_little_room_is_said_before_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@ itself: no operator of ours is in the files."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+
+from atm_triton.files import replaced
 
 from .weights.published import PathLike
 
@@ -112,15 +113,11 @@ def export(model: nn.Module, path: PathLike, format: str, img_size: tuple[int, i
     if format == "onnx":
         _check_onnx()
     program, smallest = export_program(model, img_size)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with replaced(path) as partial:
         chosen.write(program, partial)
         difference = _largest_difference(chosen.open(partial), model, img_size)
         if not difference <= TOLERANCE:
             raise RuntimeError(f"the {format} file differs from the model by {difference:.1e} of the largest logit, more than {TOLERANCE}")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return Exported(path, difference, smallest)
 
 

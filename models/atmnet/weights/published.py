@@ -17,6 +17,8 @@ from safetensors.torch import save as to_safetensors
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
+from atm_triton.files import write_atomically
+
 from ..model import ATMNet
 
 PathLike = str | os.PathLike[str]
@@ -141,20 +143,9 @@ def _left_out(model: ATMNet) -> tuple[str, ...]:
 
 def save(model: nn.Module, path: PathLike, /, **metadata: object) -> None:
     """Write the model's weights as safetensors, atomically. ``metadata`` travels with them, as JSON what is not text."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     weights = {name: value.contiguous() for name, value in _unwrap(model).state_dict().items()}
-    try:
-        with partial.open("wb") as file:
-            file.write(
-                to_safetensors(weights, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()})
-            )
-            file.flush()
-            os.fsync(file.fileno())  # the name must not be on disk before the weights
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    write_atomically(Path(path), lambda file: file.write(to_safetensors(weights, text)))
 
 
 def load(model: nn.Module, path: PathLike) -> nn.Module:
