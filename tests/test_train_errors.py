@@ -118,9 +118,7 @@ def test_a_checkpoint_of_another_run(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run")
     with pytest.raises(UsageError, match=r"of another run: model test_convnext -> test_convnext2"):
         train(data, tmp_path / "other", "--resume", tmp_path / "run", "--model", "test_convnext2")
-    with pytest.raises(
-        UsageError, match=r"another model than this ConvNeXt: 45 weights not in the model: .*of another shape: stem.0.weight \("
-    ):
+    with pytest.raises(UsageError, match=r"does not fit this ConvNeXt:\n  unexpected: .*(.*\n)*.*and \d+ more"):
         train(data, tmp_path / "other", "--init-from", tmp_path / "run", "--model", "test_convnext3")
     with pytest.raises(UsageError, match=r"trained with EMA: give the same --model-ema-decay"):
         train(data, tmp_path / "other", "--resume", tmp_path / "run", "--model-ema-decay", 0)

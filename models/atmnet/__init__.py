@@ -9,7 +9,8 @@ from .dense.segmentation import create_segmenter
 from .model import ATMNet
 from .variants import VARIANTS, ATMNetFeatures, canonical_name
 from .weights.opening import open_classifier
-from .weights.published import load, load_official, save
+from .weights.published import load_official
+from .weights.saved import load, save
 
 __all__ = [
     "ATMFPN",

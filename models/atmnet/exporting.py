@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from atm_triton.files import replaced
 
-from .weights.published import PathLike
+from .weights.reader import PathLike
 
 TOLERANCE = 1e-4  # of the largest logit
 

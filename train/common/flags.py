@@ -5,7 +5,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
+from atmnet.variants import check_known
 
 from .errors import UsageError
 
@@ -34,9 +34,10 @@ def model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def check_model_name(name: str) -> None:
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise UsageError(f"--model {name}: timm knows no such model" + (f"; it knows {', '.join(near)}" if near else ""))
+    try:
+        check_known(name)
+    except ValueError as error:
+        raise UsageError(f"--model {error}") from error
 
 
 def check_numbers(args: argparse.Namespace, at_least: Mapping[str, float], shares: Sequence[str]) -> None:

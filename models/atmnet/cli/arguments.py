@@ -8,9 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-CHECKPOINT = (
-    "an output folder of train/imagenet.py, a folder of save_pretrained, hf-hub:USER/NAME, a .safetensors, a last.pt, a published .pth"
-)
+from ..weights.reader import KINDS
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -31,7 +29,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
     """``--checkpoint``, with what it means to leave it out, ``--model`` and ``--ema``."""
-    parser.add_argument("--checkpoint", required=not checkpoint, help=CHECKPOINT + (f" (default: {checkpoint})" if checkpoint else ""))
+    parser.add_argument("--checkpoint", required=not checkpoint, help=KINDS + (f" (default: {checkpoint})" if checkpoint else ""))
     parser.add_argument("--model", help="such as atmnet-t, where the checkpoint does not say")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 
 import timm
 import torch
@@ -12,6 +11,7 @@ from rich.console import Console
 from atm_triton import tune
 from atm_triton.tuning import tables
 
+from ..variants import canonical_name, check_known
 from .arguments import image_size, whole_number
 
 HELP = "find the fastest launch configurations for a model on this GPU, and keep them for it"
@@ -30,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    names = (args.model, args.model.lower().replace("-", "_"))
-    name = next((name for name in names if timm.is_model(name)), "")
-    if not name:
-        near = timm.list_models(f"*{re.split('[-_]', args.model)[0]}*")[:5]
-        parser.error(f"--model {args.model}: timm knows no such model" + (f"; it knows {', '.join(near)}" if near else ""))
+    name = canonical_name(args.model)
+    try:
+        check_known(name)
+    except ValueError as error:
+        parser.error(f"--model {error}")
     gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if (slug := tables.gpu_slug(gpu)) is None:
         parser.error(f"there is no GPU here that torch {torch.__version__} can use: tune on the machine that will run the model")
