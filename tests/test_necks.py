@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from atmnet.costs.counting import macs
+from atmnet.costs import macs
 from atmnet.dense.backbone import Backbone
 from atmnet.dense.necks import ATMFPN, FPN, NECKS, Mix
 from einops import rearrange

@@ -12,6 +12,8 @@ The mixers here are plain compositions to compare with, not fast ones.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -19,7 +21,6 @@ from torch import Tensor, nn
 
 from atm_triton import ActiveTokenMixer, OffsetFC, axial_gather
 
-OFFSETS = ("axial", "zero", "planar", "three")
 SAMPLES = 3  # per channel and axis, of "three"
 
 
@@ -67,6 +68,9 @@ def _neighbours(position: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
 
 class ZeroMixer(ActiveTokenMixer):
     """An ActiveTokenMixer whose offsets are all 0: tokens mix through the fusion's mean alone. It takes no offset."""
+
+    def __init__(self, dim: int, share: int, proj_drop: float = 0.0) -> None:
+        super().__init__(dim, share, own_offset=False, proj_drop=proj_drop)
 
     def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         return super().forward(x, x.new_zeros(*x.shape[:3], 2 * self.dim // self.share))
@@ -134,15 +138,25 @@ class ThreeOffsetFC(OffsetFC):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
 
-def offset_layer(offsets: str, dim: int, share: int, eps: float) -> OffsetFC:
-    """The layer that predicts what ``mixer`` takes."""
-    return ThreeOffsetFC(dim, share, eps) if offsets == "three" else OffsetFC(dim, share, eps)
+MIXERS = {"zero": ZeroMixer, "planar": PlanarMixer, "three": ThreeMixer}
+OFFSETS = ("axial", *MIXERS)
 
 
-def mixer(offsets: str, dim: int, share: int, proj_drop: float) -> nn.Module:
-    """The mixer of one of ``OFFSETS``."""
-    if offsets == "axial":
-        return ActiveTokenMixer(dim, share, own_offset=False, proj_drop=proj_drop)
-    if offsets == "zero":
-        return ZeroMixer(dim, share, own_offset=False, proj_drop=proj_drop)
-    return (PlanarMixer if offsets == "planar" else ThreeMixer)(dim, share, proj_drop)
+def ablate(stages: Any, offsets: str, proj_drop: float) -> None:
+    """Exchange the paper's own mixers and offset layers in the stages of a new ATMNet for those of one of ``OFFSETS``.
+
+    Raises:
+        ValueError: there are no such offsets.
+    """
+    if offsets not in MIXERS:
+        raise ValueError(f"offsets must be one of {', '.join(map(repr, OFFSETS))}, got {offsets!r}")
+    for stage in stages:
+        if offsets == "zero":
+            stage.peg = None
+        for block in stage.blocks:
+            dim, share = block.mixer.dim, block.mixer.share
+            block.mixer = MIXERS[offsets](dim, share, proj_drop)
+            if offsets == "zero":
+                block.offset = None
+            elif offsets == "three" and block.offset is not None:
+                block.offset = ThreeOffsetFC(dim, share, block.offset.eps)
