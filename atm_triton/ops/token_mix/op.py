@@ -167,10 +167,16 @@ _token_mix.register_autograd(_backward, setup_context=_setup_context)
 
 
 register_flop_formula(torch.ops.atm_triton.token_mix)(
-    lambda x, offset, weight_w, *_, **__: flops.token_mix_flops(x, weight_w[0]),
+    flops.Formula(
+        macs=lambda x, offset, weight_w, *_, **__: flops.token_mix_macs(x, weight_w[0]),
+        per_value=lambda x, offset, weight_w, *_, **__: flops.token_mix_per_value(x, weight_w[0]),
+    )
 )
 register_flop_formula(torch.ops.atm_triton.token_mix_backward)(
-    lambda dy, x, *_, **__: 2 * flops.token_mix_flops(x, dy[-1]),
+    flops.Formula(
+        macs=lambda dy, x, *_, **__: 2 * flops.token_mix_macs(x, dy[-1]),
+        per_value=lambda dy, x, *_, **__: 2 * flops.token_mix_per_value(x, dy[-1]),
+    )
 )
 
 
