@@ -48,10 +48,7 @@ def _sixteenths(offset: Tensor) -> Tensor:
 
 OPERATORS = [
     Operator("token_mix", least.token_mix, {"published": published.token_mix}),
-    Operator("offset_fc", least.offset_fc),
-    Operator("axial_gather_w", least.axial_gather),
-    Operator("axial_gather_h", least.axial_gather),
-    Operator("branch_fusion", least.branch_fusion),
+    *(Operator(name, functools.partial(least.operator, row)) for name, row in testing.OPERATORS.items() if name != "token_mix"),
 ]
 
 

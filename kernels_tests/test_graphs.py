@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import walk_packages
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from triton.runtime.jit import JITFunction
 
-from atm_triton import ActiveTokenMixer
+from atm_triton import ActiveTokenMixer, ops
 from atm_triton.testing import OPERATORS, Shape, gradients, make
 
 MIXER = ("offset_fc", "token_mix")  # in its order
@@ -143,14 +146,5 @@ def test_meta_agrees_with_cpu_on_shapes_dtypes_and_strides():
 
 def test_kernels_are_plain_jit_functions():
     """An autotuner or heuristic around a kernel would choose by the first shape that torch.compile sees."""
-    from importlib import import_module
-
-    for name in (
-        "offset_fc",
-        "axial_gather",
-        "branch_fusion",
-        *(f"token_mix.{file}" for file in ("gather", "alpha", "fold", "fuse", "scatter")),
-    ):
-        module = import_module(f"atm_triton.ops.{name}")
-        found = [value for key, value in vars(module).items() if key.endswith("_kernel")]
-        assert found and all(type(kernel) is JITFunction for kernel in found)
+    for module in (import_module(found.name) for found in walk_packages(ops.__path__, f"{ops.__name__}.")):
+        assert all(type(value) is JITFunction for name, value in vars(module).items() if name.endswith("_kernel")), module.__name__
