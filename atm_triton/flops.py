@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .reference import bottleneck
+
 # FLOPs per value of the tokens, forward and backward, that are in no GEMM.
 GATHER = 4, 8  # two multiplications and two additions; the backward's gather again, and twice over for two gradients
 FUSION = 5, 9  # three multiplications and two additions; three for the branches, three multiplications and additions for the logits
@@ -41,7 +43,7 @@ def token_mix_macs(x: Sequence[int], outputs: int) -> int:
     """Of tokens ``[B, ..., C]``: the FCs of three branches and the projection over the tokens, and a sample's bottleneck."""
     B, *_, C = x
     tokens = math.prod(x) // C
-    return tokens * outputs * (3 * C + outputs) + 4 * B * outputs * max(1, outputs // 4)
+    return tokens * outputs * (3 * C + outputs) + 4 * B * outputs * bottleneck(outputs)
 
 
 def token_mix_per_value(x: Sequence[int], outputs: int) -> int:

@@ -50,6 +50,11 @@ def branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:
     return (alpha[0] * w + alpha[1] * h + alpha[2] * c).to(w.dtype)
 
 
+def bottleneck(channels: int) -> int:
+    """Hidden width of the layers that make the fusion's logits."""
+    return max(1, channels // 4)
+
+
 def token_mix(
     x: Tensor,
     offset: Tensor,

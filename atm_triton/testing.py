@@ -75,7 +75,7 @@ def _offset_fc_inputs(shape: Shape) -> Sizes:
 def mixer_inputs(shape: Shape, outputs: int | None = None) -> Sizes:
     """Of ``token_mix``, by default with as many outputs as channels."""
     C, O = shape.C, outputs or shape.C  # noqa: E741
-    hidden = max(1, O // 4)
+    hidden = reference.bottleneck(O)
     fcs = {"w": (O, C), "h": (O, C), "c": (O, C), "fc1": (hidden, O), "fc2": (3 * O, hidden), "proj": (O, O)}
     sizes: Sizes = {"x": shape.tokens, "offset": (*shape.tokens[:3], 2 * shape.G)}
     for name, size in fcs.items():

@@ -16,6 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from atm_triton import flops
+from atm_triton.reference import bottleneck
 from atm_triton.testing import Operator, Shape
 
 
@@ -103,7 +104,7 @@ def operator(row: Operator, t: Tokens) -> Layer:
 
 def token_mix(t: Tokens) -> Layer:
     """Folding (atm_triton/algebra.py) saves one of four GEMMs over the tokens, for three of [C, C] by [C, C] a sample."""
-    hidden, saved = max(1, t.C // 4), t.B * max(0, t.H * t.W - 3 * t.C) * t.C**2
+    hidden, saved = bottleneck(t.C), t.B * max(0, t.H * t.W - 3 * t.C) * t.C**2
     weights = 4 * t.C**2 + 3 * t.C + hidden * (t.C + 1) + 3 * t.C * (hidden + 1)
     return Layer("token_mix", t.size + t.offsets, t.size, weights, 2 * (flops.token_mix_macs(t.shape.tokens, t.C) - saved))
 

@@ -10,7 +10,8 @@ import pytest
 import timm
 import torch
 from atmnet.__main__ import main
-from atmnet.prediction import class_names, find_images, predict
+from atmnet.images import find_images
+from atmnet.prediction import class_names, predict
 from atmnet.weights.opening import open_classifier
 from official import to_official
 from PIL import Image

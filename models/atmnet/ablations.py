@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from atm_triton import ActiveTokenMixer, OffsetFC, axial_gather
+from atm_triton.reference import bottleneck
 
 SAMPLES = 3  # per channel and axis, of "three"
 
@@ -85,7 +86,7 @@ class BranchMixer(nn.Module):
     def __init__(self, dim: int, share: int, gathered: int, proj_drop: float) -> None:
         super().__init__()
         self.dim, self.share = dim, share
-        hidden = max(1, dim // 4)
+        hidden = bottleneck(dim)
         self.fcs = nn.ModuleList(nn.Linear(dim, dim) for _ in range(gathered))
         self.fc_c = nn.Linear(dim, dim, bias=False)
         self.fc1 = nn.Linear(dim, hidden)

@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from atm_triton.files import replaced
 
+from .images import channels
 from .weights.reader import PathLike
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -132,7 +133,7 @@ def export_program(model: nn.Module, img_size: tuple[int, int] = (224, 224)) -> 
             "exporting takes a float32 model on the CPU in evaluation mode, model.cpu().float().eval(); "
             f"this one is {', '.join(dtypes)} on {', '.join(places)} in {mode} mode"
         )
-    images = torch.zeros(2, _channels(model), *img_size)  # a batch of 1 would stay 1
+    images = torch.zeros(2, channels(model), *img_size)  # a batch of 1 would stay 1
     program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},))
     try:
         _largest_difference(program.module(), model, img_size)
@@ -152,17 +153,13 @@ def _smallest(program: ExportedProgram) -> tuple[int, int]:
     return height, width
 
 
-def _channels(model: nn.Module) -> int:
-    return int(getattr(model, "in_chans", 3))
-
-
 @torch.no_grad()
 def _largest_difference(run: Run, model: nn.Module, img_size: tuple[int, int]) -> float:
     """At another batch and at another size than traced, relative to the largest logit."""
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch, more in ((3, 0), (1, 32)):
-        images = torch.randn(batch, _channels(model), img_size[0] + more, img_size[1] + 2 * more, generator=generator)
+        images = torch.randn(batch, channels(model), img_size[0] + more, img_size[1] + 2 * more, generator=generator)
         expected = model(images)
         differences.append((run(images) - expected).abs().max() / expected.abs().max())
     return float(torch.stack(differences).max())  # NaN if there is one

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from atmnet.prediction import UNREADABLE
+from atmnet.images import UNREADABLE
 from common.broken import Unreadable
 from common.errors import UsageError
 from common.sampling import SampleKey

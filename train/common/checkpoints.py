@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from atmnet.weights.reader import metadata_text
+from atmnet.weights.reader import metadata_text, read_torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -149,10 +149,10 @@ def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list
 
 def read_state(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise UsageError(f"{path} is not a checkpoint that can be read: {error}") from error
-    if not isinstance(state, dict) or "progress" not in state:
+        state = dict(read_torch(path, mmap=True))
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    if "progress" not in state:
         raise UsageError(f"{path} holds no training state; --resume takes an output folder or its last.pt, --init-from takes weights")
     return state
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from atmnet.prediction import UNREADABLE
+from atmnet.images import UNREADABLE
 from common.broken import Unreadable
 from common.sampling import SampleKey
 from common.seeding import SAMPLE, seed_sample

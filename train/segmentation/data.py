@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from atmnet.prediction import UNREADABLE
+from atmnet.images import UNREADABLE
 from common.errors import UsageError
 from common.progress import shown
 from common.stop import worker_init

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from atmnet.prediction import UNREADABLE
+from atmnet.images import UNREADABLE
 from common.broken import Unreadable
 from common.sampling import SampleKey
 from common.seeding import SAMPLE, seed_sample

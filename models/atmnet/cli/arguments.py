@@ -6,7 +6,8 @@ import argparse
 import re
 from collections.abc import Callable
 
-import torch
+from atm_triton.__main__ import device
+from atm_triton.backend import default_device
 
 from ..weights.reader import KINDS
 
@@ -41,4 +42,4 @@ def add_image_size(parser: argparse.ArgumentParser, help: str, default: tuple[in
 def add_running(parser: argparse.ArgumentParser) -> None:
     """``--batch-size`` and ``--device``."""
     parser.add_argument("--batch-size", type=whole_number(1), default=16, metavar="N", help="images at once (default: 16)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--device", type=device, default=default_device(), help="default: %(default)s")

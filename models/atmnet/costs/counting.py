@@ -10,6 +10,7 @@ from atm_triton.profile import count_macs
 
 from ..dense.cascade import CascadeRoIHeads
 from ..dense.roi import BOX_SIZE, MASK_SIZE
+from ..images import channels
 
 LAYER_NORM_MACS = 5  # per element, as fvcore and the paper have it
 
@@ -18,7 +19,7 @@ def macs(model: nn.Module, size: tuple[int, int] = (224, 224)) -> int:
     """MACs of one image ``(H, W)`` through any network of images: those of convolutions, GEMMs and attention, five per element of a
     LayerNorm, none for gathering, fusing and activations. Nothing is computed, and the model stays as it is.
     """
-    image = torch.empty(1, getattr(model, "in_chans", 3), *size, device="meta", dtype=next(model.parameters()).dtype)
+    image = torch.empty(1, channels(model), *size, device="meta", dtype=next(model.parameters()).dtype)
     return count_macs(model, image, LAYER_NORM_MACS)
 
 

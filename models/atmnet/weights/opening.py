@@ -12,6 +12,7 @@ import timm
 from timm.utils import ParseKwargs
 from torch import nn
 
+from ..images import channels
 from ..model import ATMNet
 from ..variants import VARIANTS, canonical_name, check_known
 from .fit import load_strict
@@ -74,7 +75,7 @@ def _build(checkpoint: Checkpoint, name: str) -> nn.Module:
     config: Any = model.pretrained_cfg
     config["num_classes"] = num_classes
     if side := trained.get("img_size"):
-        config["input_size"] = (getattr(model, "in_chans", 3), side, side)
+        config["input_size"] = (channels(model), side, side)
     if crop := trained.get("crop_pct"):
         config["crop_pct"] = crop
     if (interpolation := trained.get("interpolation")) and interpolation != "random":  # which is of training alone

@@ -69,11 +69,11 @@ def read_safetensors(path: PathLike) -> Checkpoint:
     return Checkpoint(Path(path), weights, meta)
 
 
-def read_torch(path: PathLike) -> Mapping[str, Any]:
-    """The content of a file of ``torch.save``, nothing of it executed; raises as ``read_checkpoint``."""
+def read_torch(path: PathLike, mmap: bool = False) -> Mapping[str, Any]:
+    """The content of a file of ``torch.save``, nothing of it executed, with ``mmap`` read when used; raises as ``read_checkpoint``."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the published files hold their arguments too
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise
     except Exception as error:  # bytes that are no checkpoint can raise anything
