@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from einops import rearrange
@@ -50,6 +52,24 @@ def canonical_name(model: str) -> str:
     """``atmnet-b`` and ``ATMNet-B`` name the model ``atmnet_b``; other names stay as they are."""
     name = model.lower().replace("-", "_")
     return name if name.startswith("atmnet_") else model
+
+
+def model_arguments(pairs: Iterable[str]) -> dict[str, Any]:
+    """The arguments of a model from ``KEY=VALUE`` as timm's own programs read it: a Python value, else text.
+
+    Raises:
+        ValueError: one is not written so.
+    """
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{pair}: write it as KEY=VALUE")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    return arguments
 
 
 def check_known(name: str) -> None:

@@ -1,11 +1,10 @@
 """What the programs' command lines have in common."""
 
 import argparse
-import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atmnet.variants import check_known
+from atmnet.variants import check_known, model_arguments
 
 from .errors import UsageError
 
@@ -20,17 +19,10 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 def model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` as timm's own programs read it: a Python value, else text."""
-    kwargs: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--model-kwargs {pair}: write it as KEY=VALUE")
-        try:
-            kwargs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            kwargs[key] = value
-    return kwargs
+    try:
+        return model_arguments(pairs)
+    except ValueError as error:
+        raise UsageError(f"--model-kwargs {error}") from error
 
 
 def check_model_name(name: str) -> None:

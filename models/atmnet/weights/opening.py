@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.utils import ParseKwargs
 from torch import nn
 
 from ..images import channels
 from ..model import ATMNet
-from ..variants import VARIANTS, canonical_name, check_known
+from ..variants import VARIANTS, canonical_name, check_known, model_arguments
 from .fit import load_strict
 from .hub import from_folder
 from .published import load_official
@@ -62,10 +60,8 @@ def _build(checkpoint: Checkpoint, name: str) -> nn.Module:
     if checkpoint.published and name not in VARIANTS:
         raise ValueError(f"{checkpoint.path} holds a published ATMNet, not {name}: name one of {', '.join(VARIANTS)}")
     trained = checkpoint.meta.get("recipe", {}) | checkpoint.meta
-    given = argparse.Namespace()
-    ParseKwargs([], "kwargs")(argparse.ArgumentParser(), given, trained.get("model_kwargs", []))
     num_classes = trained.get("num_classes", _width_of_classifier(checkpoint, name))
-    model = _create(name, **given.kwargs | dict(num_classes=num_classes, pretrained=False))
+    model = _create(name, **model_arguments(trained.get("model_kwargs", [])) | dict(num_classes=num_classes, pretrained=False))
     if checkpoint.published:
         load_official(model, checkpoint.weights)
     else:
