@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import plain
-from ..ops.token_mix.strategy import plain_kernel
+from ..ops.token_mix.strategy import plain_choice
 from . import tables
 from .calls import Call, fresh
 
@@ -21,7 +21,7 @@ def key(call: Call, training: bool) -> str:
     """Of the choice for ``call`` in a table; the call is one of TOKEN_MIX."""
     x, offset = call.arguments[:2]
     tokens = torch.empty(*offset.size[:3], x.size[2], dtype=x.dtype, device="meta")
-    return tables.key(plain_kernel(training), tokens, offset.size[3] // 2)
+    return tables.key(plain_choice(training), tokens, offset.size[3] // 2)
 
 
 def compiled(call: Call, device: torch.device, training: bool) -> tuple[Step, Step]:

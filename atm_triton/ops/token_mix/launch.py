@@ -10,6 +10,7 @@ from torch.library import wrap_triton
 
 from ..._triton import token_stride, triton
 from ...algebra import Weights
+from ...reference import bottleneck
 from ...tuning import tables
 from .. import checks
 from ..branch_fusion import candidates as fusion_candidates
@@ -42,7 +43,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
         for tokens, together in ((16, 256), (32, 128)):
             yield tile(tokens, 64, TOKENS=together, num_warps=8)
     elif kernel in ("token_mix_pooled", "token_mix_alpha"):
-        hidden = {} if kernel == "token_mix_pooled" else dict(BLOCK_F=max(16, triton.next_power_of_2(max(1, C // 4))))
+        hidden = {} if kernel == "token_mix_pooled" else dict(BLOCK_F=max(16, triton.next_power_of_2(bottleneck(C))))
         for channels in (32, 16) if half else (16,):
             yield dict(BLOCK_B=16, BLOCK_C=channels, num_warps=4 if half else 8) | hidden
     elif kernel == "token_mix_fold":

@@ -25,6 +25,7 @@ from torch import Tensor
 from ... import flops, plain
 from ..._triton import register_flop_formula, runs_kernels, triton_op
 from ...algebra import Weights, branch_weights_backward, fold
+from ...reference import bottleneck
 from .. import checks
 from . import launch, strategy
 from .launch import candidates
@@ -204,7 +205,7 @@ def token_mix(
         weight_w, bias_w, weight_h, bias_h, weight_c: FCs of the tokens gathered along W and along H, and of the tokens themselves,
             ``[O, C]`` and ``[O]``, with O output channels.
         fc1_weight, fc1_bias, fc2_weight, fc2_bias: The bottleneck that makes the fusion's weights of the branches' mean: ``[F, O]``,
-            ``[F]``, ``[3 * O, F]`` and ``[3 * O]``, with F = max(1, O // 4); its outputs are read as ``[O, 3]``, order w, h, c.
+            ``[F]``, ``[3 * O, F]`` and ``[3 * O]``, with F = bottleneck(O); its outputs are read as ``[O, 3]``, order w, h, c.
         proj_weight, proj_bias: The projection of the fused tokens, ``[O, O]`` and ``[O]``.
 
     Returns:
@@ -233,7 +234,7 @@ def token_mix(
             f"got x {checks.show(x)}, offset {checks.show(offset)}"
         )
     O = proj_bias.shape[0] if proj_bias.ndim == 1 else C  # noqa: E741
-    hidden = max(1, O // 4)
+    hidden = bottleneck(O)
     expected = ((O, C), (O,), (O, C), (O,), (O, C), (hidden, O), (hidden,), (3 * O, hidden), (3 * O,), (O, O), (O,))
     for (name, t), shape in zip(weights._asdict().items(), expected, strict=True):
         checks.shape(op, name, t, shape, f"of that size for {C} channels of x and the {O} of proj_bias")

@@ -68,9 +68,9 @@ def _runs_kernels(device: str, dtype: torch.dtype) -> bool:
 @torch.compiler.assume_constant_result
 def _measured_faster(device: torch.device, dtype: torch.dtype, training: bool) -> tuple[tuple[int, ...], ...]:
     """H, W, C and offset channels per axis, where compiled plain PyTorch was."""
-    return tables.sizes(device, plain_kernel(training), dtype, dict(PLAIN=1))
+    return tables.sizes(device, plain_choice(training), dtype, dict(PLAIN=1))
 
 
-def plain_kernel(training: bool) -> str:
+def plain_choice(training: bool) -> str:
     """What a table calls the choice between the operator and plain PyTorch, both compiled."""
     return "token_mix_plain_training" if training else "token_mix_plain"
