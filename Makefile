@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all exhaustive check docs test-oldest machine-code gpu-report gpu-test gpu-tune gpu-bench bench clean
+.PHONY: demo test test-all exhaustive check docs test-oldest test-oldest-aot machine-code gpu-report gpu-test gpu-tune gpu-bench bench clean
 
 # With torch's own wheels, which bring Triton. constraints.txt is the tested set.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -22,7 +22,7 @@ test: $(VENV)/installed  ## the tests, in minutes; those that need a GPU are ski
 exhaustive: $(VENV)/installed  ## the rest: every candidate, every mutation, every target, long searches
 	$(BIN)/python -m pytest -n 2 -m exhaustive
 
-test-all: test exhaustive  ## all tests
+test-all: test exhaustive test-oldest-aot  ## all tests
 
 check: $(VENV)/installed docs  ## lint, format, types and documentation
 	$(BIN)/ruff check .
@@ -38,6 +38,9 @@ docs: $(VENV)/installed  ## the documentation, into site/; whatever is wrong wit
 	.venv-oldest/bin/python -m pip install -q -U pip
 	.venv-oldest/bin/python -m pip install -q -c constraints-oldest.txt -e '.[test]'
 	touch $@
+
+test-oldest-aot: .venv-oldest/installed  ## what the oldest supported Triton makes of the kernels
+	.venv-oldest/bin/python -m pytest -n 2 -m 'not exhaustive' kernels_tests/test_aot.py
 
 test-oldest: .venv-oldest/installed  ## all tests on the oldest supported torch, Triton and libraries
 	.venv-oldest/bin/python -m pytest -n 2

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from . import __version__, backend_info
+from .backend import default_device
 from .selftest import selftest
 
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"{field:<10} {value or 'not installed'}", highlight=False)
         return 0
     console.print(str(info), highlight=False)
-    passed = selftest(args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), console)
+    passed = selftest(args.device or default_device(), console)
     console.print("all operators are right" if passed else "some operators are wrong: please report this table with the output of info")
     return 0 if passed else 1
 

@@ -42,23 +42,26 @@ class Weights(NamedTuple):
         """The three FCs ``[3, O, C]``."""
         return torch.stack([self.weight_w, self.weight_h, self.weight_c])
 
+    def side_by_side(self, dtype: torch.dtype) -> Tensor:
+        """The three FCs ``[O, 3 * C]``, for GEMMs of all three at once."""
+        return torch.cat([self.weight_w, self.weight_h, self.weight_c], 1).to(dtype)
+
 
 def softmax_backward(dalpha: Tensor, alpha: Tensor) -> Tensor:
     """Gradient of the logits from that of their softmax over the branches, ``[B, 3, C]``."""
     return alpha * (dalpha - (alpha * dalpha).sum(1, keepdim=True))
 
 
-def _pooled(means: Tensor, weights: Weights) -> Tensor:
-    """The mean over the tokens of the three branches' sum, ``[B, C]``."""
-    mean_w, mean_h, mean_c = means.unbind(1)
-    s = F.linear(mean_w, weights.weight_w, weights.bias_w) + F.linear(mean_h, weights.weight_h, weights.bias_h)
-    return s + F.linear(mean_c, weights.weight_c)
+def pooled(means: Tensor, weights: Weights) -> Tensor:
+    """The mean over the tokens of the three branches' sum, ``[B, O]``, from the means ``[B, 3, C]`` of what they take in."""
+    bias = weights.bias_w.to(means.dtype) + weights.bias_h
+    return F.linear(means.flatten(1), weights.side_by_side(means.dtype), bias)
 
 
-def branch_weights(means: Tensor, weights: Weights) -> Tensor:
-    """alpha ``[B, 3, O]`` from the means ``[B, 3, C]`` of the gathered tokens."""
-    weights = weights.to(means.dtype)
-    hidden = F.gelu(F.linear(_pooled(means, weights), weights.fc1_weight, weights.fc1_bias))
+def branch_weights(s: Tensor, weights: Weights) -> Tensor:
+    """alpha ``[B, 3, O]`` from ``pooled``."""
+    weights = weights.to(s.dtype)
+    hidden = F.gelu(F.linear(s, weights.fc1_weight, weights.fc1_bias))
     logits = F.linear(hidden, weights.fc2_weight, weights.fc2_bias)
     return rearrange(logits, "b (c k) -> b k c", k=3).softmax(1)
 
@@ -115,18 +118,17 @@ def _shift_backward(dshift: Tensor, dalpha: Tensor, alpha: Tensor, weights: Weig
     return dalpha, (dshift * alpha[:, 0]).sum(0), (dshift * alpha[:, 1]).sum(0)
 
 
-def branch_weights_backward(gradients: Gradients, alpha: Tensor, means: Tensor, weights: Weights) -> tuple[Tensor, Weights]:
-    """The gradient of the means ``[B, 3, C]``, and the complete gradients of all weights."""
-    weights = weights.to(means.dtype)
-    s = _pooled(means, weights)
+def branch_weights_backward(gradients: Gradients, alpha: Tensor, s: Tensor, means: Tensor, weights: Weights) -> tuple[Tensor, Weights]:
+    """The gradient of the means ``[B, 3, C]``, and the complete gradients of all weights. ``s``: ``pooled``."""
+    branches, weights = weights.side_by_side(means.dtype), weights.to(means.dtype)
     z = F.linear(s, weights.fc1_weight, weights.fc1_bias)
     hidden = F.gelu(z)
     dlogits = rearrange(softmax_backward(gradients.alpha, alpha), "b k c -> b (c k)")
     dz = torch.ops.aten.gelu_backward(dlogits @ weights.fc2_weight, z)
     ds = dz @ weights.fc1_weight
-    branches = weights.branches()
-    dmeans = torch.einsum("bo,koc->bkc", ds, branches)
-    dbranches = [d + ds.mT @ mean for d, mean in zip(gradients.branches, means.unbind(1), strict=True)]
+    dmeans = rearrange(ds @ branches, "b (k c) -> b k c", k=3)
+    through_means = rearrange(ds.mT @ means.flatten(1), "o (k c) -> k o c", k=3)
+    dbranches = [a + b for a, b in zip(gradients.branches, through_means, strict=True)]  # apart, as an operator returns them
     dweights = Weights(
         dbranches[0],
         gradients.bias_w + ds.sum(0),

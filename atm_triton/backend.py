@@ -27,9 +27,14 @@ class BackendInfo:
         return f"{self.backend} on {self.device}: {self.reason}"
 
 
+def default_device() -> torch.device:
+    """The current GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def backend_info(device: torch.device | str | int | None = None, dtype: torch.dtype = torch.float32) -> BackendInfo:
     """Which path tensors of ``dtype`` on ``device`` take, and why. By default the current GPU if there is one, else the CPU."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else torch.device(device)
+    device = default_device() if device is None else torch.device(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"backend_info: there is no {device} here; torch {torch.__version__} sees {torch.cuda.device_count()} GPUs")
     why = why_plain(device, dtype)

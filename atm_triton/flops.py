@@ -7,11 +7,31 @@ value: gathering, fusing. What a kernel computes again is not counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-# FLOPs per value of the tokens, forward and backward.
+from .reference import bottleneck
+
+# FLOPs per value of the tokens, forward and backward, that are in no GEMM.
 GATHER = 4, 8  # two multiplications and two additions; the backward's gather again, and twice over for two gradients
 FUSION = 5, 9  # three multiplications and two additions; three for the branches, three multiplications and additions for the logits
+MIX = 2 * GATHER[0] + FUSION[0], 2 * (2 * GATHER[0] + FUSION[0])
+
+
+def none(*_: Sequence[int], **__: object) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What an operator costs, by the shapes of its arguments; called, the FLOPs, as PyTorch's FLOP counter asks for them."""
+
+    macs: Callable[..., int] = none
+    per_value: Callable[..., int] = none  # FLOPs that are in no GEMM
+    normalized: Callable[..., int] = none  # values that a LayerNorm inside normalizes
+
+    def __call__(self, *shapes: Sequence[int], **others: object) -> int:
+        return 2 * self.macs(*shapes, **others) + self.per_value(*shapes, **others)
 
 
 def offset_fc_macs(x: Sequence[int], outputs: int) -> int:
@@ -23,10 +43,9 @@ def token_mix_macs(x: Sequence[int], outputs: int) -> int:
     """Of tokens ``[B, ..., C]``: the FCs of three branches and the projection over the tokens, and a sample's bottleneck."""
     B, *_, C = x
     tokens = math.prod(x) // C
-    return tokens * outputs * (3 * C + outputs) + 4 * B * outputs * max(1, outputs // 4)
+    return tokens * outputs * (3 * C + outputs) + 4 * B * outputs * bottleneck(outputs)
 
 
-def token_mix_flops(x: Sequence[int], outputs: int) -> int:
-    """Forward; twice as many backward."""
-    gathered, fused = math.prod(x), math.prod(x) // x[-1] * outputs
-    return 2 * token_mix_macs(x, outputs) + 2 * GATHER[0] * gathered + FUSION[0] * fused
+def token_mix_per_value(x: Sequence[int], outputs: int) -> int:
+    """FLOPs of gathering and fusing, forward."""
+    return 2 * GATHER[0] * math.prod(x) + FUSION[0] * math.prod(x) // x[-1] * outputs

@@ -16,6 +16,7 @@ from .ops.axial_gather import axial_gather
 from .ops.branch_fusion import branch_fusion
 from .ops.offset_fc import offset_fc
 from .ops.token_mix import token_mix
+from .reference import bottleneck
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -135,7 +136,7 @@ class BranchLogits(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        hidden = max(1, dim // 4)
+        hidden = bottleneck(dim)
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, 3 * dim)
         for fc in (self.fc1, self.fc2):

@@ -18,11 +18,12 @@ from .algebra import (
     branch_weights_backward,
     fold,
     fold_backward,
+    pooled,
     shift,
     softmax_backward,
     unfolded_backward,
 )
-from .reference import accumulation_dtype, mix
+from .reference import accumulation_dtype
 
 # ---- offset_fc
 
@@ -151,13 +152,22 @@ def fusion_logits_backward(dalpha: Tensor, logits: Tensor) -> Tensor:
 # ---- token_mix
 
 
-def token_mix(x: Tensor, offset: Tensor, *weights: Tensor) -> Tensor:
-    """In the order of the definition, for autograd; ``token_mix_forward`` computes the same in another order."""
-    return mix(axial_gather, x, offset, *weights)
-
-
 # From here on tokens are [B, N, C], and never have four dimensions: Inductor takes those before a convolution for NCHW, and would store the
 # channels of a token far apart.
+
+
+def token_mix(x: Tensor, offset: Tensor, *parameters: Tensor) -> Tensor:
+    """In the order of the definition, for autograd; ``token_mix_forward`` computes the same in another order."""
+    weights, size, x = Weights(*parameters), x.shape[1:3], x.flatten(1, 2)
+    along_w, along_h = (_tokens(_gather(x, _taps(x.dtype, part, axis))) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True))
+    w = F.linear(along_w, weights.weight_w, weights.bias_w)
+    h = F.linear(along_h, weights.weight_h, weights.bias_h)
+    c = F.linear(x, weights.weight_c)
+    hidden = F.gelu(F.linear((w + h + c).mean(1), weights.fc1_weight, weights.fc1_bias))
+    logits = F.linear(hidden, weights.fc2_weight, weights.fc2_bias)
+    alpha = rearrange(logits.to(accumulation_dtype(x)), "b (c k) -> k b 1 c", k=3).softmax(0)
+    fused = (alpha[0] * w + alpha[1] * h + alpha[2] * c).to(x.dtype)
+    return F.linear(fused, weights.proj_weight, weights.proj_bias).unflatten(1, size)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -169,7 +179,7 @@ def token_mix_forward(x: Tensor, offset: Tensor, weights: Weights, folded: bool)
     offset_w, offset_h = offset.chunk(2, -1)
     gathered = [_tokens(_gather(x, _taps(x.dtype, part, axis))) for part, axis in ((offset_w, "w"), (offset_h, "h"))] + [x]
     means = torch.stack([_mean(t) for t in gathered], 1)
-    alpha = branch_weights(means, weights)
+    alpha = branch_weights(pooled(means, weights), weights)
     if folded:
         matrices, bias = fold(alpha, weights)
         y = torch.baddbmm(bias.to(x.dtype).unsqueeze(1), torch.cat(gathered, -1), rearrange(matrices, "k b o c -> b (k c) o"))
@@ -205,7 +215,8 @@ def token_mix_backward(
 ) -> tuple[Tensor, Tensor, Weights]:
     """Gradients of x, offset and the weights. The gathered tokens are gathered again, the fused ones computed again."""
     acc = accumulation_dtype(x)
-    alpha = branch_weights(means, weights)
+    s = pooled(means, weights)
+    alpha = branch_weights(s, weights)
     taps = [_taps(x.dtype, part, axis) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True)]
     reads = [_read_both(x, t) for t in taps]
     gathered = [_tokens(a + t[-1].unsqueeze(-1) * slope).to(x.dtype) for (a, slope), t in zip(reads, taps, strict=True)] + [x]
@@ -218,7 +229,7 @@ def token_mix_backward(
         dbranches = [(d * a).to(x.dtype) for a in alpha.unsqueeze(2).unbind(1)]
         dalpha = torch.stack([(d * branch).sum(1, dtype=acc) for branch in made], 1)
         gradients, dgathered = unfolded_gradients(dy, dbranches, fused, dalpha, d.sum(1, dtype=acc), gathered, alpha, weights)
-    dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
+    dmeans, dweights = branch_weights_backward(gradients, alpha, s, means, weights)
     dgathered = [d.to(acc) + dmean / max(x.shape[1], 1) for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
     dx = dgathered[2]
     doffset = []

@@ -6,8 +6,6 @@ Autograd of these functions defines the gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -52,13 +50,12 @@ def branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:
     return (alpha[0] * w + alpha[1] * h + alpha[2] * c).to(w.dtype)
 
 
-def token_mix(x: Tensor, offset: Tensor, *weights: Tensor) -> Tensor:
-    """The whole mixer, as the paper has it."""
-    return mix(axial_gather, x, offset, *weights)
+def bottleneck(channels: int) -> int:
+    """Hidden width of the layers that make the fusion's logits."""
+    return max(1, channels // 4)
 
 
-def mix(
-    gather: Callable[[Tensor, Tensor, str], Tensor],
+def token_mix(
     x: Tensor,
     offset: Tensor,
     weight_w: Tensor,
@@ -73,10 +70,10 @@ def mix(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """``token_mix`` on an implementation of ``axial_gather``."""
+    """The whole mixer, as the paper has it."""
     offset_w, offset_h = offset.chunk(2, -1)
-    w = F.linear(gather(x, offset_w, "w"), weight_w, bias_w)
-    h = F.linear(gather(x, offset_h, "h"), weight_h, bias_h)
+    w = F.linear(axial_gather(x, offset_w, "w"), weight_w, bias_w)
+    h = F.linear(axial_gather(x, offset_h, "h"), weight_h, bias_h)
     c = F.linear(x, weight_c)
     s = (w + h + c).mean((1, 2))
     logits = F.linear(F.gelu(F.linear(s, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)

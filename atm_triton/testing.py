@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import axial_gather, branch_fusion, offset_fc, plain, reference, token_mix
+from . import axial_gather, branch_fusion, flops, offset_fc, plain, reference, token_mix
 
 Function = Callable[..., Tensor]
 Sizes = dict[str, tuple[int, ...]]  # by the name of an input
@@ -75,7 +75,7 @@ def _offset_fc_inputs(shape: Shape) -> Sizes:
 def mixer_inputs(shape: Shape, outputs: int | None = None) -> Sizes:
     """Of ``token_mix``, by default with as many outputs as channels."""
     C, O = shape.C, outputs or shape.C  # noqa: E741
-    hidden = max(1, O // 4)
+    hidden = reference.bottleneck(O)
     fcs = {"w": (O, C), "h": (O, C), "c": (O, C), "fc1": (hidden, O), "fc2": (3 * O, hidden), "proj": (O, O)}
     sizes: Sizes = {"x": shape.tokens, "offset": (*shape.tokens[:3], 2 * shape.G)}
     for name, size in fcs.items():
@@ -92,7 +92,7 @@ def _gather(axis: str) -> Operator:
         partial(reference.axial_gather, axis=axis),
         lambda shape: {"x": shape.tokens, "offset": (*shape.tokens[:3], shape.G)},
         lambda x, offset: reference.axial_gather(x, offset + 1, axis),
-        elementwise=(4, 8),
+        elementwise=flops.GATHER,
         writes=[["y_ptr"]],
         writes_backward=[["doffset_ptr", "dx_ptr"]],
         writes_deterministic=[["doffset_ptr"], ["dx_ptr"]],
@@ -122,7 +122,7 @@ OPERATORS = {
         reference.branch_fusion,
         lambda shape: {"w": shape.tokens, "h": shape.tokens, "c": shape.tokens, "logits": (shape.B, 3, shape.C)},
         lambda w, h, c, logits: reference.branch_fusion(h, w, c, logits),
-        elementwise=(5, 9),
+        elementwise=flops.FUSION,
         writes=[["y_ptr"]],
         writes_backward=[["dw_ptr", "dh_ptr", "dc_ptr", "partial_ptr"]],
     ),
@@ -132,7 +132,7 @@ OPERATORS = {
         reference.token_mix,
         mixer_inputs,
         lambda x, offset, *weights: reference.token_mix(x, offset + 1, *weights),
-        elementwise=(13, 26),
+        elementwise=flops.MIX,
         writes=[["gathered_ptr", "partial_ptr"], ["pooled_ptr"], ["alpha_ptr"], ["y_ptr"]],
         writes_backward=[
             ["gathered_ptr", "partial_ptr"],

@@ -37,6 +37,7 @@ FOLD_SHARE = assumed(0.15, "of GEMM_RATE", "reached by the GEMMs of one small ma
 FOLD_BACK_SHARE = assumed(0.3, "of GEMM_RATE", "likewise, of their gradients")
 SAMPLE_SHARE = assumed(0.4, "of GEMM_RATE", "reached by GEMMs over one sample's tokens")
 WEIGHT_SHARE = assumed(0.5, "of GEMM_RATE", "reached by gradients of weights")
+SMALL_BACKWARD = assumed(15, "kernels", "7 GEMMs of samples, counted in a graph, and what Inductor joins the sums and casts into")
 LINE_WAIT = assumed(0.1, "µs", "that a program waits for each token of its line, though the next one's loads are under way")
 
 
@@ -154,11 +155,11 @@ def backward(t: Tokens, folded: bool, by_lines: bool) -> Parts:
     x, parts = x_bytes(t), {"gather": gather(t), "alpha": alpha()}
     if folded:
         parts |= {"fold": fold(t), "dmatrices": 3 * gemm(t, 1, 2 * x, 4 * matrices(t), share=SAMPLE_SHARE)}
-        parts |= {"small": 8 * SMALL_KERNEL + fold_backward(t)}
+        parts |= {"small": SMALL_BACKWARD * SMALL_KERNEL + fold_backward(t)}
     else:
         parts |= {"dfused": gemm(t, 1, x, x), "branches again": 3 * gemm(t, 1, x, x)}
         parts |= {"fuse backward": together(memory(4 * x, 4 * x, kept=x)), "dprojection": gemm(t, 1, 2 * x, 0, kept=x, share=WEIGHT_SHARE)}
-        parts |= {"dweights": 3 * gemm(t, 1, 2 * x, 0, kept=x, share=WEIGHT_SHARE), "small": 8 * SMALL_KERNEL}
+        parts |= {"dweights": 3 * gemm(t, 1, 2 * x, 0, kept=x, share=WEIGHT_SHARE), "small": SMALL_BACKWARD * SMALL_KERNEL}
     parts |= {"dgathered": 3 * gemm(t, 1, x, x)}
     return parts | (lines(t) if by_lines else {"scatter": scatter(t)})
 

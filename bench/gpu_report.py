@@ -33,6 +33,7 @@ from rich.markup import escape
 from rich.table import Table
 from timing import what_failed
 
+from atm_triton.files import write_atomically
 from atm_triton.tuning import tables
 
 ROOT = Path(__file__).parents[1]
@@ -107,10 +108,7 @@ def says_less(record: summary.Record, rows: list[Row], earlier: summary.Record |
 
 
 def replace(file: Path, text: str) -> None:
-    """``file`` is at every moment the old or the new one."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(file)
+    write_atomically(file, lambda opened: opened.write(text.encode()))
 
 
 def earlier(parser: argparse.ArgumentParser, place: Place, about: dict[str, Any], resume: bool) -> dict[str, summary.Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import first_step
@@ -24,6 +24,7 @@ SQUARE: Sizes = {(224, 224): 128}
 OTHERS: Sizes = {(800, 1280): 6, (384, 384): 48, (512, 2048): 6}
 SQUARE_CPU: Sizes = {(224, 224): 4}
 OTHERS_CPU: Sizes = {(384, 384): 1, (512, 2048): 1, (800, 1280): 1}
+WIDEST = "atmnet_l"  # whose stages have channels of their own
 SQUARE_QUICK: Sizes = {(32, 32): 2}
 OTHERS_QUICK: Sizes = {(64, 64): 2}
 
@@ -112,4 +113,5 @@ def on_gpu(bench: Bench, quick: bool) -> list[Job]:
         jobs += [bench.first_step_job()] if dtype == torch.bfloat16 else []
         jobs += bench.network_jobs(dtype, others, "inference") + bench.network_jobs(dtype, others, "training step")
         jobs += bench.operator_jobs(chosen("token_mix"), dtype, others, every) + bench.operator_jobs(chosen(), dtype, square, every)
+        jobs += replace(bench, model=WIDEST).operator_jobs(chosen("token_mix"), dtype, square, every)
     return jobs

@@ -20,6 +20,8 @@ from atm_triton.testing import Function, Shape, exact_gradients, gradients, plai
 from atm_triton.tuning.calls import OFFSET_SPREAD
 
 Row = dict[str, Any]
+PLAIN, OURS = "plain, compiled", "compiled"
+SAME = "the graph of plain PyTorch, timed once"
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,7 @@ def _sixteenths(offset: Tensor) -> Tensor:
 
 OPERATORS = [
     Operator("token_mix", least.token_mix, {"published": published.token_mix}),
-    Operator("offset_fc", least.offset_fc),
-    Operator("axial_gather_w", least.axial_gather),
-    Operator("axial_gather_h", least.axial_gather),
-    Operator("branch_fusion", least.branch_fusion),
+    *(Operator(name, functools.partial(least.operator, row)) for name, row in testing.OPERATORS.items() if name != "token_mix"),
 ]
 
 
@@ -86,6 +85,32 @@ def check(operator: Operator, shape: Shape, candidates: dict[str, Function], inp
 # ---- how fast it is
 
 
+def kept(function: Function, inputs: tuple[Tensor, ...]) -> float:
+    """MiB that autograd keeps from the forward pass to the backward, besides the inputs."""
+    own, found = {t.untyped_storage().data_ptr() for t in inputs}, {}
+
+    def keep(t: Tensor) -> Tensor:
+        found[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = function(*inputs)  # which stays until all is counted, or memory would come again
+    assert y.requires_grad
+    return sum(size for at, size in found.items() if at not in own) / 2**20
+
+
+def is_plain(function: Function, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether ``function`` is compiled without an operator of ours: then its graph is that of plain PyTorch."""
+    found = []
+
+    def look(graph: torch.fx.GraphModule, _: object) -> Callable:
+        found.extend(node for node in graph.graph.nodes if str(node.target).startswith("atm_triton."))
+        return graph.forward
+
+    torch.compile(function, fullgraph=True, dynamic=False, backend=look)(*inputs)
+    return not found
+
+
 def measure(
     operator: Operator, shape: Tokens, dtype: torch.dtype, device: torch.device, mode: str, seconds: float, ceilings: Ceilings
 ) -> list[Row]:
@@ -93,12 +118,12 @@ def measure(
     clean_slate(device)
     compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
     row = operator.row
-    candidates = operator.others | {"plain, compiled": compiled(row.plain or row.definition)}
-    candidates |= {"eager": row.function, "compiled": compiled(row.function)}
+    candidates = operator.others | {PLAIN: compiled(row.plain or row.definition)}
+    candidates |= {"eager": row.function, OURS: compiled(row.function)}
     inputs = operator.inputs(shape.shape, dtype, device)
     about = dict(section="operator", name=operator.name, shape=str(shape), dtype=str(dtype).removeprefix("torch."), batch=shape.B)
     broken = check(operator, shape.shape, candidates, inputs)
-    if broken.keys() & {"eager", "compiled"}:  # beside what is wrong of ours, nothing is timed
+    if broken.keys() & {"eager", OURS}:  # beside what is wrong of ours, nothing is timed
         return [about | dict(what="forward", implementation=name, note=note) for name, note in broken.items()]
     dy = torch.randn_like(row.function(*inputs).detach())
     resident = sum(t.nbytes for t in (*inputs, dy))
@@ -111,7 +136,9 @@ def measure(
             with torch.no_grad():
                 return function(*inputs)
 
-        steps, graphs, memory, failed = {}, {}, {}, dict(broken)
+        steps, graphs, memory, saved, failed = {}, {}, {}, {}, dict(broken)
+        with torch.set_grad_enabled(backward):
+            alike = row.plain is not None and is_plain(row.function, inputs)
         for name in [name for name in candidates if name not in broken]:
             step = functools.partial(run, candidates[name])
             try:
@@ -119,6 +146,8 @@ def measure(
                     step()
                 if mode in WITHOUT_GRAPHS:
                     memory[name] = peak_memory(step, device, resident)
+                if backward:
+                    saved[name] = kept(candidates[name], inputs)
                 graphs[name] = captured(step, device)
                 steps[name] = step
             except Exception as error:  # one implementation's trouble must not end the others' measurement
@@ -126,12 +155,17 @@ def measure(
         graphed = all(graphs[name] for name in steps)  # all or none, as only a graph leaves the CPU's part out
         work = least.total([operator.layer(shape)], dtype.itemsize, backward)
         limit = least.limit([operator.layer(shape)], dtype.itemsize, backward, ceilings)
+        if alike and PLAIN in steps:
+            steps.pop(OURS, None)  # for it is the same
         times = quantiles({name: graphs[name] if graphed else steps[name] for name in steps}, device, seconds, failed)
+        if alike and PLAIN in times:
+            times[OURS] = times[PLAIN]
         for name, t in times.items():
+            note = SAME if alike and name == OURS else "CUDA graph" if graphed else ""
             rows.append(
                 about
                 | dict(what=what, implementation=name, p20_ms=t.p20, p50_ms=t.p50, p80_ms=t.p80, peak_mib=memory.get(name))
-                | dict(note="CUDA graph" if graphed else "", gb_per_s=work.bytes / t.p50 / 1e6, tflop_per_s=work.flops / t.p50 / 1e9)
+                | dict(kept_mib=saved.get(name), note=note, gb_per_s=work.bytes / t.p50 / 1e6, tflop_per_s=work.flops / t.p50 / 1e9)
                 | dict(limit_ms=1e3 * limit, share_of_limit=1e3 * limit / t.p50)
             )
         rows += [about | dict(what=what, implementation=name, note=note) for name, note in failed.items()]

@@ -15,12 +15,26 @@ from pathlib import Path
 from cost_model import predicted_ms
 from targets import SQUARE, Row, judge
 
+from atm_triton.files import replaced
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 TEXT = ("job", "section", "name", "what", "shape", "dtype", "batch", "implementation", "note")
-NUMBERS = ("p20_ms", "p50_ms", "p80_ms", "images_per_s", "gb_per_s", "tflop_per_s", "limit_ms", "share_of_limit", "peak_mib", "speedup")
+NUMBERS = (
+    "p20_ms",
+    "p50_ms",
+    "p80_ms",
+    "images_per_s",
+    "gb_per_s",
+    "tflop_per_s",
+    "limit_ms",
+    "share_of_limit",
+    "peak_mib",
+    "kept_mib",
+    "speedup",
+)
 ABOUT = ("device", "torch", "triton", "configs", "commit", "model", "mode")  # mode: of torch.compile
 LABELS = {"eager": "ours, eager", "compiled": "ours, compiled"}
 
@@ -34,15 +48,11 @@ def read(file: Path) -> list[Row]:
 
 
 def write(file: Path, rows: Iterable[Row]) -> None:
-    """``file`` is at every moment the old or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w", newline="") as stream:
+    with replaced(file) as partial, partial.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [*TEXT, *NUMBERS, *ABOUT])
         writer.writeheader()
         for row in rows:
             writer.writerow(row | {name: f"{row[name]:.5g}" for name in NUMBERS if row.get(name) is not None})
-    temporary.replace(file)
 
 
 def newest(folder: Path) -> dict[str, Path]:
@@ -186,6 +196,9 @@ def tables(rows: list[Row]) -> list[str]:
         lines += _table(group, ("name", "shape", "dtype"), _time)
         if any(row["peak_mib"] for row in group):
             lines += ["", "Peak memory, GiB:", "", *_table(group, ("name", "shape", "dtype"), _memory)]
+        if any(row["kept_mib"] for row in group):
+            lines += ["", "Kept for the backward besides the inputs, MiB:", ""]
+            lines += _table(group, ("name", "shape", "dtype"), lambda row: f"{row['kept_mib']:.2g}" if row["p50_ms"] else "")
     for what in dict.fromkeys(row["what"] for row in networks):
         group = [row for row in networks if row["what"] == what]
         lines += ["", f"## {group[0]['name']}, {what}", ""]

@@ -9,6 +9,7 @@ from typing import Any
 
 Row = dict[str, Any]
 RULE = 1.03
+CHANNELS = (64, 128, 320, 512)  # of ATMNet-T's stages
 SQUARE, OTHER_SIZES = "224x224", ("800x1280", "384x384", "512x2048")
 
 
@@ -26,16 +27,22 @@ def _times(value: float) -> str:
     return f"{value:.2f}×"
 
 
+def _channels(shape: str) -> int:
+    """Of ``<B>x<H>x<W>x<C>/G<G>``."""
+    return int(re.split("[x/]", shape)[3])
+
+
 def _operator(rows: list[Row], what: str, against: str, stages: tuple[int, ...], goal: float) -> tuple[str, str, bool | None]:
     """The worst of some stages, so that none hides behind a slower one."""
     of = dict(section="operator", name="token_mix", what=what, dtype="bfloat16", batch="128")
-    ours = {row["shape"]: row["p50_ms"] for row in _find(rows, **of, implementation="compiled")}
-    theirs = {row["shape"]: row["p50_ms"] for row in _find(rows, **of, implementation=against)}
-    if len(ours) != 4 or ours.keys() != theirs.keys() or not all([*ours.values(), *theirs.values()]):
+    ours, theirs = (
+        {_channels(row["shape"]): row["p50_ms"] for row in _find(rows, **of, implementation=name)} for name in ("compiled", against)
+    )
+    needed = [times.get(C) for times in (ours, theirs) for C in CHANNELS]
+    if not all(needed):
         measured, text = math.nan, ""
     else:
-        shapes = sorted(ours, key=lambda shape: int(re.split("[x/]", shape)[3]))
-        ratios = [theirs[shapes[stage - 1]] / ours[shapes[stage - 1]] for stage in stages]
+        ratios = [theirs[CHANNELS[stage - 1]] / ours[CHANNELS[stage - 1]] for stage in stages]
         measured = min(ratios)
         text = f"{_times(measured)} ({', '.join(map(_times, ratios))})"
     names = " and ".join(map(str, stages))

@@ -8,11 +8,16 @@ bandwidth and operations over the measured rate of a large GEMM.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from atm_triton import flops
-from atm_triton.testing import Shape
+from atm_triton.reference import bottleneck
+from atm_triton.testing import Operator, Shape
 
 
 class Ceilings(NamedTuple):
@@ -88,17 +93,18 @@ def offset_fc(t: Tokens) -> Layer:
     return Layer("offset_fc", t.size, t.offsets, weights, 2 * flops.offset_fc_macs(t.shape.tokens, 2 * t.G))
 
 
-def axial_gather(t: Tokens) -> Layer:
-    return Layer("axial_gather", t.size + t.offsets // 2, t.size, 0, flops.GATHER[0] * t.size)
-
-
-def branch_fusion(t: Tokens) -> Layer:
-    return Layer("branch_fusion", 3 * t.size + 3 * t.B * t.C, t.size, 0, flops.FUSION[0] * t.size)
+def operator(row: Operator, t: Tokens) -> Layer:
+    """Of the table's row: the GEMMs of its definition, and what else it says; its weights are the inputs of two dimensions or fewer."""
+    sizes = [*row.inputs(t.shape).values()]
+    inputs, weights = (sum(math.prod(size) for size in sizes if (len(size) > 2) == many) for many in (True, False))
+    with FlopCounterMode(display=False) as counter:
+        y = row.definition(*(torch.empty(size, device="meta") for size in sizes))
+    return Layer(row.op, inputs, y.numel(), weights, counter.get_total_flops() + row.elementwise[0] * t.size)
 
 
 def token_mix(t: Tokens) -> Layer:
     """Folding (atm_triton/algebra.py) saves one of four GEMMs over the tokens, for three of [C, C] by [C, C] a sample."""
-    hidden, saved = max(1, t.C // 4), t.B * max(0, t.H * t.W - 3 * t.C) * t.C**2
+    hidden, saved = bottleneck(t.C), t.B * max(0, t.H * t.W - 3 * t.C) * t.C**2
     weights = 4 * t.C**2 + 3 * t.C + hidden * (t.C + 1) + 3 * t.C * (hidden + 1)
     return Layer("token_mix", t.size + t.offsets, t.size, weights, 2 * (flops.token_mix_macs(t.shape.tokens, t.C) - saved))
 

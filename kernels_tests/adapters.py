@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from atm_triton import ActiveTokenMixer, ActiveTokenMixer2d
 from atm_triton.swapping.layers import GridMixer
 
-SHAPE = (2, 3, 5, 8)
+SHAPE = (2, 5, 7, 8)  # large enough for the operator when compiled for a CPU
 LAYERS = ["fc_w", "fc_h", "fc_c", "proj", "logits.fc1", "logits.fc2"]
 MIXERS = {
     "tokens": (lambda: ActiveTokenMixer(8, share=2), SHAPE),
-    "maps": (lambda: ActiveTokenMixer2d(8, share=2), (2, 8, 3, 5)),
-    "grid": (lambda: GridMixer(8, 2, (3, 5), 1), (2, 16, 8)),
+    "maps": (lambda: ActiveTokenMixer2d(8, share=2), (2, 8, 5, 7)),
+    "grid": (lambda: GridMixer(8, 2, (5, 7), 1), (2, 36, 8)),
 }
 FUSED, COMPOSED = {"offset_fc", "token_mix"}, {"offset_fc", "axial_gather", "branch_fusion"}
 
@@ -59,6 +59,18 @@ def operators(function: Callable[..., Tensor], *inputs: Tensor) -> set[str]:
     with torch.no_grad(), Operators() as called:
         function(*inputs)
     return called.names
+
+
+def record(function: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[set[str]]]:
+    """Compiled whole, and which operators of this library each of its graphs has."""
+    graphs: list[set[str]] = []
+
+    def backend(graph: torch.fx.GraphModule, _) -> Callable[..., Tensor]:
+        names = [str(node.target) for node in graph.graph.nodes]
+        graphs.append({name.split(".")[1] for name in names if name.startswith("atm_triton.")})
+        return graph.forward
+
+    return torch.compile(function, fullgraph=True, backend=backend), graphs
 
 
 def make(kind: str = "tokens") -> tuple[ActiveTokenMixer, Tensor]:

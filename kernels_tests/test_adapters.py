@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from adapters import (
     on_every_path,
     operators,
     put,
+    record,
     step,
     train_alike,
 )
@@ -246,18 +246,6 @@ def test_peft_trains_whole_modules():
     trained = {name for name, p in tuned.named_parameters() if p.requires_grad and p.grad is not None and p.grad.any()}
     for name in ("offset.modules_to_save.default.weight", "logits.modules_to_save.default.fc2.bias", "proj.lora_B.default.weight"):
         assert f"base_model.model.{name}" in trained
-
-
-def record(function: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[set[str]]]:
-    """Compiled whole, and which operators of this library each of its graphs has."""
-    graphs: list[set[str]] = []
-
-    def backend(graph: torch.fx.GraphModule, _) -> Callable[..., Tensor]:
-        names = [str(node.target) for node in graph.graph.nodes]
-        graphs.append({name.split(".")[1] for name in names if name.startswith("atm_triton.")})
-        return graph.forward
-
-    return torch.compile(function, fullgraph=True, backend=backend), graphs
 
 
 @pytest.mark.parametrize(

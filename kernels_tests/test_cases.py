@@ -9,7 +9,7 @@ import torch
 from cases import GPU, INTERPRETER, PATHS, PLAIN, SHAPES, STAGE_3, on_gpu
 
 import atm_triton
-from atm_triton.ops.token_mix.launch import LONGEST_LINE
+from atm_triton.ops.token_mix.strategy import LONGEST_LINE
 from atm_triton.testing import OPERATORS, Shape, assert_as_exact, error, exact_gradients, gradients, make, plain_errors
 
 NAMES = list(OPERATORS)

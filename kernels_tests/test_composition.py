@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from atm_triton import ActiveTokenMixer
 
-SHAPE = (2, 3, 5, 8)
+SHAPE = (2, 5, 7, 8)
 assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 on_every_path = pytest.mark.parametrize("path", PATHS, ids=str)
 

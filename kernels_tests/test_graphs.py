@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import walk_packages
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from triton.runtime.jit import JITFunction
 
-from atm_triton import ActiveTokenMixer
+from atm_triton import ActiveTokenMixer, ops
 from atm_triton.testing import OPERATORS, Shape, gradients, make
 
 MIXER = ("offset_fc", "token_mix")  # in its order
@@ -79,6 +82,25 @@ def test_the_mixer_is_kernels_and_products_without_copies():
         assert copies == []
 
 
+# By channels, 32 of which are few enough to fold: of the forward and of the backward, kernels of ours, GEMMs and sums.
+LAUNCHES = {32: ((4, 2, 1), (6, 20, 10)), 320: ((4, 4, 1), (7, 18, 9))}
+
+
+@pytest.mark.parametrize("C", LAUNCHES)
+def test_launches(C):
+    """GEMMs of all tokens and small ones; Inductor joins pointwise operations and sums, so that only their number can fall."""
+    shape = Shape(128, 14, 14, C // 2, 2)
+    compiled, graphs = capture(OPERATORS["token_mix"].function, dynamic=False)
+    compiled(*meta_inputs("token_mix", shape)).backward(torch.empty(shape.tokens, dtype=torch.bfloat16, device="meta"))
+    aten = torch.ops.aten
+    gemms = aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default
+    counts = []
+    for _, graph in graphs:
+        targets = [node.target for node in graph.graph.nodes]
+        counts.append((len(kernels(graph)), sum(map(targets.count, gemms)), targets.count(aten.sum.dim_IntList)))
+    assert tuple(counts) == LAUNCHES[C]
+
+
 def saved_bytes(function, *inputs: torch.Tensor) -> int:
     """What autograd keeps of one call besides parameters."""
     kept: dict[int, int] = {}
@@ -124,14 +146,5 @@ def test_meta_agrees_with_cpu_on_shapes_dtypes_and_strides():
 
 def test_kernels_are_plain_jit_functions():
     """An autotuner or heuristic around a kernel would choose by the first shape that torch.compile sees."""
-    from importlib import import_module
-
-    for name in (
-        "offset_fc",
-        "axial_gather",
-        "branch_fusion",
-        *(f"token_mix.{file}" for file in ("gather", "alpha", "fold", "fuse", "scatter")),
-    ):
-        module = import_module(f"atm_triton.ops.{name}")
-        found = [value for key, value in vars(module).items() if key.endswith("_kernel")]
-        assert found and all(type(kernel) is JITFunction for kernel in found)
+    for module in (import_module(found.name) for found in walk_packages(ops.__path__, f"{ops.__name__}.")):
+        assert all(type(value) is JITFunction for name, value in vars(module).items() if name.endswith("_kernel")), module.__name__

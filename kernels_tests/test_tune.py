@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import Operators
 from cases import on_gpu
 from functorch.compile import make_boxed_func
 from interpreter import interpreted
@@ -22,6 +23,7 @@ import atm_triton
 from atm_triton import ActiveTokenMixer, axial_gather
 from atm_triton.ops import axial_gather as gather
 from atm_triton.ops import offset_fc as fc
+from atm_triton.ops.token_mix import launch as token_mix_launch
 from atm_triton.testing import OPERATORS, Shape, gradients, make
 from atm_triton.tuning import tables
 from atm_triton.tuning import tune as tuning
@@ -272,6 +274,27 @@ def test_what_a_choice_leads_to_is_tuned_too(clock, monkeypatch):
     monkeypatch.setattr(tuning, "microseconds", lambda run: 9.0 + tables.table(CPU)[choice]["FOLD"])
     result = tune(backward=False, force=True)
     assert result.configs == {choice: dict(FOLD=0), other: DEFAULT, FWD: DEFAULT}
+
+
+def test_plain_pytorch_is_a_candidate_of_what_is_compiled(clock, monkeypatch):
+    """Faster in a forward pass, slower with gradients."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # nothing here compiles for a GPU that is not there
+
+    def microseconds(run):
+        with Operators() as called:
+            made = run()
+        return (1.0 if len(made) == 1 else 3.0) if not called.names else 2.0
+
+    monkeypatch.setattr(tuning, "microseconds", microseconds)
+    for module in (fc, token_mix_launch):
+        few(monkeypatch, module, lambda found: found[:1])
+    mixer, x = ActiveTokenMixer(8, 2, own_offset=False), torch.randn(1, 3, 4, 8)
+    result = atm_triton.tune(mixer, x, torch.randn(1, 3, 4, 8), progress=False)
+    forward, training = (f"token_mix_plain{part}/3x4/C8/G4/float32" for part in ("", "_training"))
+    assert list(result.configs)[-2:] == [forward, training]  # after all kernels
+    assert (result.configs[forward], result.configs[training]) == (dict(PLAIN=1), dict(PLAIN=0))
+    assert [(row.default, row.tuned) for row in result.rows[-2:]] == [(2.0, 1.0), (2.0, 2.0)]
+    assert cached()["configs"] == result.configs
 
 
 def test_the_table_and_the_log(clock, capsys):

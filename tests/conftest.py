@@ -80,7 +80,7 @@ def two_classes(tmp_path: Path) -> Path:
 @pytest.fixture
 def narrow_segmenters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segmentation networks that a CPU trains in seconds; how wide they are by default, their parameters in test_tables.py show."""
-    from atmnet import segmentation
+    from atmnet.dense import segmentation
 
     for name, dim in (("SemanticFPNHead", 64), ("UperNetHead", 32), ("FCNHead", 32)):  # the first normalises over 32 groups of channels
         monkeypatch.setattr(segmentation, name, partial(getattr(segmentation, name), dim=dim))

@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from atmnet.ablations import OFFSETS, PlanarMixer, ThreeMixer, ZeroMixer, planar_gather
-from atmnet.profile import macs
+from atmnet.costs import macs
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
@@ -114,7 +114,7 @@ def test_mixers_are_the_papers_equations() -> None:
 
 
 def test_zero_mixes_tokens_through_the_fusion_alone() -> None:
-    mixer = ZeroMixer(8, 2, own_offset=False)
+    mixer = ZeroMixer(8, 2)
     for p in mixer.parameters():
         nn.init.normal_(p, std=0.5)
     axial = ActiveTokenMixer(8, 2, own_offset=False)

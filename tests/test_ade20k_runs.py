@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import atmnet
-import atmnet.segmentation
+import atmnet.dense.segmentation
 import pytest
 import timm
 import torch
@@ -111,7 +111,7 @@ def test_interrupted_it_goes_on_exactly(head: str, data: Path, tmp_path: Path, m
 def test_two_processes_are_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_processes: Callable[..., None]) -> None:
     """The same losses and scores, though the processes validate three images, one more than the other."""
     flags = [*SHORT, "--neck", "atmfpn", "--drop-path", "0"]
-    monkeypatch.setattr(atmnet.segmentation, "DROPOUT", 0.0)  # processes draw their own
+    monkeypatch.setattr(atmnet.dense.segmentation, "DROPOUT", 0.0)  # processes draw their own
     run(data, tmp_path / "one", *flags)
     two_processes(ade20k.main, line(data, tmp_path / "two", *flags, "--batch-size", 2, "--pictures", 3))
     assert column(tmp_path / "two", "loss") == pytest.approx(column(tmp_path / "one", "loss"), rel=1e-4)

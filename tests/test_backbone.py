@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from atmnet.backbone import STRIDES, Backbone
+from atmnet.dense.backbone import STRIDES, Backbone
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 from torchvision.models.swin_transformer import shifted_window_attention
@@ -83,9 +83,9 @@ def test_names_and_arguments():
 @pytest.mark.parametrize(
     "name,message",
     [
-        ("atmnet_q", "timm knows no model 'atmnet_q'; it knows .*atmnet_t"),
+        ("atmnet_q", "atmnet_q: timm knows no such model; it knows .*atmnet_t"),
         ("resnet5", "it knows resnet50"),
-        ("no such model", "timm knows no model 'no such model'$"),
+        ("no such model", "no such model: timm knows no such model$"),
         ("test_vit", r"test_vit has its last feature maps at strides \[16, 16, 16, 16\]; dense prediction needs \[4, 8, 16, 32\]"),
         ("levit_128s", "levit_128s does not have four feature maps"),
         ("swinv2_cr_tiny_224", "swinv2_cr_tiny_224 mixes up the borders of maps"),

@@ -52,7 +52,7 @@ def no_compiler(monkeypatch):
     """Graphs are taken, and run as they are; beside small caches, and against small networks."""
     monkeypatch.setattr(timing, "CACHE", 2**20)
     compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda target, mode=None, **how: compiled(target, backend="eager", **how))
+    monkeypatch.setattr(torch, "compile", lambda target, mode=None, backend="eager", **how: compiled(target, backend=backend, **how))
     for title, name in zip(networks.OTHERS, ("swin_bench_test", "test_convnext"), strict=True):
         monkeypatch.setitem(networks.OTHERS, title, name)
 
@@ -116,7 +116,7 @@ def test_runs_through(tmp_path, monkeypatch, capsys, no_compiler):
     rows = report.read(file)
     assert {row["name"] for row in rows} == {"", "tiny_bench_test", *(operator.name for operator in operators.OPERATORS)}
     timed = [row for row in rows if row["section"] != "ceiling"]
-    assert all(0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] and not row["note"] for row in timed)
+    assert all(0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] and row["note"] in ("", operators.SAME) for row in timed)
     assert {row["implementation"] for row in timed} == {*networks.OURS, *networks.OTHERS}
     assert {*networks.OURS[1:]} == {row["implementation"] for row in timed if row["name"] == "branch_fusion"}
     assert {row["shape"] for row in timed if row["name"] == "token_mix"} == {"2x8x8x16/G8", "2x16x16x16/G8"}
@@ -250,6 +250,22 @@ def test_a_wrong_yardstick_is_not_timed(no_compiler):
     rows = operators.measure(wrong, Tokens(2, 8, 8, 16, 8), torch.bfloat16, CPU, "default", 0, CEILINGS)
     assert {row["implementation"] for row in rows if row.get("p50_ms")} == {"plain, compiled", "eager", "compiled"}
     assert [row["note"].partition(":")[0] for row in rows if row["implementation"] == "published"] == ["wrong", "wrong"]
+
+
+def test_the_same_graph_is_timed_once_and_what_is_kept_is_counted(no_compiler):
+    def measured(size: int) -> dict[tuple[str, str], dict]:
+        rows = operators.measure(operators.OPERATORS[0], Tokens(2, size, size, 16, 8), torch.float32, CPU, "default", 0, CEILINGS)
+        return {(row["what"], row["implementation"]): row for row in rows}
+
+    for size, alike in ((4, True), (8, False)):  # by atm_triton/ops/token_mix/strategy.py
+        rows = measured(size)
+        for what in ("forward", "forward+backward"):
+            ours, plain = rows[what, "compiled"], rows[what, "plain, compiled"]
+            assert (ours["note"] == operators.SAME) == alike == (ours["p50_ms"] == plain["p50_ms"])
+        kept = {name: row["kept_mib"] for (what, name), row in rows.items() if what == "forward+backward"}
+        means = 2 * 3 * 16 * 4 / 2**20
+        assert kept["eager"] == means and kept["plain, compiled"] > 2 * size**2 * 16 * 4 / 2**20  # more than the tokens once
+        assert rows["forward", "eager"]["kept_mib"] is None
 
 
 def test_a_wrong_network_is_not_timed(monkeypatch, no_compiler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from atmnet.cascade import CascadeRoIHeads
+from atmnet.dense.cascade import CascadeRoIHeads
 from torch import Tensor
 from torchvision.ops import box_iou
 

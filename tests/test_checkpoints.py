@@ -12,8 +12,8 @@ import atmnet
 import pytest
 import timm
 import torch
-from atmnet import checkpoints
-from atmnet.checkpoints import from_official
+from atmnet.weights import saved
+from atmnet.weights.published import from_official
 from official import to_official
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ def test_published_file(tmp_path, published, zipped):
 
 def test_no_moving_average(published):
     for content in ({"model": published}, {"model": published, "model_ema": None}, published):
-        with pytest.raises(ValueError, match="no weights under 'model_ema'; it has (model|patch_embed)"):
+        with pytest.raises(ValueError, match="no averaged weights under 'model_ema'; it has (model|patch_embed)"):
             atmnet.load_official(create(), content, ema=True)
 
 
@@ -146,7 +146,7 @@ def test_files_that_are_no_checkpoint(tmp_path, published):
     path = tmp_path / "some.pth"
     for content in (b"", b"hello", b"PK\x03\x04 truncated"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"some\.pth is no checkpoint"):
+        with pytest.raises(ValueError, match=r"some\.pth is not a checkpoint that can be read"):
             atmnet.load_official(model, path)
     for content in ([1, 2], torch.zeros(3)):
         torch.save(content, path)
@@ -156,7 +156,7 @@ def test_files_that_are_no_checkpoint(tmp_path, published):
     with pytest.raises(ValueError, match="no weights under 'model'; it has state_dict, epoch"):
         atmnet.load_official(model, path)
     torch.save({"model": Evil(tmp_path / "ran")}, path)
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         atmnet.load_official(model, path)
     assert not (tmp_path / "ran").exists()
 
@@ -197,7 +197,7 @@ def test_save_and_load_see_through_wrappers(tmp_path):
     atmnet.load_official(torch.compile(other, backend="eager"), to_official(model))
 
 
-@pytest.mark.parametrize("fails", [(checkpoints.os, "replace"), (checkpoints, "to_safetensors")], ids=["replace", "write"])
+@pytest.mark.parametrize("fails", [(os, "replace"), (saved, "to_safetensors")], ids=["replace", "write"])
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch, fails):
     path = tmp_path / "model.safetensors"
     old = create(seed=1)
@@ -215,7 +215,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch, fails):
 
 
 def test_what_a_killed_save_left_is_no_obstacle(tmp_path):
-    (tmp_path / ".model.safetensors.partial").write_bytes(b"half")
+    (tmp_path / ".model.partial.safetensors").write_bytes(b"half")
     atmnet.save(create(seed=1), tmp_path / "model.safetensors")
     assert_equal_weights(atmnet.load(create(), tmp_path / "model.safetensors"), create(seed=1))
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]

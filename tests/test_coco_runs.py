@@ -13,7 +13,7 @@ import atmnet
 import pytest
 import timm
 import torch
-from atmnet.detection import DETECTORS, create_detector
+from atmnet.dense.detection import DETECTORS, create_detector
 from atmnet_train import coco
 from atmnet_train.coco import parse
 from atmnet_train.common.errors import UsageError

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from atmnet.detection import DETECTORS, create_detector
-from atmnet.roi import roi_align
+from atmnet.dense.detection import DETECTORS, create_detector
+from atmnet.dense.roi import roi_align
 from test_models_compile import Compiled, twelve_sizes
 from torch import Tensor, nn
 

@@ -8,9 +8,9 @@ import atmnet
 import pytest
 import timm
 import torch
-from atmnet import export as exporting
+from atmnet import exporting
 from atmnet.__main__ import main
-from atmnet.export import FORMATS, TOLERANCE, export, export_program
+from atmnet.exporting import FORMATS, TOLERANCE, export, export_program
 from atmnet.model import Downsample
 from torch import Tensor, nn
 from torch.export import Dim

@@ -72,7 +72,7 @@ def test_every_step_has_a_record_and_a_line(made, tmp_path, capsys):
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| one | about one | ok |" in text and "| two | about two | failed: exit status 3 |" in text and "A dry run" in text
     assert "==== one: ok\nfirst\n42 of 42 are right" in (tmp_path / "out" / "log.txt").read_text()
-    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert not list((tmp_path / "out").glob("*.partial*"))
 
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "

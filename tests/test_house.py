@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,41 @@ def test_the_library_reads_no_environment_variable():
         assert "environ" not in path.read_text() and "getenv" not in path.read_text(), path.name
 
 
+# What stands in one place, as it would look in a second.
+FACTS = {
+    "replacing a file": (
+        r"os\.(replace|rename)\(|NamedTemporaryFile|\.(replace|rename)\((file|path)\)",
+        {"atm_triton/files.py", "atm_triton/tuning/tune.py"},  # which puts a broken table aside
+    ),
+    "reading weights": (r"torch\.load\(|safe_open\(|load_file\(", {"models/atmnet/weights/reader.py"}),
+    "the device of choice": (r"cuda.* if torch\.cuda\.is_available\(\)", {"atm_triton/backend.py"}),
+    "a model that is not there": (r"list_models\(", {"models/atmnet/variants.py"}),
+    "channels of images": (r'"in_chans", 3', {"models/atmnet/images.py"}),
+    "the tolerance rule": (r"\.finfo\(.*promote_types", {"atm_triton/testing.py"}),
+}
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_a_fact_stands_in_one_place(fact):
+    pattern, home = FACTS[fact]
+    programs = (path for path in SOURCES if "tests" not in path.relative_to(ROOT).parts[0])
+    assert {str(path.relative_to(ROOT)) for path in programs if re.search(pattern, path.read_text())} == home
+
+
+def test_no_module_shares_its_name_with_what_is_beside_it():
+    """Attribute access would find one of the two, which depends on what was imported last."""
+    for path in (path for part in ("atm_triton", "models/atmnet") for path in (ROOT / part).rglob("*.py")):
+        tree = ast.parse(path.read_text()).body
+        if path.name == "__init__.py":
+            names = {alias.asname or alias.name for node in tree if isinstance(node, ast.ImportFrom) for alias in node.names}
+            assert not names & {beside.stem for beside in path.parent.iterdir()}, path
+        elif "models" in path.parts:
+            assert path.stem not in {getattr(node, "name", None) for node in tree}, path
+
+
 # The operator library from below; a module may import those before its own line, and its neighbours on it.
 LAYERS = (
-    ("_triton", "flops", "reference"),
+    ("_triton", "files", "flops", "reference"),
     ("algebra",),
     ("plain",),
     ("tuning.tables",),

@@ -154,7 +154,7 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: T
         asked.update(kwargs, repo_id=repo_id)
         return str(tmp_path)
 
-    monkeypatch.setattr("atmnet.hub.snapshot_download", download)
+    monkeypatch.setattr("atmnet.weights.hub.snapshot_download", download)
     again = atmnet.ATMNet.from_pretrained("me/bees", revision="v1", token="secret")
     assert torch.equal(again(images), model(images))
     assert (asked["repo_id"], asked["revision"], asked["token"]) == ("me/bees", "v1", "secret")

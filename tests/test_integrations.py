@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from atmnet.layers import as_layers
+from atmnet.dense.layers import as_layers
 from PIL import Image
 from timm.data import ImageDataset, create_loader, resolve_data_config
 from timm.loss import LabelSmoothingCrossEntropy

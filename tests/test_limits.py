@@ -9,7 +9,7 @@ import limits
 import pytest
 import timm
 import torch
-from atmnet.profile import LAYER_NORM_MACS, macs
+from atmnet.costs.counting import LAYER_NORM_MACS, macs
 from limits import Ceilings, Tokens
 
 

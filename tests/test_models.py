@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-from atmnet.profile import macs
+from atmnet.costs import macs
 from timm.layers import DropPath
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay

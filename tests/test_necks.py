@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from atmnet.backbone import Backbone
-from atmnet.necks import ATMFPN, FPN, NECKS, Mix
-from atmnet.profile import macs
+from atmnet.costs import macs
+from atmnet.dense.backbone import Backbone
+from atmnet.dense.necks import ATMFPN, FPN, NECKS, Mix
 from einops import rearrange
 from test_backbone import SMALL, SWIN, small
 from test_models_compile import Compiled, twelve_sizes

@@ -12,9 +12,9 @@ import pytest
 import timm
 import torch
 from atmnet.__main__ import main
+from atmnet.images import open_image
 from atmnet.offsets import Histograms, collect
 from atmnet.offsets.images import View
-from atmnet.predict import open_image
 from PIL import Image
 from torch import nn
 

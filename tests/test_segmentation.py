@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from atmnet.segmentation import PyramidPooling, Segmenter, SemanticFPNHead, UperNetHead, create_segmenter, means
+from atmnet.dense.segmentation import PyramidPooling, Segmenter, SemanticFPNHead, UperNetHead, create_segmenter, means
 from torch import Tensor, nn
 
 TINY: dict[str, Any] = dict(depths=(1, 1, 1, 1), dims=(16, 32, 48, 64), mlp_ratios=(2, 2, 2, 2))

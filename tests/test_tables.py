@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 
 import pytest
-from atmnet import tables
 from atmnet.__main__ import main
-from atmnet.tables import NECK_ROWS, PARTS, NeckRow, Part
+from atmnet.costs import paper as tables
+from atmnet.costs.paper import NECK_ROWS, PARTS, NeckRow, Part
 from atmnet.variants import VARIANTS
 
 measure = functools.cache(tables.measure)

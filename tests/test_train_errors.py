@@ -119,9 +119,7 @@ def test_a_checkpoint_of_another_run(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "run")
     with pytest.raises(UsageError, match=r"of another run: model test_convnext -> test_convnext2"):
         train(data, tmp_path / "other", "--resume", tmp_path / "run", "--model", "test_convnext2")
-    with pytest.raises(
-        UsageError, match=r"another model than this ConvNeXt: 45 weights not in the model: .*of another shape: stem.0.weight \("
-    ):
+    with pytest.raises(UsageError, match=r"does not fit this ConvNeXt:\n  unexpected: .*(.*\n)*.*and \d+ more"):
         train(data, tmp_path / "other", "--init-from", tmp_path / "run", "--model", "test_convnext3")
     with pytest.raises(UsageError, match=r"trained with EMA: give the same --model-ema-decay"):
         train(data, tmp_path / "other", "--resume", tmp_path / "run", "--model-ema-decay", 0)
@@ -227,7 +225,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(fault: Exception, data: Path
     with pytest.raises(RunError, match=r"cannot write .*last.pt: .*last.pt there is still the previous one.*--resume"):
         train(data, tmp_path / "run", "--checkpoint-steps", 1)
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progress"]["updates"] == 1
-    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert not list((tmp_path / "run").glob("*.partial*"))
 
 
 def test_too_little_room_is_said_before_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def uninterrupted(recipe: list[object], tmp_path_factory: pytest.TempPathFactory
 def test_a_run_leaves_its_files(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir()}
     assert {"last.pt", "best.safetensors", "best_ema.safetensors", "steps.csv", "summary.csv", "summary.json", "curves.png"} <= names
-    assert not [name for name in names if name.endswith(".tmp")]
+    assert not [name for name in names if ".partial" in name]
     summary = json.loads((uninterrupted / "summary.json").read_text())
     assert summary["finished"] and summary["updates"] == 27 and summary["epochs"] == 3
     epochs = rows(uninterrupted, "summary.csv")

@@ -235,8 +235,10 @@ def _backward(ctx, dy):
 
 
 _axial_gather.register_autograd(_backward, setup_context=_setup_context)
-register_flop_formula(torch.ops.atm_triton.axial_gather)(lambda x, *_, **__: flops.GATHER[0] * math.prod(x))
-register_flop_formula(torch.ops.atm_triton.axial_gather_backward)(lambda dy, *_, **__: flops.GATHER[1] * math.prod(dy))
+register_flop_formula(torch.ops.atm_triton.axial_gather)(flops.Formula(per_value=lambda x, *_, **__: flops.GATHER[0] * math.prod(x)))
+register_flop_formula(torch.ops.atm_triton.axial_gather_backward)(
+    flops.Formula(per_value=lambda dy, *_, **__: flops.GATHER[1] * math.prod(dy))
+)
 
 
 def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:

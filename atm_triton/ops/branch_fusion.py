@@ -167,8 +167,10 @@ def _backward(ctx, dy):
 
 
 _branch_fusion.register_autograd(_backward, setup_context=_setup_context)
-register_flop_formula(torch.ops.atm_triton.branch_fusion)(lambda w, *_, **__: flops.FUSION[0] * math.prod(w))
-register_flop_formula(torch.ops.atm_triton.branch_fusion_backward)(lambda dy, *_, **__: flops.FUSION[1] * math.prod(dy))
+register_flop_formula(torch.ops.atm_triton.branch_fusion)(flops.Formula(per_value=lambda w, *_, **__: flops.FUSION[0] * math.prod(w)))
+register_flop_formula(torch.ops.atm_triton.branch_fusion_backward)(
+    flops.Formula(per_value=lambda dy, *_, **__: flops.FUSION[1] * math.prod(dy))
+)
 
 
 def branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ writes its own partial P, and a small sum adds them in a fixed order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -279,9 +280,14 @@ _offset_fc.register_autograd(_backward, setup_context=_setup_context)
 
 
 register_flop_formula(torch.ops.atm_triton.offset_fc)(
-    lambda x, norm_weight, norm_bias, weight, *_, **__: 2 * flops.offset_fc_macs(x, weight[0])
+    flops.Formula(
+        macs=lambda x, norm_weight, norm_bias, weight, *_, **__: flops.offset_fc_macs(x, weight[0]),
+        normalized=lambda x, *_, **__: math.prod(x),
+    )
 )
-register_flop_formula(torch.ops.atm_triton.offset_fc_backward)(lambda doffset, x, *_, **__: 4 * flops.offset_fc_macs(x, doffset[-1]))
+register_flop_formula(torch.ops.atm_triton.offset_fc_backward)(
+    flops.Formula(macs=lambda doffset, x, *_, **__: 2 * flops.offset_fc_macs(x, doffset[-1]))
+)
 
 
 def offset_fc(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..layers import ActiveTokenMixer, ActiveTokenMixer2d, EagerLayer, is_plain
+from ..reference import bottleneck
 from .layers import GridMixer, MapBlock, PublishedMixer
 
 # Where timm has it, now and before; what other networks call attention takes other tokens.
@@ -77,7 +78,7 @@ def _published(layer: Any) -> Replacement:
     holders |= dict(fc2=getattr(fusion, "fc2", None), proj=layer.proj)
     shapes = {name: list(weight.shape) for name, m in holders.items() if isinstance(weight := getattr(m, "weight", None), Tensor)}
     C = shapes.get("atm_c", [0])[0]
-    hidden = max(1, C // 4)
+    hidden = bottleneck(C)
     square, kernel = [C, C], [C, C, 1, 1]
     expected = dict(atm_c=square, atm_h=kernel, atm_w=kernel, fc1=[hidden, C], fc2=[3 * C, hidden], proj=square)
     if shapes != expected:

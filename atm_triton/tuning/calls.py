@@ -56,7 +56,8 @@ def find_calls(model: nn.Module, *inputs: Any) -> list[Call]:
     return list(calls)
 
 
-def _fresh(call: Call, device: torch.device) -> tuple[Any, ...]:
+def fresh(call: Call, device: torch.device) -> tuple[Any, ...]:
+    """Its arguments anew, of random numbers, for gradients."""
     generator = torch.Generator(device).manual_seed(0)
     arguments: list[Any] = []
     for argument, given in zip(call.op._schema.arguments, call.arguments, strict=True):
@@ -78,7 +79,7 @@ def _fresh(call: Call, device: torch.device) -> tuple[Any, ...]:
 
 def fresh_runs(call: Call, device: torch.device, backward: bool) -> list[tuple[Any, tuple[Any, ...]]]:
     """The operator and, with ``backward``, that of its gradient: each with tensors to run on, the gradient's from a forward pass."""
-    arguments = _fresh(call, device)
+    arguments = fresh(call, device)
     runs: list[tuple[Any, tuple[Any, ...]]] = []
     with torch.enable_grad(), _Listener(lambda op, args: runs.append((op, args))):
         outputs = [t for t in tree_leaves(call.op(*arguments)) if isinstance(t, Tensor) and t.requires_grad]

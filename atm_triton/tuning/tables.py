@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .._triton import triton
+from ..files import write_atomically
 
 PACKAGE = Path(__file__).parents[1]
 SHIPPED = Path(__file__).parent / "configs"
@@ -96,16 +97,7 @@ def write_table(file: Path, gpu: str, configs: dict[str, Config]) -> None:
     content = {"gpu": gpu, "triton": triton.__version__, "torch": torch.__version__, "configs": dict(sorted(configs.items()))}
     if older := {key: config for key, config in sorted(older.items()) if key not in configs}:
         content["older"] = older
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=file.name, suffix=".tmp", delete=False) as temporary:
-        try:
-            temporary.write(json.dumps(content, indent=1) + "\n")
-            temporary.close()
-            os.chmod(temporary.name, 0o644)  # a temporary file is its owner's alone
-            os.replace(temporary.name, file)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
+    write_atomically(file, lambda opened: opened.write(json.dumps(content, indent=1).encode() + b"\n"), shared=True)
 
 
 _tables: dict[torch.device, dict[str, Config]] = {}
@@ -140,7 +132,7 @@ def stamp() -> None:
     """Let torch.compile find its code on disk only for the same launch configurations and the same source of this library: it knows an
     operator by its name alone."""
     digest = hashlib.sha256(json.dumps([*_given.values()], sort_keys=True).encode())
-    files = *sorted(PACKAGE.rglob("*.py")), *sorted(SHIPPED.glob("*.json")), *sorted(USER_CACHE.glob("*.json"))
+    files = *sorted(PACKAGE.rglob("*.py")), *sorted(SHIPPED.glob("*.json")), *sorted(USER_CACHE.glob("[!.]*.json"))  # none half written
     for file in files:
         with contextlib.suppress(OSError):
             digest.update(file.read_bytes())
@@ -158,6 +150,13 @@ def _hint(size: int | torch.SymInt) -> int:
 def key(kernel: str, x: Tensor, groups: int) -> str:
     _, H, W, C = x.shape
     return f"{kernel}/{_hint(H)}x{_hint(W)}/C{int(C)}/G{groups}/{str(x.dtype).removeprefix('torch.')}"
+
+
+def sizes(device: torch.device, kernel: str, dtype: torch.dtype, config: Config) -> tuple[tuple[int, ...], ...]:
+    """H, W, C and G of every key of ``kernel`` and ``dtype`` that has this configuration."""
+    pattern = rf"{kernel}/(\d+)x(\d+)/C(\d+)/G(\d+)/{str(dtype).removeprefix('torch.')}"
+    found = [re.fullmatch(pattern, name) for name, chosen in table(device).items() if chosen == config]
+    return tuple(tuple(map(int, match.groups())) for match in found if match)
 
 
 def understood(config: object, default: Config) -> bool:

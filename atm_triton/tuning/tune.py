@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .._triton import triton
-from . import tables
+from . import rivals, tables
 from .calls import Call, find_calls, fresh_runs
 from .spills import spills
 from .tables import Config
@@ -115,11 +115,15 @@ class _Tuner:
         self.chosen: dict[str, Config] = tables.table(device)  # what every launch sees
         self.candidates: dict[str, list[Config]] = {}
         self.users: dict[str, dict[tuple[Call, int], None]] = {}  # by key, the calls and which of their runs launches the kernel
+        self.rivals: dict[str, tuple[Call, bool]] = {}  # by key, the call, and whether its gradients are measured with it
         self.met: list[str] = []
         self.rows: list[Row] = []
         self.skipped = self.dropped = 0
         for call in calls:
             self.look_up(call)
+            if call.op == rivals.TOKEN_MIX:
+                self.rivals |= {rivals.key(call, training): (call, training) for training in (False, True)[: 1 + backward]}
+        self.candidates |= {key: [rivals.OPERATOR, rivals.PLAIN] for key in self.rivals}
 
     def look_up(self, call: Call) -> None:
         for number, (op, arguments) in enumerate(fresh_runs(call, self.device, self.backward)):
@@ -130,7 +134,8 @@ class _Tuner:
                 self.users.setdefault(key, {})[call, number] = None
 
     def next(self) -> str | None:
-        return next((key for key in self.candidates if key not in self.met), None)
+        """Kernels first: their operator meets its rival at its best."""
+        return min((key for key in self.candidates if key not in self.met), key=self.rivals.__contains__, default=None)
 
     def decide(self, key: str) -> Row | None:
         """Tune ``key``, unless it is known."""
@@ -140,11 +145,11 @@ class _Tuner:
             self.chosen[key] = self.known[key]
             self.skipped += 1
         else:
-            row = self.measure(key)
-            self.rows.append(row)
+            row = self.compare(key) if key in self.rivals else self.measure(key)
+            self.rows += [row] if row else []
         self.met.append(key)
         if self.chosen[key] != before:  # which may decide what else is launched
-            for call, _ in list(self.users[key]):
+            for call, _ in list(self.users.get(key, ())):
                 self.look_up(call)
         return row
 
@@ -163,12 +168,32 @@ class _Tuner:
             with contextlib.suppress(Exception):  # whatever a compiler, a driver or a full memory may raise
                 if spills(lambda: self.results(runs)) <= allowed and _alike(self.results(runs), expected, dtype):
                     times[number] = [self.time(runs)]
+        return self.fastest(key, times, lambda number: self.time(runs))
+
+    def compare(self, key: str) -> Row | None:
+        """As ``measure`` does, of whole passes, compiled."""
+        call, training = self.rivals[key]
+        self.chosen[key] = rivals.OPERATOR
+        try:
+            steps = rivals.compiled(call, self.device, training)
+            operator, plain = (list(step()) for step in steps)
+            times = {number: [microseconds(step)] for number, step in enumerate(steps)}
+        except Exception:  # as above
+            self.dropped += 1
+            return None
+        if not _alike(plain, operator, operator[0].dtype):
+            del times[1]
+        return self.fastest(key, times, lambda number: microseconds(steps[number]))
+
+    def fastest(self, key: str, times: dict[int, list[float]], time: Callable[[int], float]) -> Row:
+        """Of the candidates of which ``times`` has a first measurement, the one that stays ahead; it is chosen."""
+        candidates = self.candidates[key]
         self.dropped += len(candidates) - len(times)
         fastest = min(times, key=times.__getitem__)
         if fastest:  # once more in turn, for the clock of a GPU drifts: it stays if no repetition contradicts, however small the gain
             for number in (0, fastest) * REPEATS:
                 self.chosen[key] = candidates[number]
-                times[number].append(self.time(runs))
+                times[number].append(time(number))
             if max(times[fastest]) >= min(times[0]):
                 fastest = 0
         self.chosen[key] = candidates[fastest]

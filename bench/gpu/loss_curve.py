@@ -18,6 +18,8 @@ import torch
 from published import plain
 from torch import Tensor, nn
 
+from atm_triton.files import replaced
+
 OURS, PLAIN, OTHER = "ours", "plain", "plain, another seed"
 CLASSES, WINDOW = 10, 20  # updates that a loss is averaged over before it is compared
 MODEL = dict(depths=(2, 2, 4, 2), num_classes=CLASSES)  # atmnet_xt
@@ -65,12 +67,10 @@ def read(file: Path, updates: int) -> dict[str, list[float]]:
 
 
 def write(file: Path, curves: dict[str, list[float]]) -> None:
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w", newline="") as stream:
+    with replaced(file) as partial, partial.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["update", *curves])
         writer.writerows([update, *(f"{loss:.5g}" for loss in row)] for update, row in enumerate(zip(*curves.values(), strict=True), 1))
-    temporary.replace(file)
 
 
 def main(arguments: list[str] | None = None) -> int:

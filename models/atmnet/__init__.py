@@ -1,15 +1,16 @@
 """ATMNet: the backbones of the Active Token Mixer paper, registered with timm as ``atmnet_{xt,t,s,b,l}``, and the networks for dense
 prediction built on them or on any other timm backbone."""
 
-from .backbone import Backbone
-from .checkpoints import load, load_official, save
-from .detection import create_detector
-from .layers import as_layers
+from .dense.backbone import Backbone
+from .dense.detection import create_detector
+from .dense.layers import as_layers
+from .dense.necks import ATMFPN, FPN
+from .dense.segmentation import create_segmenter
 from .model import ATMNet
-from .necks import ATMFPN, FPN
-from .pretrained import open_classifier
-from .segmentation import create_segmenter
 from .variants import VARIANTS, ATMNetFeatures, canonical_name
+from .weights.opening import open_classifier
+from .weights.published import load_official
+from .weights.saved import load, save
 
 __all__ = [
     "ATMFPN",

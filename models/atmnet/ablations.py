@@ -12,14 +12,16 @@ The mixers here are plain compositions to compare with, not fast ones.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from atm_triton import ActiveTokenMixer, OffsetFC, axial_gather
+from atm_triton.reference import bottleneck
 
-OFFSETS = ("axial", "zero", "planar", "three")
 SAMPLES = 3  # per channel and axis, of "three"
 
 
@@ -68,6 +70,9 @@ def _neighbours(position: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
 class ZeroMixer(ActiveTokenMixer):
     """An ActiveTokenMixer whose offsets are all 0: tokens mix through the fusion's mean alone. It takes no offset."""
 
+    def __init__(self, dim: int, share: int, proj_drop: float = 0.0) -> None:
+        super().__init__(dim, share, own_offset=False, proj_drop=proj_drop)
+
     def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         return super().forward(x, x.new_zeros(*x.shape[:3], 2 * self.dim // self.share))
 
@@ -81,7 +86,7 @@ class BranchMixer(nn.Module):
     def __init__(self, dim: int, share: int, gathered: int, proj_drop: float) -> None:
         super().__init__()
         self.dim, self.share = dim, share
-        hidden = max(1, dim // 4)
+        hidden = bottleneck(dim)
         self.fcs = nn.ModuleList(nn.Linear(dim, dim) for _ in range(gathered))
         self.fc_c = nn.Linear(dim, dim, bias=False)
         self.fc1 = nn.Linear(dim, hidden)
@@ -134,15 +139,25 @@ class ThreeOffsetFC(OffsetFC):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
 
-def offset_layer(offsets: str, dim: int, share: int, eps: float) -> OffsetFC:
-    """The layer that predicts what ``mixer`` takes."""
-    return ThreeOffsetFC(dim, share, eps) if offsets == "three" else OffsetFC(dim, share, eps)
+MIXERS = {"zero": ZeroMixer, "planar": PlanarMixer, "three": ThreeMixer}
+OFFSETS = ("axial", *MIXERS)
 
 
-def mixer(offsets: str, dim: int, share: int, proj_drop: float) -> nn.Module:
-    """The mixer of one of ``OFFSETS``."""
-    if offsets == "axial":
-        return ActiveTokenMixer(dim, share, own_offset=False, proj_drop=proj_drop)
-    if offsets == "zero":
-        return ZeroMixer(dim, share, own_offset=False, proj_drop=proj_drop)
-    return (PlanarMixer if offsets == "planar" else ThreeMixer)(dim, share, proj_drop)
+def ablate(stages: Any, offsets: str, proj_drop: float) -> None:
+    """Exchange the paper's own mixers and offset layers in the stages of a new ATMNet for those of one of ``OFFSETS``.
+
+    Raises:
+        ValueError: there are no such offsets.
+    """
+    if offsets not in MIXERS:
+        raise ValueError(f"offsets must be one of {', '.join(map(repr, OFFSETS))}, got {offsets!r}")
+    for stage in stages:
+        if offsets == "zero":
+            stage.peg = None
+        for block in stage.blocks:
+            dim, share = block.mixer.dim, block.mixer.share
+            block.mixer = MIXERS[offsets](dim, share, proj_drop)
+            if offsets == "zero":
+                block.offset = None
+            elif offsets == "three" and block.offset is not None:
+                block.offset = ThreeOffsetFC(dim, share, block.offset.eps)

@@ -14,8 +14,10 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .ablations import OFFSETS, mixer, offset_layer
-from .hub import HubModel
+from atm_triton import ActiveTokenMixer, OffsetFC
+
+from .ablations import ablate
+from .weights.hub import HubModel
 
 LAYER_NORM_EPS = 1e-5
 
@@ -51,13 +53,11 @@ class PEG(nn.Conv2d):
 class Block(nn.Module):
     """``x + mix(norm(x))``, then ``x + mlp(norm(x))``. Some blocks also own the layer that makes new offsets for the stage."""
 
-    def __init__(
-        self, dim: int, mlp_ratio: float, share: int, new_offset: bool, drop_path: float, proj_drop: float, offsets: str = "axial"
-    ) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, share: int, new_offset: bool, drop_path: float, proj_drop: float) -> None:
         super().__init__()
-        self.offset = offset_layer(offsets, dim, share, LAYER_NORM_EPS) if new_offset else None
+        self.offset = OffsetFC(dim, share, LAYER_NORM_EPS) if new_offset else None
         self.norm1 = nn.LayerNorm(dim, LAYER_NORM_EPS)
-        self.mixer = mixer(offsets, dim, share, proj_drop)
+        self.mixer = ActiveTokenMixer(dim, share, own_offset=False, proj_drop=proj_drop)
         self.norm2 = nn.LayerNorm(dim, LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 class Stage(nn.Module):
     """Blocks of one resolution, after a downsampling if ``dim_in`` is given. Every ``period`` blocks new offsets are made,
-    with position from the PEG; none are, and there is none, if all offsets are zero.
+    with position from the PEG.
 
     Between the blocks tokens are ``[B, N, C]``: Inductor takes four dimensions before a convolution for NCHW, and would store the channels
     of a token far apart.
@@ -93,17 +93,14 @@ class Stage(nn.Module):
         drop_path: Sequence[float],
         proj_drop: float,
         peg: bool = True,
-        offsets: str = "axial",
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = Downsample(dim_in, dim) if dim_in else None
-        self.peg = PEG(dim) if peg and offsets != "zero" else None
+        self.peg = PEG(dim) if peg else None
         last = len(drop_path) - 1  # it would make offsets that it alone uses, and takes the stage's latest instead
-        makers = [] if offsets == "zero" else [j for j in range(len(drop_path)) if j == 0 or (j % period == 0 and j != last)]
-        self.blocks: Any = nn.ModuleList(
-            Block(dim, mlp_ratio, share, j in makers, rate, proj_drop, offsets) for j, rate in enumerate(drop_path)
-        )
+        makers = [j for j in range(len(drop_path)) if j == 0 or (j % period == 0 and j != last)]
+        self.blocks: Any = nn.ModuleList(Block(dim, mlp_ratio, share, j in makers, rate, proj_drop) for j, rate in enumerate(drop_path))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.downsample is not None:
@@ -161,17 +158,17 @@ class ATMNet(HubModel, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if offsets not in OFFSETS:
-            raise ValueError(f"offsets must be one of {', '.join(map(repr, OFFSETS))}, got {offsets!r}")
         self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, dims[-1]
         self.stem = nn.Conv2d(in_chans, dims[0], kernel_size=7, stride=4, padding=2)
         drop_paths = [rates.tolist() for rates in torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))]
         self.stages: Any = nn.Sequential(
             *(
-                Stage(dims[i - 1] if i else None, dims[i], mlp_ratios[i], share[i], period, drop_paths[i], proj_drop_rate, peg, offsets)
+                Stage(dims[i - 1] if i else None, dims[i], mlp_ratios[i], share[i], period, drop_paths[i], proj_drop_rate, peg)
                 for i in range(len(depths))
             )
         )
+        if offsets != "axial":
+            ablate(self.stages, offsets, proj_drop_rate)
         self.feature_info = [dict(num_chs=dim, reduction=4 * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)]
         self.norm: nn.Module = nn.LayerNorm(self.num_features, LAYER_NORM_EPS)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC")

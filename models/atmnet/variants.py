@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from einops import rearrange
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, list_models, register_model
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
@@ -49,6 +52,35 @@ def canonical_name(model: str) -> str:
     """``atmnet-b`` and ``ATMNet-B`` name the model ``atmnet_b``; other names stay as they are."""
     name = model.lower().replace("-", "_")
     return name if name.startswith("atmnet_") else model
+
+
+def model_arguments(pairs: Iterable[str]) -> dict[str, Any]:
+    """The arguments of a model from ``KEY=VALUE`` as timm's own programs read it: a Python value, else text.
+
+    Raises:
+        ValueError: one is not written so.
+    """
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{pair}: write it as KEY=VALUE")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    return arguments
+
+
+def check_known(name: str) -> None:
+    """Refuse the name of a model that timm does not know.
+
+    Raises:
+        ValueError: with names that are written alike.
+    """
+    if not is_model(name):
+        near = difflib.get_close_matches(name, list_models(), n=5)
+        raise ValueError(f"{name}: timm knows no such model" + (f"; it knows {', '.join(near)}" if near else ""))
 
 
 class ATMNetFeatures(FeatureGetterNet):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from accelerate import Accelerator
-from atmnet.segmentation import Segmenter, create_segmenter
+from atmnet.dense.segmentation import Segmenter, create_segmenter
 from rich.console import Console
 from timm.data import resolve_model_data_config
 from timm.layers import convert_sync_batchnorm

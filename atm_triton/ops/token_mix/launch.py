@@ -10,37 +10,25 @@ from torch.library import wrap_triton
 
 from ..._triton import token_stride, triton
 from ...algebra import Weights
+from ...reference import bottleneck
 from ...tuning import tables
 from .. import checks
 from ..branch_fusion import candidates as fusion_candidates
+from . import strategy
 from .alpha import _token_mix_alpha_kernel, _token_mix_pooled_kernel
 from .fold import _token_mix_fold_kernel
 from .fuse import _token_mix_fuse_backward_kernel, _token_mix_fuse_kernel
 from .gather import _token_mix_gather_kernel
 from .scatter import _token_mix_doffset_kernel, _token_mix_dx_kernel
 
-LONGEST_LINE = 64  # whose dx is summed up in registers by default: at worst the work grows with its square, of atomics with its length
-
 
 @tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """Launch configurations of ``kernel`` worth trying for tokens x with ``groups`` offset channels per axis; the first always works."""
-    C, H, W = int(x.shape[3]), tables._hint(x.shape[1]), tables._hint(x.shape[2])
     if kernel in ("token_mix", "token_mix_backward"):
-        # Folding saves 1 GEMM of 4 over the tokens forward, 5 of 11 backward, and a pass over the branches, for matrices of C * C a sample.
-        folded = int(H * W // C >= 4)
-        if kernel == "token_mix":
-            yield dict(FOLD=folded)
-            yield dict(FOLD=1 - folded)
-            return
-        lines = int(max(H, W) <= LONGEST_LINE)
-        # The gradient of a sample's matrices may leave float16's range.
-        foldings = (folded, 1 - folded) if x.dtype != torch.float16 else (0,)
-        yield dict(FOLD=foldings[0], LINES=lines)
-        yield dict(FOLD=foldings[0], LINES=1 - lines)
-        for other in foldings[1:]:
-            yield dict(FOLD=other, LINES=lines)
+        yield from strategy.candidates(kernel, x, groups)
         return
+    C, H, W = int(x.shape[3]), tables._hint(x.shape[1]), tables._hint(x.shape[2])
     half = x.element_size() == 2
     block_s = triton.next_power_of_2(C // groups)
 
@@ -55,7 +43,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
         for tokens, together in ((16, 256), (32, 128)):
             yield tile(tokens, 64, TOKENS=together, num_warps=8)
     elif kernel in ("token_mix_pooled", "token_mix_alpha"):
-        hidden = {} if kernel == "token_mix_pooled" else dict(BLOCK_F=max(16, triton.next_power_of_2(max(1, C // 4))))
+        hidden = {} if kernel == "token_mix_pooled" else dict(BLOCK_F=max(16, triton.next_power_of_2(bottleneck(C))))
         for channels in (32, 16) if half else (16,):
             yield dict(BLOCK_B=16, BLOCK_C=channels, num_warps=4 if half else 8) | hidden
     elif kernel == "token_mix_fold":
@@ -124,8 +112,8 @@ def gather(x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     return gathered, partial.sum(1) / max(H * W, 1)
 
 
-def alpha(means: Tensor, branches: Tensor, weights: Weights) -> Tensor:
-    """The fusion's weights ``[B, 3, C]``."""
+def alpha(means: Tensor, branches: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    """The mean of the branches' sum ``[B, O]``, and the fusion's weights ``[B, 3, O]`` made of it."""
     B, _, C = means.shape
     C, O = int(C), int(branches.shape[1])  # noqa: E741
     tokens = branches.new_empty(B, 1, 1, O)  # what names the configuration: no image size, the dtype of the weights
@@ -138,7 +126,7 @@ def alpha(means: Tensor, branches: Tensor, weights: Weights) -> Tensor:
         config = _config("token_mix_alpha", tokens, O)
         grid = (triton.cdiv(B, config["BLOCK_B"]), triton.cdiv(O, config["BLOCK_C"]))
         wrap_triton(_token_mix_alpha_kernel)[grid](pooled, *bottleneck, made, B, O, int(weights.fc1_weight.shape[0]), **config)
-    return made
+    return pooled, made
 
 
 def fold(gathered: Tensor, x: Tensor, groups: int, matrices: Tensor, bias: Tensor) -> Tensor:

@@ -25,8 +25,9 @@ from torch import Tensor
 from ... import flops, plain
 from ..._triton import register_flop_formula, runs_kernels, triton_op
 from ...algebra import Weights, branch_weights_backward, fold
+from ...reference import bottleneck
 from .. import checks
-from . import launch
+from . import launch, strategy
 from .launch import candidates
 
 __all__ = ["KERNELS", "candidates", "token_mix"]
@@ -74,7 +75,7 @@ def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Te
         return plain.token_mix_forward(x, offset, weights, folded)
     x, weights = _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
     gathered, means = launch.gather(x, offset)
-    alpha = launch.alpha(means, weights.branches(), weights)
+    _, alpha = launch.alpha(means, weights.branches(), weights)
     if folded:
         y = launch.fold(gathered, x, groups, *fold(alpha, weights))
     else:
@@ -134,7 +135,7 @@ def _kernel_gradients(
     dy, x, weights = dy.contiguous(), x.contiguous(), Weights(*(t.contiguous() for t in weights))
     image = _image(x, offset)
     gathered, _ = launch.gather(image, offset)
-    alpha = launch.alpha(means, weights.branches(), weights)
+    s, alpha = launch.alpha(means, weights.branches(), weights)
     tokens = [*gathered.flatten(2, 3).unbind(0), x]
     if folded:
         gradients, dgathered = plain.folded_gradients(dy, tokens, alpha, weights)
@@ -146,7 +147,7 @@ def _kernel_gradients(
         gradients, dgathered = plain.unfolded_gradients(dy, dbranches, fused, sums[:, :3], sums[:, 3], tokens, alpha, weights)
         del dbranches, fused
     del gathered, tokens
-    dmeans, dweights = branch_weights_backward(gradients, alpha, means, weights)
+    dmeans, dweights = branch_weights_backward(gradients, alpha, s, means, weights)
     dmean = dmeans / max(x.shape[1], 1)
     dx, doffset = launch.scatter([_image(t, offset) for t in dgathered], image, offset, dmean, deterministic=deterministic)
     return dx.flatten(1, 2), doffset, dweights
@@ -167,10 +168,16 @@ _token_mix.register_autograd(_backward, setup_context=_setup_context)
 
 
 register_flop_formula(torch.ops.atm_triton.token_mix)(
-    lambda x, offset, weight_w, *_, **__: flops.token_mix_flops(x, weight_w[0]),
+    flops.Formula(
+        macs=lambda x, offset, weight_w, *_, **__: flops.token_mix_macs(x, weight_w[0]),
+        per_value=lambda x, offset, weight_w, *_, **__: flops.token_mix_per_value(x, weight_w[0]),
+    )
 )
 register_flop_formula(torch.ops.atm_triton.token_mix_backward)(
-    lambda dy, x, *_, **__: 2 * flops.token_mix_flops(x, dy[-1]),
+    flops.Formula(
+        macs=lambda dy, x, *_, **__: 2 * flops.token_mix_macs(x, dy[-1]),
+        per_value=lambda dy, x, *_, **__: 2 * flops.token_mix_per_value(x, dy[-1]),
+    )
 )
 
 
@@ -198,12 +205,14 @@ def token_mix(
         weight_w, bias_w, weight_h, bias_h, weight_c: FCs of the tokens gathered along W and along H, and of the tokens themselves,
             ``[O, C]`` and ``[O]``, with O output channels.
         fc1_weight, fc1_bias, fc2_weight, fc2_bias: The bottleneck that makes the fusion's weights of the branches' mean: ``[F, O]``,
-            ``[F]``, ``[3 * O, F]`` and ``[3 * O]``, with F = max(1, O // 4); its outputs are read as ``[O, 3]``, order w, h, c.
+            ``[F]``, ``[3 * O, F]`` and ``[3 * O]``, with F = bottleneck(O); its outputs are read as ``[O, 3]``, order w, h, c.
         proj_weight, proj_bias: The projection of the fused tokens, ``[O, O]`` and ``[O]``.
 
     Returns:
         ``[B, H, W, O]`` in x's dtype (autocast's, where it is on); positions, means and the fusion's weights are computed in float32
         (float64 for float64 input).
+
+    A graph that is being compiled takes plain PyTorch instead where that is faster (strategy.py); it then keeps more for its backward.
 
     On a GPU, the gradient of x may be added up in any order, unless ``torch.use_deterministic_algorithms(True)``, when its order is fixed.
 
@@ -225,7 +234,7 @@ def token_mix(
             f"got x {checks.show(x)}, offset {checks.show(offset)}"
         )
     O = proj_bias.shape[0] if proj_bias.ndim == 1 else C  # noqa: E741
-    hidden = max(1, O // 4)
+    hidden = bottleneck(O)
     expected = ((O, C), (O,), (O, C), (O,), (O, C), (hidden, O), (hidden,), (3 * O, hidden), (3 * O,), (O, O), (O,))
     for (name, t), shape in zip(weights._asdict().items(), expected, strict=True):
         checks.shape(op, name, t, shape, f"of that size for {C} channels of x and the {O} of proj_bias")
@@ -233,5 +242,8 @@ def token_mix(
     for name, t in weights._asdict().items():
         if checks.autocast_dtype(t) != x.dtype:
             raise TypeError(f"{op}: {name} must have x's dtype {x.dtype}, got {t.dtype}")
+    if strategy.is_plain_faster(x, G):
+        with checks.autocast_off(x):
+            return plain.token_mix(x, offset, *weights.to(x.dtype))
     # As [B, N, C]: plain.py says what Inductor makes of four dimensions.
     return _token_mix(x.flatten(1, 2), offset, *weights)[0].view(*x.shape[:3], O)

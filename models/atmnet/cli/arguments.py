@@ -6,11 +6,10 @@ import argparse
 import re
 from collections.abc import Callable
 
-import torch
+from atm_triton.__main__ import device
+from atm_triton.backend import default_device
 
-CHECKPOINT = (
-    "an output folder of train/imagenet.py, a folder of save_pretrained, hf-hub:USER/NAME, a .safetensors, a last.pt, a published .pth"
-)
+from ..weights.reader import KINDS
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -31,7 +30,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
     """``--checkpoint``, with what it means to leave it out, ``--model`` and ``--ema``."""
-    parser.add_argument("--checkpoint", required=not checkpoint, help=CHECKPOINT + (f" (default: {checkpoint})" if checkpoint else ""))
+    parser.add_argument("--checkpoint", required=not checkpoint, help=KINDS + (f" (default: {checkpoint})" if checkpoint else ""))
     parser.add_argument("--model", help="such as atmnet-t, where the checkpoint does not say")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights")
 
@@ -43,4 +42,4 @@ def add_image_size(parser: argparse.ArgumentParser, help: str, default: tuple[in
 def add_running(parser: argparse.ArgumentParser) -> None:
     """``--batch-size`` and ``--device``."""
     parser.add_argument("--batch-size", type=whole_number(1), default=16, metavar="N", help="images at once (default: 16)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--device", type=device, default=default_device(), help="default: %(default)s")

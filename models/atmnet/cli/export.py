@@ -8,8 +8,8 @@ import time
 from rich.console import Console
 from timm.data import resolve_model_data_config
 
-from ..export import FORMATS, export
-from ..pretrained import open_classifier
+from ..exporting import FORMATS, export
+from ..weights.opening import open_classifier
 from .arguments import add_image_size, add_model
 
 HELP = "write a classifier as a torch.export program, an AOTInductor package or ONNX"

@@ -6,7 +6,7 @@ import argparse
 
 from rich.console import Console
 
-from ..tables import variants
+from ..costs.paper import variants
 from .arguments import add_image_size
 
 HELP = "the models, their parameters and MACs"

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from ..images import UNREADABLE, find_images, open_image
 from ..offsets import Histograms, collect, draw_histograms, draw_panel, layers, page_entry, write_page
 from ..offsets.draw import new_figure
 from ..offsets.images import View
-from ..predict import UNREADABLE, find_images, open_image
-from ..pretrained import open_classifier
+from ..weights.opening import open_classifier
 from .arguments import add_image_size, add_model, add_running, whole_number
 
 HELP = "where the tokens of images look: panels, histograms, and a page to click through"

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ..predict import Prediction, find_images, predict
-from ..pretrained import open_classifier
+from ..images import find_images
+from ..prediction import Prediction, predict
+from ..weights.opening import open_classifier
 from .arguments import add_model, add_running, whole_number
 
 HELP = "the likeliest classes of images"

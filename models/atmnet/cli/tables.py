@@ -6,7 +6,7 @@ import argparse
 
 from rich.console import Console
 
-from .. import tables
+from ..costs import paper as tables
 
 HELP = "the paper's tables 1 to 8: parameters and MACs, ours beside the paper's"
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 
 import timm
 import torch
 from rich.console import Console
 
 from atm_triton import tune
+from atm_triton.backend import default_device
 from atm_triton.tuning import tables
 
+from ..images import channels
+from ..variants import canonical_name, check_known
 from .arguments import image_size, whole_number
 
 HELP = "find the fastest launch configurations for a model on this GPU, and keep them for it"
@@ -30,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    names = (args.model, args.model.lower().replace("-", "_"))
-    name = next((name for name in names if timm.is_model(name)), "")
-    if not name:
-        near = timm.list_models(f"*{re.split('[-_]', args.model)[0]}*")[:5]
-        parser.error(f"--model {args.model}: timm knows no such model" + (f"; it knows {', '.join(near)}" if near else ""))
-    gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    name = canonical_name(args.model)
+    try:
+        check_known(name)
+    except ValueError as error:
+        parser.error(f"--model {error}")
+    gpu = default_device()
     if (slug := tables.gpu_slug(gpu)) is None:
         parser.error(f"there is no GPU here that torch {torch.__version__} can use: tune on the machine that will run the model")
     export = tables.SHIPPED / f"{slug}.json" if args.export == "" else args.export
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     model = timm.create_model(name).to(gpu).train(not args.inference)
     for height, width in args.resolution:
         console.print(f"{name}, {args.batch} x {height} x {width}, {args.dtype}", highlight=False)
-        images = torch.zeros(args.batch, getattr(model, "in_chans", 3), height, width, device=gpu)
+        images = torch.zeros(args.batch, channels(model), height, width, device=gpu)
         try:
             with torch.autocast(gpu.type, dtype, enabled=dtype != torch.float32):
                 result = tune(model, images, backward=not args.inference, force=args.force, export=export)

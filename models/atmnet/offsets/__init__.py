@@ -6,7 +6,7 @@
 ``python -m atmnet offsets`` does all of it for files.
 """
 
-from .collect import collect, layers, samples
+from .collecting import collect, layers, samples
 from .draw import draw_histograms, draw_panel
 from .histograms import Histograms
 from .page import page_entry, write_page

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from torch import Tensor
 
-from .collect import samples
+from .collecting import samples
 from .histograms import Histograms
 
 if TYPE_CHECKING:

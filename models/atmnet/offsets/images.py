@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
 from torch import Tensor, nn
+
+from ..images import picture_config
 
 
 class View:
@@ -20,9 +22,7 @@ class View:
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, int] | None = None) -> None:
-        config = resolve_model_data_config(model)
-        if config["input_size"][0] != 3:
-            raise ValueError(f"pictures have 3 channels, and this {type(model).__name__} takes images of {config['input_size'][0]}")
+        config = picture_config(model)
         self.size: tuple[int, int] = size or config["input_size"][1:]
         self.mean, self.std = (rearrange(torch.tensor(config[name]), "c -> c 1 1") for name in ("mean", "std"))
         self.transform: Any = create_transform(

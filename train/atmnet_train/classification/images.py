@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from atmnet.predict import UNREADABLE
+from atmnet.images import UNREADABLE
 from PIL import Image
 from timm.data import ImageNetInfo, create_dataset
 from timm.data.readers.img_extensions import get_img_extensions

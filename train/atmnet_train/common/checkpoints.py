@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from atmnet.weights.reader import metadata_text, read_torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -24,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from .errors import RunError, UsageError
 from .files import write_atomically
-from .weights import check_fits, metadata_strings, shorten
+from .weights import check_fits, shorten
 
 # Of an optimizer's parameter groups, which also hold state.
 HYPERPARAMETERS = ("lr", "initial_lr", "lr_scale", "weight_decay", "momentum")
@@ -96,7 +97,7 @@ class Checkpointer:
         state = model_state(self.accelerator.unwrap_model(model))
         if self.accelerator.is_main_process:
             tensors = {key: value.contiguous().clone() for key, value in state.items()}  # no two may share memory
-            metadata = metadata_strings({**self.meta, **metrics})
+            metadata = metadata_text({**self.meta, **metrics})
             write_atomically(self.folder / name, lambda file: file.write(safetensors_bytes(tensors, metadata)))
 
     def load(self, path: Path) -> tuple[Progress, list[str]]:
@@ -148,10 +149,10 @@ def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list
 
 def read_state(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise UsageError(f"{path} is not a checkpoint that can be read: {error}") from error
-    if not isinstance(state, dict) or "progress" not in state:
+        state = dict(read_torch(path, mmap=True))
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    if "progress" not in state:
         raise UsageError(f"{path} holds no training state; --resume takes an output folder or its last.pt, --init-from takes weights")
     return state
 

@@ -1,12 +1,12 @@
 """Weights without a training state: ours (safetensors, or `last.pt`) and the published files."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import atmnet
-from atmnet.pretrained import read_checkpoint
+from atmnet.weights.fit import check_fit
+from atmnet.weights.reader import read_checkpoint
 from torch import Tensor, nn
 
 from .errors import UsageError
@@ -72,23 +72,10 @@ def load_backbone(net: nn.Module, weights: Weights) -> None:
 
 def check_fits(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Says which weights do not fit, by name and shape, before anything is loaded."""
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    missing = [name for name in own if name not in state]
-    unknown = [name for name in state if name not in own]
-    shapes = [
-        f"{name} {tuple(state[name].shape)}, here {own[name]}" for name in own if name in state and tuple(state[name].shape) != own[name]
-    ]
-    if missing or unknown or shapes:
-        parts = [("not in it", missing), ("not in the model", unknown), ("of another shape", shapes)]
-        raise UsageError(
-            f"{source} is a checkpoint of another model than this {type(model).__name__}: "
-            + "; ".join(f"{len(names)} weights {what}: {shorten(names)}" for what, names in parts if names)
-        )
-
-
-def metadata_strings(meta: Mapping[str, Any]) -> dict[str, str]:
-    """safetensors metadata is text: JSON for what is not."""
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in meta.items()}
+    try:
+        check_fit(model, state, source)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def shorten(names: list[str], limit: int = 5) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from atmnet.predict import UNREADABLE
+from atmnet.images import UNREADABLE
 from einops import rearrange
 from faster_coco_eval.core import mask as rle
 from PIL import Image

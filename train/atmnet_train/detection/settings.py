@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from atmnet.detection import DETECTORS
-from atmnet.necks import NECKS
+from atmnet.dense.detection import DETECTORS
+from atmnet.dense.necks import NECKS
 
 from ..common.config import read_config
 from ..common.dense import AdamWSettings, BackboneSettings, check_model, trained_values

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from atmnet.predict import UNREADABLE
+from atmnet.images import UNREADABLE
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key

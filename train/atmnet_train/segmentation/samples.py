@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from atmnet.predict import UNREADABLE
+from atmnet.images import UNREADABLE
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate

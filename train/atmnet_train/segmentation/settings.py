@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from atmnet.necks import NECKS
-from atmnet.segmentation import HEADS
+from atmnet.dense.necks import NECKS
+from atmnet.dense.segmentation import HEADS
 
 from ..common.config import read_config
 from ..common.dense import AdamWSettings, BackboneSettings, check_model, trained_values

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from safetensors import SafetensorError, safe_open
-from timm.utils import ParseKwargs
-from torch import Tensor, nn
+from torch import nn
 
-from .checkpoints import PathLike, load_official, load_strict
+from ..images import channels
+from ..model import ATMNet
+from ..variants import VARIANTS, canonical_name, check_known, model_arguments
+from .fit import load_strict
 from .hub import from_folder
-from .model import ATMNet
-from .variants import VARIANTS, canonical_name
-
-KINDS = "an output folder of train/imagenet.py, a folder of save_pretrained, a .safetensors, a last.pt or a published .pth"
+from .published import load_official
+from .reader import Checkpoint, PathLike, read_checkpoint
 
 # Of a run's summary.json.
 FIGURES = ("epochs", "updates", "training_seconds", "images_per_second", "processes", "device", "mixed_precision", "versions")
-
-
-@dataclass
-class Checkpoint:
-    """Weights with what is said of them."""
-
-    path: Path
-    weights: Mapping[str, Tensor]
-    meta: dict[str, Any] = field(default_factory=dict)  # of training: model, num_classes, img_size, classes, recipe, ...
-    published: bool = False  # named as in the authors' implementation
 
 
 def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: bool = False) -> nn.Module:
@@ -71,61 +56,12 @@ def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: 
     return _build(found, said or name or "").eval()
 
 
-def read_checkpoint(checkpoint: PathLike, ema: bool = False) -> Checkpoint:
-    """The weights in an output folder, a ``.safetensors``, a ``last.pt`` or a published ``.pth``; raises as ``open_classifier``."""
-    path = Path(checkpoint)
-    if path.is_dir():
-        names = ["best_ema.safetensors"] if ema else ["best.safetensors", "last.pt"]
-        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; a checkpoint is {KINDS}")
-    if path.suffix != ".safetensors":
-        return _read_torch(path, ema)
-    if ema and path.name != "best_ema.safetensors":
-        raise ValueError(f"{path} holds one set of weights: averaged ones are in an output folder's best_ema.safetensors")
-    try:
-        with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            meta = {name: _parse(text) for name, text in (file.metadata() or {}).items()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file that can be read: {error}") from error
-    return Checkpoint(path, weights, meta)
-
-
-def _read_torch(path: Path, ema: bool) -> Checkpoint:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the published files hold their arguments too
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint can raise anything
-        raise ValueError(f"{path} is not a checkpoint that can be read: {error}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    ours = "progress" in content
-    key = ("ema" if ours else "model_ema") if ema else "model"
-    weights = content.get(key, None if ours or ema else content)
-    if weights is None and ema:
-        raise ValueError(f"{path} has no averaged weights; it has {', '.join(map(str, list(content)[:8]))}")
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} has no weights under {key!r}; it has {', '.join(map(str, list(content)[:8]))}")
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    return Checkpoint(path, weights, dict(content["meta"]) if ours else {}, published="pos_blocks.0.proj.weight" in weights)
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
 def _build(checkpoint: Checkpoint, name: str) -> nn.Module:
     if checkpoint.published and name not in VARIANTS:
         raise ValueError(f"{checkpoint.path} holds a published ATMNet, not {name}: name one of {', '.join(VARIANTS)}")
     trained = checkpoint.meta.get("recipe", {}) | checkpoint.meta
-    given = argparse.Namespace()
-    ParseKwargs([], "kwargs")(argparse.ArgumentParser(), given, trained.get("model_kwargs", []))
     num_classes = trained.get("num_classes", _width_of_classifier(checkpoint, name))
-    model = _create(name, **given.kwargs | dict(num_classes=num_classes, pretrained=False))
+    model = _create(name, **model_arguments(trained.get("model_kwargs", [])) | dict(num_classes=num_classes, pretrained=False))
     if checkpoint.published:
         load_official(model, checkpoint.weights)
     else:
@@ -135,7 +71,7 @@ def _build(checkpoint: Checkpoint, name: str) -> nn.Module:
     config: Any = model.pretrained_cfg
     config["num_classes"] = num_classes
     if side := trained.get("img_size"):
-        config["input_size"] = (getattr(model, "in_chans", 3), side, side)
+        config["input_size"] = (channels(model), side, side)
     if crop := trained.get("crop_pct"):
         config["crop_pct"] = crop
     if (interpolation := trained.get("interpolation")) and interpolation != "random":  # which is of training alone
@@ -172,9 +108,7 @@ def _width_of_classifier(checkpoint: Checkpoint, name: str) -> int:
 
 
 def _create(name: str, **kwargs: Any) -> nn.Module:
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"timm knows no model {name!r}" + (f"; it knows {', '.join(near)}" if near else ""))
+    check_known(name)
     return timm.create_model(name, **kwargs)
 
 

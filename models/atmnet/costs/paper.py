@@ -11,10 +11,10 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from .detection import create_detector, detector_macs
-from .profile import macs
-from .segmentation import create_segmenter
-from .variants import VARIANTS
+from ..dense.detection import create_detector
+from ..dense.segmentation import create_segmenter
+from ..variants import VARIANTS
+from .counting import detector_macs, macs
 
 SIZES = {"semantic-fpn": (512, 512), "upernet": (512, 2048)}  # of the images that the paper counts with
 DETECTOR_SIZE = (800, 1280)

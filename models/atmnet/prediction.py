@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.utils.misc import natural_key
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor, nn
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for broken files of the various formats
+from .images import UNREADABLE, open_image, picture_config
 
 
 @dataclass
@@ -36,34 +31,6 @@ class Prediction:
     load_ms: float = 0.0  # reading, decoding, resizing
     network_ms: float = 0.0  # an equal share of its batch
     error: str | None = None
-
-
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """In RGB and upright, as viewers show it; raises what Pillow raises."""
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def find_images(places: Sequence[str]) -> list[Path]:
-    """The images that files, folders (with all folders inside) and glob patterns name, each once, in order.
-
-    Raises:
-        FileNotFoundError: a place names no image.
-    """
-    endings = get_img_extensions(as_set=True)
-    found: list[Path] = []
-    for place in places:
-        matches = [Path(place)] if Path(place).exists() else [Path(file) for file in glob.glob(place, recursive=True)]
-        images = [file for match in matches for file in ([match] if match.is_file() else match.rglob("*"))]
-        named = set(matches)  # whatever their endings
-        images = [file for file in images if file.is_file() and (file in named or file.suffix.lower() in endings)]
-        if not images:
-            raise FileNotFoundError(
-                f"there is no image {place}: give files, folders or patterns such as 'photos/*.jpg'; in folders, endings tell "
-                f"images: {' '.join(sorted(endings))}"
-            )
-        found += sorted(images, key=lambda file: natural_key(str(file)))
-    return list(dict.fromkeys(found))
 
 
 def class_names(model: nn.Module) -> list[str]:
@@ -97,9 +64,7 @@ def predict(model: nn.Module, images: Sequence[str | Path], top: int = 5, batch_
 
     An image that cannot be read comes with ``error`` and no predictions. A pass before the first, which no time counts, sets kernels up.
     """
-    config = resolve_model_data_config(model)
-    if config["input_size"][0] != 3:
-        raise ValueError(f"pictures have 3 channels, and this {type(model).__name__} takes images of {config['input_size'][0]}")
+    config = picture_config(model)
     transform, names = create_transform(**config), class_names(model)
     weight = next(model.parameters())
     model(weight.new_zeros(1, *config["input_size"]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atm_triton import ActiveTokenMixer, OffsetFC
 
-from .model import LAYER_NORM_EPS, PEG, init_weights
+from ..model import LAYER_NORM_EPS, PEG, init_weights
 
 
 class FPN(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
-from .variants import VARIANTS, canonical_name
+from ..variants import VARIANTS, canonical_name, check_known
 
 STRIDES = [4, 8, 16, 32]
 
@@ -59,9 +58,8 @@ class Backbone(nn.Module):
 
 
 def _create(name: str, kwargs: dict[str, Any]) -> Any:
-    if ":" not in name and not timm.is_model(name):  # a colon names a place that timm looks the model up in
-        near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(f"timm knows no model {name!r}" + (f"; it knows {', '.join(near)}" if near else ""))
+    if ":" not in name:  # which names a place that timm looks the model up in
+        check_known(name)
     if name.startswith("swinv2_cr"):
         raise ValueError(
             f"{name} mixes up the borders of maps that are not made of whole windows; take a swin_ or a swinv2_ of another kind"

@@ -3,7 +3,6 @@ itself: no operator of ours is in the files."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .checkpoints import PathLike
+from atm_triton.files import replaced
+
+from .images import channels
+from .weights.reader import PathLike
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -112,15 +114,11 @@ def export(model: nn.Module, path: PathLike, format: str, img_size: tuple[int, i
     if format == "onnx":
         _check_onnx()
     program, smallest = export_program(model, img_size)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with replaced(path) as partial:
         chosen.write(program, partial)
         difference = _largest_difference(chosen.open(partial), model, img_size)
         if not difference <= TOLERANCE:
             raise RuntimeError(f"the {format} file differs from the model by {difference:.1e} of the largest logit, more than {TOLERANCE}")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return Exported(path, difference, smallest)
 
 
@@ -135,7 +133,7 @@ def export_program(model: nn.Module, img_size: tuple[int, int] = (224, 224)) -> 
             "exporting takes a float32 model on the CPU in evaluation mode, model.cpu().float().eval(); "
             f"this one is {', '.join(dtypes)} on {', '.join(places)} in {mode} mode"
         )
-    images = torch.zeros(2, _channels(model), *img_size)  # a batch of 1 would stay 1
+    images = torch.zeros(2, channels(model), *img_size)  # a batch of 1 would stay 1
     program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},))
     try:
         _largest_difference(program.module(), model, img_size)
@@ -155,17 +153,13 @@ def _smallest(program: ExportedProgram) -> tuple[int, int]:
     return height, width
 
 
-def _channels(model: nn.Module) -> int:
-    return int(getattr(model, "in_chans", 3))
-
-
 @torch.no_grad()
 def _largest_difference(run: Run, model: nn.Module, img_size: tuple[int, int]) -> float:
     """At another batch and at another size than traced, relative to the largest logit."""
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch, more in ((3, 0), (1, 32)):
-        images = torch.randn(batch, _channels(model), img_size[0] + more, img_size[1] + 2 * more, generator=generator)
+        images = torch.randn(batch, channels(model), img_size[0] + more, img_size[1] + 2 * more, generator=generator)
         expected = model(images)
         differences.append((run(images) - expected).abs().max() / expected.abs().max())
     return float(torch.stack(differences).max())  # NaN if there is one

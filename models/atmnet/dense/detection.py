@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
@@ -15,12 +14,11 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from ..variants import ATMNetFeatures
 from .backbone import Backbone
 from .cascade import CascadeRoIHeads
 from .necks import NECKS
-from .profile import macs
-from .roi import BOX_SIZE, MASK_SIZE, box_predictor, in_float32, mask_branch, roi_align
-from .variants import ATMNetFeatures
+from .roi import BOX_SIZE, box_predictor, in_float32, mask_branch, roi_align
 
 DETECTORS = "retinanet", "mask-rcnn", "cascade-mask-rcnn"
 ANCHORS_RPN, ANCHORS_RETINANET = 3, 9  # torchvision's, per place: three shapes, and these in three sizes
@@ -127,29 +125,3 @@ def _check_labels(num_classes: int, _: nn.Module, args: tuple[Any, ...], kwargs:
         wrong = labels[(labels < 1) | (labels > num_classes)]
         if len(wrong):
             raise ValueError(f"targets[{number}] has labels {wrong.unique().tolist()}; {num_classes} classes are 1 to {num_classes}")
-
-
-def detector_macs(detector: RetinaNet | MaskRCNN, size: tuple[int, int] = (800, 1280)) -> int:
-    """MACs of one image ``(H, W)`` through a detector, counted as in tables 4 to 7 of the paper: boxes of 1000 proposals in every
-    stage, masks of 100 detections."""
-    return macs(_Counted(detector), size)
-
-
-class _Counted(nn.Module):
-    """The layers of a detector without what lies between them, which depends on what is found."""
-
-    def __init__(self, detector: RetinaNet | MaskRCNN) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, image: Tensor) -> None:
-        maps = list(self.detector.backbone(image).values())
-        if isinstance(self.detector, RetinaNet):
-            self.detector.head(maps)
-            return
-        self.detector.rpn.head(maps)
-        heads = self.detector.roi_heads
-        channels = self.detector.backbone.out_channels
-        for stage in heads.stages if isinstance(heads, CascadeRoIHeads) else [heads]:
-            stage.box_predictor(stage.box_head(torch.empty(1000, channels, BOX_SIZE, BOX_SIZE, device=image.device)))
-            stage.mask_predictor(stage.mask_head(torch.empty(100, channels, MASK_SIZE, MASK_SIZE, device=image.device)))

@@ -1,0 +1,1 @@
+"""Networks for dense prediction: backbone, necks, segmenters, detectors."""

@@ -1,0 +1,49 @@
+"""Weights go into a model as a whole, or it says what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+LISTED = 20  # names in a message
+
+
+def unwrap(model: Any) -> Any:
+    """The model inside the wrappers of torch.compile and of data parallelism."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that lack some of the model's, have others, or others' shapes.
+
+    Raises:
+        ValueError: with the names and shapes, and how ``source`` is called.
+    """
+    own = model.state_dict()
+    problems = [f"missing: {name} {list(own[name].shape)}" for name in own if name not in weights]
+    problems += [f"unexpected: {name} {list(weights[name].shape)}" for name in weights if name not in own]
+    problems += [
+        f"shape: {name} is {list(weights[name].shape)} in the checkpoint, {list(own[name].shape)} in the model"
+        for name in own
+        if name in weights and own[name].shape != weights[name].shape
+    ]
+    if problems:
+        more = len(problems) - LISTED
+        listed = problems[:LISTED] + ([f"... and {more} more"] if more > 0 else [])
+        if all("head.fc." in problem for problem in problems):
+            listed.append("only the classifier differs: load with the checkpoint's number of classes, then model.reset_classifier(...)")
+        raise ValueError("\n  ".join([f"{source} does not fit this {type(model).__name__}:", *listed]))
+
+
+def load_strict(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load all or nothing; raises as ``check_fit``."""
+    check_fit(model, weights, source)
+    model.load_state_dict(weights)

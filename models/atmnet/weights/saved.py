@@ -1,0 +1,30 @@
+"""Our own files: safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from atm_triton.files import write_atomically
+
+from .fit import load_strict, unwrap
+from .reader import PathLike, metadata_text, read_safetensors
+
+
+def save(model: nn.Module, path: PathLike, /, **metadata: object) -> None:
+    """Write the model's weights as safetensors, atomically. ``metadata`` travels with them, as JSON what is not text."""
+    weights = {name: value.contiguous() for name, value in unwrap(model).state_dict().items()}
+    write_atomically(Path(path), lambda file: file.write(to_safetensors(weights, metadata_text(metadata))))
+
+
+def load(model: nn.Module, path: PathLike) -> nn.Module:
+    """Load weights that ``save`` wrote into a model of the same architecture, and return the model.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no safetensors file, or does not fit; the message lists the names and shapes.
+    """
+    load_strict(unwrap(model), read_safetensors(path).weights, str(path))
+    return model
