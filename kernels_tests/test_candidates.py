@@ -29,7 +29,7 @@ def test_candidates_are_valid_distinct_and_few(module, kernel, C, S, dtype):
     assert all(found[i] != found[j] for i in range(len(found)) for j in range(i))
     function = getattr(import_module(MODULES[module].candidates.__module__), f"_{kernel}_kernel", None)
     for config in found:
-        assert tables.understood(config, found[0]), config
+        assert config.keys() - {"num_stages"} == found[0].keys() - {"num_stages"}, config
         assert all(type(value) is int for value in config.values()), config
         blocks = {name: size for name, size in config.items() if name.startswith("BLOCK_")}
         assert all(size >= 1 and size & (size - 1) == 0 for size in blocks.values()), config

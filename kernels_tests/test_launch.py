@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 import atm_triton
+from atm_triton.testing import OPERATORS
 from atm_triton.tuning import tables
 
 
@@ -45,7 +48,9 @@ DEFAULT = {"BLOCK_N": 1, "num_warps": 4}
 
 def candidates(kernel, x, groups):
     yield DEFAULT
-    raise AssertionError("a launch looks at the first candidate only")
+    assert tables.key(kernel, x, groups) in tables.table(x.device), "without a table, a launch looks at the first candidate only"
+    yield from (DEFAULT | {"BLOCK_N": size} for size in (2, 4))
+    yield DEFAULT | {"BLOCK_N": 3, "num_stages": 2}
 
 
 def look_up(x=None):
@@ -69,10 +74,53 @@ def test_without_a_gpu_the_default(put, device):
     assert look_up(torch.zeros(1, 56, 56, 64, device=device, dtype=torch.bfloat16)) == DEFAULT
 
 
-@pytest.mark.parametrize("entry", [{"BLOCK_N": 2}, {"BLOCK_M": 2, "num_warps": 4}, DEFAULT | {"BLOCK_N": 2, "BLOCK_C": 64}, {}])
-def test_what_the_kernel_no_longer_takes_is_passed_over(put, entry):
-    put("user", {"configs": {KEY: entry}})
-    assert look_up() == DEFAULT
+@pytest.mark.parametrize("entry", [{"BLOCK_N": 2}, {"BLOCK_M": 2, "num_warps": 4}, DEFAULT | {"BLOCK_N": 5}, DEFAULT | {"BLOCK_C": 64}, {}])
+@pytest.mark.parametrize("folder", ["user", "shipped"])
+def test_what_is_no_candidate_is_passed_over_and_told_once(put, folder, entry):
+    """It may come from another version, or from whoever can write the file: a wrong block would leave results unwritten."""
+    put(folder, {"configs": {KEY: entry}})
+    with pytest.warns(UserWarning, match=rf"{folder}.nvidia-h200-sxm\.json: {KEY} is .*no candidate.*tune again") as told:
+        assert look_up() == look_up() == DEFAULT
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("file", sorted(tables.SHIPPED.glob("*.json")), ids=lambda file: file.stem)
+def test_what_is_shipped_are_candidates(file):
+    modules = {kernel: import_module(f"atm_triton.ops.{op}") for op in {o.op for o in OPERATORS.values()} for kernel in kernels_of(op)}
+    content = tables.read_table(file)
+    for name, config in (content["configs"] | content.get("older", {})).items():
+        kernel, *sizes, dtype = re.fullmatch(r"(\w+)/(\d+)x(\d+)/C(\d+)/G(\d+)/(\w+)", name).groups()
+        H, W, C, G = map(int, sizes)
+        x = torch.empty(1, H, W, C, dtype=getattr(torch, dtype), device="meta")
+        assert config in modules[kernel].candidates(kernel, x, G), name
+
+
+def kernels_of(op: str) -> set[str]:
+    return {kernel for kernels in import_module(f"atm_triton.ops.{op}").KERNELS.values() for kernel in kernels}
+
+
+def test_a_pipe_in_place_of_a_table_is_not_waited_for(put, tmp_path):
+    put("user", {"configs": {}})
+    file = tmp_path / "user" / "nvidia-h200-sxm.json"
+    file.unlink()
+    os.mkfifo(file)
+    tables.stamp()
+    tables._tables.clear()
+    with pytest.warns(UserWarning, match="cannot read launch configurations from .*no regular file"):
+        assert look_up() == DEFAULT
+
+
+def test_without_a_home_a_folder_of_ones_own_or_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(tables.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = tables._user_cache()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    assert tables._user_cache() == folder
+    folder.chmod(0o777)  # as somebody else could have made it
+    assert tables._user_cache() == Path(os.devnull)
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    assert tables._user_cache() == Path(os.devnull)
 
 
 def test_small_channel_counts_make_no_candidate_twice():
@@ -135,14 +183,14 @@ def test_what_another_triton_measured_is_kept_apart_until_it_is_measured_again(t
 def test_a_table_that_cannot_be_read_is_told_once(put, monkeypatch):
     put("user", {"configs": {KEY: DEFAULT | {"BLOCK_N": 2}}})
     put("shipped", {"configs": {KEY: DEFAULT | {"BLOCK_N": 4}}})
-    read = tables.Path.read_bytes
+    read = tables._content
 
     def locked(file):
         if file.parent.name == "user":
             raise PermissionError(13, "Permission denied", str(file))
         return read(file)
 
-    monkeypatch.setattr(tables.Path, "read_bytes", locked)
+    monkeypatch.setattr(tables, "_content", locked)
     with pytest.warns(UserWarning, match=r"cannot read launch configurations from .*user.nvidia.*Permission denied.* without them") as told:
         assert look_up() == look_up() == DEFAULT | {"BLOCK_N": 4}
     assert len(told) == 1

@@ -367,6 +367,7 @@ def test_compiled_runs_take_the_configurations_of_eager_ones(dynamic, monkeypatc
     keys = "axial_gather_fwd/6x9/C8/G4/bfloat16", "axial_gather_bwd/6x9/C8/G4/bfloat16"
     tuned = DEFAULT | dict(BLOCK_N=32, num_warps=8, num_stages=5)
     monkeypatch.setattr(tables, "table", lambda device: dict.fromkeys(keys, tuned))
+    few(monkeypatch, gather, lambda found: [*found, tuned])
     x, offset = (torch.empty(2, 6, 9, size, device="meta", dtype=torch.bfloat16, requires_grad=True) for size in (8, 4))
     compiled = torch.compile(axial_gather, fullgraph=True, dynamic=dynamic, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
     compiled(x, offset, "w").sum().backward()

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,9 +30,24 @@ from ..files import write_atomically
 
 PACKAGE = Path(__file__).parents[1]
 SHIPPED = Path(__file__).parent / "configs"
-USER_CACHE = Path(os.path.expanduser("~/.cache/atm_triton"))
-if not USER_CACHE.is_absolute():  # there is no home
-    USER_CACHE = Path(tempfile.gettempdir(), "atm_triton")
+
+
+def _user_cache() -> Path:
+    """Without a home, a folder that nobody else can have put there, or one that holds nothing."""
+    cache = Path(os.path.expanduser("~/.cache/atm_triton"))
+    if cache.is_absolute():
+        return cache
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    cache = Path(tempfile.gettempdir(), f"atm_triton-{user}")
+    with contextlib.suppress(OSError):
+        cache.mkdir(mode=0o700, exist_ok=True)
+        about = cache.lstat()
+        if stat.S_ISDIR(about.st_mode) and about.st_uid == user and not about.st_mode & 0o022:
+            return cache
+    return Path(os.devnull)
+
+
+USER_CACHE = _user_cache()
 
 Config = dict[str, int]
 # What is worth trying for a kernel, tokens x [B, H, W, C] and G offset channels per axis; the first, its default, always works.
@@ -65,10 +81,18 @@ def table_files(device: torch.device) -> list[Path]:
     return [folder / f"{slug}.json" for folder in (USER_CACHE, SHIPPED)] if slug else []
 
 
+def _content(file: Path) -> bytes:
+    """Of a regular file: a pipe would never answer."""
+    with open(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError("no regular file")
+        return stream.read()
+
+
 def read_table(file: Path) -> dict:
     """The content of ``file``, empty where there is none that can be read."""
     try:
-        text = file.read_bytes()
+        text = _content(file)
     except (FileNotFoundError, NotADirectoryError):
         return {"configs": {}}
     except OSError as error:
@@ -118,6 +142,7 @@ def table(device: torch.device) -> dict[str, Config]:
 def set_table(device: torch.device, configs: dict[str, Config]) -> None:
     """From now on ``configs`` hold in this process."""
     _tables[device] = _given[device] = dict(configs)
+    _checked.clear()
     stamp()
 
 
@@ -125,6 +150,7 @@ def forget_tables() -> None:
     """The next look-up reads the files again."""
     _tables.clear()
     _given.clear()
+    _checked.clear()
     stamp()
 
 
@@ -135,7 +161,7 @@ def stamp() -> None:
     files = *sorted(PACKAGE.rglob("*.py")), *sorted(SHIPPED.glob("*.json")), *sorted(USER_CACHE.glob("[!.]*.json"))  # none half written
     for file in files:
         with contextlib.suppress(OSError):
-            digest.update(file.read_bytes())
+            digest.update(_content(file))
     users = re.sub(r"atm_triton [0-9a-f]{64}", "", torch.compiler.config.cache_key_tag)
     torch.compiler.config.cache_key_tag = f"{users}atm_triton {digest.hexdigest()}"
 
@@ -159,11 +185,6 @@ def sizes(device: torch.device, kernel: str, dtype: torch.dtype, config: Config)
     return tuple(tuple(map(int, match.groups())) for match in found if match)
 
 
-def understood(config: object, default: Config) -> bool:
-    """Whether a kernel that takes ``default`` takes ``config``, which may come from an older version of it."""
-    return isinstance(config, dict) and config.keys() - {"num_stages"} == default.keys() - {"num_stages"}
-
-
 _lookups: list[dict[str, list[Config]]] = []  # a plain global: the backward of a GPU runs in a thread of its own
 
 
@@ -178,11 +199,29 @@ def recorded() -> Iterator[dict[str, list[Config]]]:
         _lookups.pop()
 
 
+_checked: set[tuple[torch.device, str]] = set()  # whose configuration in the table is a candidate
+
+
 def config(kernel: str, x: Tensor, groups: int, candidates: Candidates) -> Config:
-    """The configuration of ``kernel`` for tokens ``x [B, H, W, C]`` with ``groups`` offset channels per axis."""
-    default = next(candidates(kernel, x, groups))
-    name = key(kernel, x, groups)
+    """The configuration of ``kernel`` for tokens ``x [B, H, W, C]`` with ``groups`` offset channels per axis.
+
+    A table's counts only where it is a candidate: another may be stale or hostile, and leave a part of the result unwritten.
+    """
+    name, known = key(kernel, x, groups), table(x.device)
     for found in _lookups:
         found[name] = list(candidates(kernel, x, groups))
-    tuned = table(x.device).get(name)
-    return cast(Config, tuned) if understood(tuned, default) else default
+    if name in known and (x.device, name) not in _checked:
+        if known[name] in candidates(kernel, x, groups):
+            _checked.add((x.device, name))
+        else:
+            wrong = known.pop(name)
+            warnings.warn(
+                f"{_source(x.device, name)}: {name} is {wrong}, no candidate of this version: taking the default; tune again", stacklevel=2
+            )
+    return known.get(name) or next(candidates(kernel, x, groups))
+
+
+def _source(device: torch.device, name: str) -> str:
+    """The file whose configuration of that name holds."""
+    contents = ((file, read_table(file)) for file in table_files(device))
+    return next((str(file) for file, found in contents if name in found["configs"] | found.get("older", {})), "the given table")

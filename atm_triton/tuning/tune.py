@@ -140,8 +140,8 @@ class _Tuner:
     def decide(self, key: str) -> Row | None:
         """Tune ``key``, unless it is known."""
         default, row = self.candidates[key][0], None
-        before = self.chosen[key] if tables.understood(self.chosen.get(key), default) else default
-        if tables.understood(self.known.get(key), default):
+        before = self.chosen.get(key, default)
+        if self.known.get(key) in self.candidates[key]:
             self.chosen[key] = self.known[key]
             self.skipped += 1
         else:
