@@ -49,7 +49,29 @@ def triton_op(name: str) -> Callable[[Callable], Any]:
     return register
 
 
-__all__ = ["jit", "register_flop_formula", "runs_kernels", "tl", "token_stride", "triton", "triton_op", "why_plain"]
+def refuse_second_derivative(backward: Any) -> None:
+    """Of an operator's ``backward``, an operator too."""
+    name = backward._name.removesuffix("_backward")
+
+    def refuse(ctx: Any, *_: Any) -> None:
+        raise NotImplementedError(
+            f"{name}: second derivatives are not implemented; differentiate atm_triton.reference.{name}, which has them"
+        )
+
+    backward.register_autograd(refuse)
+
+
+__all__ = [
+    "jit",
+    "refuse_second_derivative",
+    "register_flop_formula",
+    "runs_kernels",
+    "tl",
+    "token_stride",
+    "triton",
+    "triton_op",
+    "why_plain",
+]
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -25,10 +26,19 @@ for _function in ("axial_gather", "branch_fusion", "offset_fc", "rearrange", "to
     torch.fx.wrap(_function)
 
 
+def _check_widths(dim: int, share: int, out_dim: int = 1) -> None:
+    for name, value in (("dim", dim), ("share", share), ("out_dim", out_dim)):
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if dim % share:
+        raise ValueError(f"share must divide dim, got dim={dim}, share={share}")
+
+
 @torch.fx.wrap
 def _tokens(x: Tensor, dim: int) -> Tensor:
     if x.ndim != 4 or x.shape[3] != dim:
-        raise ValueError(f"x must be [B, H, W, {dim}] (channels last), got {list(x.shape)}")
+        maps = ": for maps [B, C, H, W] there is ActiveTokenMixer2d" if x.ndim == 4 and x.shape[1] == dim else ""
+        raise ValueError(f"x must be [B, H, W, {dim}] (channels last), got {list(x.shape)}{maps}")
     return x
 
 
@@ -115,8 +125,7 @@ class OffsetFC(EagerLayer):
 
     def __init__(self, dim: int, share: int = 1, eps: float = 1e-5) -> None:
         super().__init__()
-        if share < 1 or dim % share:
-            raise ValueError(f"share must divide dim, got dim={dim}, share={share}")
+        _check_widths(dim, share)
         self.share, self.eps = share, eps
         self.norm_weight = nn.Parameter(torch.ones(dim))
         self.norm_bias = nn.Parameter(torch.zeros(dim))
@@ -176,9 +185,8 @@ class ActiveTokenMixer(EagerLayer):
 
     def __init__(self, dim: int, share: int = 1, *, out_dim: int | None = None, own_offset: bool = True, proj_drop: float = 0.0) -> None:
         super().__init__()
-        if share < 1 or dim % share:
-            raise ValueError(f"share must divide dim, got dim={dim}, share={share}")
         out_dim = dim if out_dim is None else out_dim
+        _check_widths(dim, share, out_dim)
         self.dim, self.share, self.out_dim = dim, share, out_dim
         self.offset = OffsetFC(dim, share) if own_offset else None
         self.fc_w = nn.Linear(dim, out_dim)

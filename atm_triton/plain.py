@@ -110,8 +110,10 @@ def _scatter(dx: Tensor, dy: Tensor, taps: tuple[Tensor, ...]) -> Tensor:
     # One flat scatter of both taps: on CPU this is what Inductor compiles best, and eager's fastest too.
     zero = t.new_zeros(())
     index = torch.stack([first, second]).unsqueeze(-1) * S + torch.arange(S, device=dx.device)
-    weight = torch.stack([torch.where(in_first, 1 - t, zero), torch.where(in_second, t, zero)]).unsqueeze(-1)
-    return dx.flatten().scatter_add(0, index.flatten(), (weight * dy).flatten()).view(dx.shape)
+    share = torch.stack([1 - t, t]).unsqueeze(-1) * dy
+    # where, not a product: an infinite gradient outside must not become a NaN at the clamped row
+    share = torch.where(torch.stack([in_first, in_second]).unsqueeze(-1), share, zero)
+    return dx.flatten().scatter_add(0, index.flatten(), share.flatten()).view(dx.shape)
 
 
 def _gather(x: Tensor, taps: tuple[Tensor, ...]) -> Tensor:

@@ -84,11 +84,49 @@ CASES = {
     "mix dtypes": (lambda: mix(proj_bias=_BIAS.half()), TypeError, "proj_bias must have x's dtype torch.float32, got torch.float16"),
     "mix devices": (lambda: mix(proj_bias=_BIAS.to("meta")), ValueError, "one device.*on cpu.*on meta"),
     "mixer share": (lambda: ActiveTokenMixer(6, share=4), ValueError, "dim=6, share=4"),
-    "offset layer share": (lambda: OffsetFC(6, share=0), ValueError, "dim=6, share=0"),
+    "mixer dim": (lambda: ActiveTokenMixer(-8), ValueError, "dim must be a whole number of at least 1, got -8"),
+    "mixer width": (lambda: ActiveTokenMixer(8, out_dim=0), ValueError, "out_dim must be a whole number of at least 1, got 0"),
+    "mixer fraction": (lambda: ActiveTokenMixer(8.0), ValueError, "dim must be a whole number of at least 1, got 8.0"),
+    "offset layer share": (lambda: OffsetFC(6, share=0), ValueError, "share must be a whole number of at least 1, got 0"),
+    "mixer of maps": (lambda: ActiveTokenMixer(3)(X), ValueError, r"got \[2, 3, 4, 6\]: for maps .* there is ActiveTokenMixer2d"),
     "mixer channels": (lambda: ActiveTokenMixer(8)(X), ValueError, r"\[B, H, W, 8\].*\[2, 3, 4, 6\]"),
     "mixer offset": (lambda: ActiveTokenMixer(6, share=3)(X, X), ValueError, r"\[\.\.\., 4\] for dim=6, share=3, got \[2, 3, 4, 6\]"),
     "mixer without offset": (lambda: ActiveTokenMixer(6, own_offset=False)(X), ValueError, "own_offset=False"),
 }
+
+
+ALL = {
+    "axial_gather": lambda x: axial_gather(x, X, "w"),
+    "branch_fusion": lambda x: branch_fusion(x, X, X, torch.zeros(2, 3, 6)),
+    "offset_fc": lambda x: offset_fc(x, *[torch.zeros(6)] * 2, torch.zeros(4, 6), torch.zeros(4)),
+    "token_mix": lambda x: mix(x),
+}
+NO_TENSORS = {
+    "none": (None, TypeError, "must be a torch.Tensor, got builtins.NoneType"),
+    "list": ([1.0], TypeError, "must be a torch.Tensor, got builtins.list"),
+    "numpy": (X.numpy(), TypeError, "must be a torch.Tensor, got numpy.ndarray"),
+    "float8": (X.to(torch.float8_e4m3fn), TypeError, r"must be floating point, of 16 bits or more, got \[2, 3, 4, 6\] float8_e4m3fn"),
+    "sparse": (X.to_sparse(), TypeError, "must be a dense tensor, got .* in layout torch.sparse_coo"),
+    "empty": (X[..., :0], ValueError, r"must be .* of a channel or more, got \[2, 3, 4, 0\]"),
+}
+
+
+@pytest.mark.parametrize("operator", ALL)
+@pytest.mark.parametrize("x", NO_TENSORS)
+def test_what_no_operator_takes(operator, x):
+    given, error, message = NO_TENSORS[x]
+    with pytest.raises(error, match=f"{operator}: [xw] {message}"):
+        ALL[operator](given)
+
+
+@pytest.mark.parametrize("operator", ALL)
+def test_what_is_not_differentiated(operator):
+    with pytest.raises(NotImplementedError, match=f"{operator}: differentiation by torch.func is not implemented; use torch.autograd"):
+        torch.func.grad(lambda x: ALL[operator](x).sum())(X)
+    x = X.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(ALL[operator](x).square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"{operator}: second derivatives are not implemented; .*reference.{operator}"):
+        dx.sum().backward()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -154,6 +154,32 @@ def test_nothing_is_read_outside(path, shape, seed, axis, deterministic):
 
 
 @on_both_paths
+@searched(shape=shapes, seed=seeds, axis=axes, deterministic=st.booleans(), extreme=st.sampled_from([math.inf, -math.inf, math.nan]))
+def test_a_gradient_that_is_not_finite_reaches_only_what_its_token_read(path, shape, seed, axis, deterministic, extreme):
+    x, offset = random(shape, seed)
+    dy = random(shape, seed + 1)[0]
+    dy[0, -1, 0, 0] = 0
+    torch.use_deterministic_algorithms(deterministic)
+    with path.active():
+        inputs = x.requires_grad_(), offset.requires_grad_()
+        y = axial_gather(*inputs, axis)
+        clean = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+        dy[0, -1, 0, 0] = extreme
+        dx, doffset = torch.autograd.grad(y, inputs, dy)
+    torch.use_deterministic_algorithms(False)
+    target = offset[0, -1, 0, 0].item() + (0 if axis == "w" else shape.H - 1)
+    read = {position for position in (math.floor(target), math.floor(target) + 1) if 0 <= position < along(x, axis).shape[2]}
+    others = torch.ones_like(dx, dtype=torch.bool)
+    for position in read:
+        others[(0, -1, position, 0) if axis == "w" else (0, position, 0, 0)] = False
+    assert_close(dx[others], clean[0][others])
+    assert not dx[~others].isfinite().any()
+    assert not doffset[0, -1, 0, 0].isfinite() or not read
+    doffset[0, -1, 0, 0] = clean[1][0, -1, 0, 0]
+    assert_close(doffset, clean[1])
+
+
+@on_both_paths
 @searched(shape=shapes, seed=seeds)
 def test_infinite_tokens_stay_where_they_are(path, shape, seed):
     """An infinity at the border must not reach those that look past the border."""

@@ -249,3 +249,16 @@ def test_frozen_layers_give_frozen_mixers():
 def test_arguments_that_say_nothing(target, share, message):
     with pytest.raises(ValueError, match=message):
         swap(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)), target, share=share)
+
+
+@pytest.mark.parametrize(
+    "model,target,message",
+    [
+        ("resnet18", None, r"model must be a torch.nn.Module, got 'resnet18': swap\(timm.create_model\('resnet18'\)\)"),
+        (5, None, "model must be a torch.nn.Module, got 5"),
+        (nn.Sequential(), 5, "target must be a class, .* got a int"),
+    ],
+)
+def test_what_is_no_model_or_target(model, target, message):
+    with pytest.raises(TypeError, match=message):
+        swap(model, target)

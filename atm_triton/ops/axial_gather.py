@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .. import flops, plain
-from .._triton import jit, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
+from .._triton import jit, refuse_second_derivative, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
 from ..tuning import tables
 from . import checks
 from .gather import _line_sum, _load_taps, _scatter_taps, _taps
@@ -137,7 +137,7 @@ def _axial_gather_dx_kernel(
     shifts = ()
     for _part in tl.static_range(BLOCK_S):
         shifts = shifts + (0.0,)  # type: ignore
-    dx = _line_sum(dy_ptr, offset_ptr, shifts, base, length, step, q, g, first_part, G, S, OFFSET_STRIDE, BLOCK_S)
+    dx = _line_sum(dy_ptr, offset_ptr, shifts, base, length, step, q, g, first_part, G, S, OFFSET_STRIDE, BLOCK_S, True)
     s = first_part + tl.arange(0, BLOCK_S)[None, :]
     at = ((base + q * step) * (G * S))[:, None, None] + ((g * S)[:, None] + s)[None, :, :]
     mask = (q < length)[:, None, None] & ((g < G)[:, None] & (s < S))[None, :, :]
@@ -235,6 +235,7 @@ def _backward(ctx, dy):
 
 
 _axial_gather.register_autograd(_backward, setup_context=_setup_context)
+refuse_second_derivative(_axial_gather_backward)
 register_flop_formula(torch.ops.atm_triton.axial_gather)(flops.Formula(per_value=lambda x, *_, **__: flops.GATHER[0] * math.prod(x)))
 register_flop_formula(torch.ops.atm_triton.axial_gather_backward)(
     flops.Formula(per_value=lambda dy, *_, **__: flops.GATHER[1] * math.prod(dy))
@@ -253,16 +254,16 @@ def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
     Returns:
         ``[B, H, W, C]`` in x's dtype; positions and weights are computed in float32 (float64 for float64 input).
 
-    The gradient of x accumulates with atomics on a GPU; under ``torch.use_deterministic_algorithms(True)`` its order is fixed, and an
-    upstream gradient that is not finite reaches its whole row or column.
+    The gradient of x accumulates with atomics on a GPU; under ``torch.use_deterministic_algorithms(True)`` its order is fixed. A token's
+    depends only on the gradients of the tokens that read it, finite or not.
 
     Raises:
         ValueError: a shape that does not fit, tensors on different devices, or another axis.
-        TypeError: a dtype that is not floating point.
+        TypeError: what is no dense tensor of floating point.
     """
     op = "axial_gather"
+    checks.tensors(op, x=x, offset=offset)
     checks.tokens(op, "x", x)
-    checks.same_place(op, x=x, offset=offset)
     if axis not in ("w", "h"):
         raise ValueError(f"{op}: axis must be 'w' (along the row) or 'h' (along the column), got {axis!r}")
     B, H, W, C = x.shape

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .. import flops, plain, reference
-from .._triton import jit, register_flop_formula, runs_kernels, tl, triton, triton_op
+from .._triton import jit, refuse_second_derivative, register_flop_formula, runs_kernels, tl, triton, triton_op
 from ..tuning import tables
 from . import checks
 
@@ -167,6 +167,7 @@ def _backward(ctx, dy):
 
 
 _branch_fusion.register_autograd(_backward, setup_context=_setup_context)
+refuse_second_derivative(_branch_fusion_backward)
 register_flop_formula(torch.ops.atm_triton.branch_fusion)(flops.Formula(per_value=lambda w, *_, **__: flops.FUSION[0] * math.prod(w)))
 register_flop_formula(torch.ops.atm_triton.branch_fusion_backward)(
     flops.Formula(per_value=lambda dy, *_, **__: flops.FUSION[1] * math.prod(dy))
@@ -185,11 +186,11 @@ def branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:
 
     Raises:
         ValueError: a shape that does not fit, or tensors on different devices.
-        TypeError: a dtype that is not floating point, or branches of different dtypes.
+        TypeError: what is no dense tensor of floating point, or branches of different dtypes.
     """
     op = "branch_fusion"
+    checks.tensors(op, w=w, h=h, c=c, logits=logits)
     checks.tokens(op, "w", w)
-    checks.same_place(op, w=w, h=h, c=c, logits=logits)
     B, H, W, C = w.shape
     for name, branch in (("h", h), ("c", c)):
         checks.shape(op, name, branch, (B, H, W, C), "the shape of w, [B, H, W, C]")

@@ -13,20 +13,27 @@ def show(t: Tensor) -> str:
     return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}"
 
 
-def tokens(op: str, name: str, x: Tensor) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"{op}: {name} must be [B, H, W, C] (channels last), got {show(x)}")
-
-
-def same_place(op: str, **tensors: Tensor) -> None:
-    """All floating point, on one device, and not in forward-mode AD, which would silently give zero tangents."""
-    for name, t in tensors.items():
-        if not t.is_floating_point():
-            raise TypeError(f"{op}: {name} must be floating point, got {show(t)}")
-    if len({t.device for t in tensors.values()}) > 1:
-        raise ValueError(f"{op}: all tensors must be on one device, got " + ", ".join(f"{n} {show(t)}" for n, t in tensors.items()))
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors.values()):
+def tensors(op: str, **given: object) -> None:
+    """All ordinary tensors of a floating-point dtype, on one device, and differentiated in reverse, once, by autograd."""
+    for name, t in given.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__module__}.{type(t).__qualname__}")
+        if t.layout is not torch.strided:
+            raise TypeError(f"{op}: {name} must be a dense tensor, got {show(t)} in layout {t.layout}")
+        if not t.is_floating_point() or t.element_size() < 2:
+            raise TypeError(f"{op}: {name} must be floating point, of 16 bits or more, got {show(t)}")
+    found = [t for t in given.values() if isinstance(t, Tensor)]
+    if len({t.device for t in found}) > 1:
+        raise ValueError(f"{op}: all tensors must be on one device, got " + ", ".join(f"{n} {show(t)}" for n, t in given.items()))  # type: ignore
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in found):  # it would be zero
         raise NotImplementedError(f"{op}: forward-mode differentiation is not implemented; use reverse mode")
+    if not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_gradtrackingtensor, found)):
+        raise NotImplementedError(f"{op}: differentiation by torch.func is not implemented; use torch.autograd")
+
+
+def tokens(op: str, name: str, x: Tensor) -> None:
+    if x.ndim != 4 or x.shape[3] == 0:
+        raise ValueError(f"{op}: {name} must be [B, H, W, C] (channels last), of a channel or more, got {show(x)}")
 
 
 def shape(op: str, name: str, t: Tensor, expected: tuple, meaning: str) -> None:

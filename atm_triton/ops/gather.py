@@ -112,10 +112,12 @@ def _line_sum(
     S: tl.constexpr,
     STRIDE: tl.constexpr,
     PARTS: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """What every token of a line read at positions ``q``, ``[positions, offset channels, PARTS]``: dy plus ``shifts``, weighted by it.
 
     In the order of the line, so the same every time. ``base``: the line's first token; ``step``: how many tokens apart its neighbours are.
+    MASKED: what did not read at a position adds nothing there, also where its dy is not finite, which times a weight of 0 is NaN.
     Every part, a channel of an offset, is a tensor of its own: a weight is then computed once for all parts, and by one thread.
     """
     totals = ()
@@ -133,9 +135,11 @@ def _line_sum(
         else:  # two instructions instead of four, and all the bits that 16 are worth
             p = tl.where(t == t, first.to(tl.float32) + t, float("inf"))
             weight = tl.clamp(1.0 - tl.abs(q.to(tl.float32)[:, None] - p[None, :]), 0.0, 1.0)
+        reads = (q[:, None] >= first[None, :]) & (q[:, None] <= first[None, :] + 1)
         new = ()
         for part in tl.static_range(PARTS):
-            new = new + (totals[part] + weight * (dys[part].to(tl.float32) + shifts[part])[None, :],)  # type: ignore
+            share = weight * (dys[part].to(tl.float32) + shifts[part])[None, :]
+            new = new + (totals[part] + (tl.where(reads, share, 0.0) if MASKED else share),)  # type: ignore
         totals, offset, dys = new, next_offset, next_dys
     return _interleaved(totals, PARTS)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .. import flops, plain
-from .._triton import jit, register_flop_formula, runs_kernels, tl, triton, triton_op
+from .._triton import jit, refuse_second_derivative, register_flop_formula, runs_kernels, tl, triton, triton_op
 from ..tuning import tables
 from . import checks
 
@@ -277,6 +277,7 @@ def _backward(ctx, doffset, dmean, drstd):
 
 
 _offset_fc.register_autograd(_backward, setup_context=_setup_context)
+refuse_second_derivative(_offset_fc_backward)
 
 
 register_flop_formula(torch.ops.atm_triton.offset_fc)(
@@ -305,11 +306,11 @@ def offset_fc(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor,
 
     Raises:
         ValueError: a shape that does not fit, or tensors on different devices.
-        TypeError: a dtype that is not floating point, or weight and bias of another dtype than x.
+        TypeError: what is no dense tensor of floating point, or weight and bias of another dtype than x.
     """
     op = "offset_fc"
+    checks.tensors(op, x=x, norm_weight=norm_weight, norm_bias=norm_bias, weight=weight, bias=bias)
     checks.tokens(op, "x", x)
-    checks.same_place(op, x=x, norm_weight=norm_weight, norm_bias=norm_bias, weight=weight, bias=bias)
     C = x.shape[3]
     for name, t in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         checks.shape(op, name, t, (C,), f"[C] of x {checks.show(x)}")

@@ -64,6 +64,9 @@ def swap(
     Raises:
         ValueError: nothing matches ``target``, the model itself would be replaced, or ``example`` does not go through it.
     """
+    if not isinstance(model, nn.Module):
+        advice = f": swap(timm.create_model({model!r}))" if isinstance(model, str) else ""
+        raise TypeError(f"swap: model must be a torch.nn.Module, got {model!r}{advice}")
     if share < 1:
         raise ValueError(f"share must be at least 1, got {share}")
     places: dict[nn.Module, list[str]] = {}
@@ -164,12 +167,12 @@ def _matcher(target: Any) -> Callable[[str, nn.Module], bool]:
         return lambda name, module: isinstance(module, target)
     if isinstance(target, str):
         return lambda name, module: fnmatchcase(name, target)
-    if isinstance(target, nn.Module):
+    if callable(target) and not isinstance(target, nn.Module):
+        return target
+    if isinstance(target, nn.Module) or not isinstance(target, Iterable):
         raise TypeError(
             f"target must be a class, a pattern of names, a predicate or several of them, got a {type(target).__name__}: name it"
         )
-    if callable(target):
-        return target
     matchers = [_matcher(part) for part in target]
     return lambda name, module: any(matches(name, module) for matches in matchers)
 

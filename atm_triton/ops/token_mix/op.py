@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import flops, plain
-from ..._triton import register_flop_formula, runs_kernels, triton_op
+from ..._triton import refuse_second_derivative, register_flop_formula, runs_kernels, triton_op
 from ...algebra import Weights, branch_weights_backward, fold
 from ...reference import bottleneck
 from .. import checks
@@ -165,6 +165,7 @@ def _backward(ctx, dy, dmeans):
 
 
 _token_mix.register_autograd(_backward, setup_context=_setup_context)
+refuse_second_derivative(_token_mix_backward)
 
 
 register_flop_formula(torch.ops.atm_triton.token_mix)(
@@ -218,12 +219,12 @@ def token_mix(
 
     Raises:
         ValueError: a shape that does not fit, or tensors on different devices.
-        TypeError: a dtype that is not floating point, or weights of another dtype than x.
+        TypeError: what is no dense tensor of floating point, or weights of another dtype than x.
     """
     op = "token_mix"
     weights = Weights(weight_w, bias_w, weight_h, bias_h, weight_c, fc1_weight, fc1_bias, fc2_weight, fc2_bias, proj_weight, proj_bias)
+    checks.tensors(op, x=x, offset=offset, **weights._asdict())
     checks.tokens(op, "x", x)
-    checks.same_place(op, x=x, offset=offset, **weights._asdict())
     C = x.shape[3]
     if offset.ndim != 4 or offset.shape[:3] != x.shape[:3]:
         raise ValueError(f"{op}: offset must be [B, H, W, 2 * G] with B, H, W of x {checks.show(x)}, got {checks.show(offset)}")

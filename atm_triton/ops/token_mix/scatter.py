@@ -95,7 +95,7 @@ def _token_mix_dx_kernel(
     for part in tl.static_range(BLOCK_S):
         at = (0 if ALONG_W else C) + g * S + first_part + part
         shifts = shifts + (tl.load(dmean_ptr + at, mask=g < tl.where(first_part + part < S, G, 0), other=0.0),)  # type: ignore
-    dx = _line_sum(d_ptr, offset_ptr, shifts, base, length, step, q, g, first_part, G, S, OFFSET_STRIDE, BLOCK_S)
+    dx = _line_sum(d_ptr, offset_ptr, shifts, base, length, step, q, g, first_part, G, S, OFFSET_STRIDE, BLOCK_S, False)
     s = first_part + tl.arange(0, BLOCK_S)[None, :]
     channel = (g * S)[:, None] + s
     mask = (g < G)[:, None] & (s < S)
