@@ -90,7 +90,7 @@ FORMATS = {
 
 
 def export(model: nn.Module, path: PathLike, format: str, img_size: tuple[int, int] = (224, 224)) -> Exported:
-    """Write a classifier for batches and images of any size, and compare the file with the model at two batches and sizes.
+    """Write a classifier for any number of images, of any size from a smallest, and compare it with the model at two batches and sizes.
 
     An AOTInductor package takes a C++ compiler and minutes, and is for CPUs like this one.
 
