@@ -25,7 +25,7 @@ except ImportError:  # the plain PyTorch path needs nothing of it
 
 @contextmanager
 def _no_complaint(logger: str) -> Iterator[None]:
-    """Without Triton, torch would log that at every registration; ``backend_info()`` says it when asked."""
+    """Silence torch's log that Triton is missing, at every registration; ``backend_info()`` says it when asked."""
     level = logging.getLogger(logger).level
     if triton is None:
         logging.getLogger(logger).setLevel(logging.ERROR)

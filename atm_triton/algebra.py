@@ -7,7 +7,7 @@ Folding: with alpha known, a sample's three FCs, their weighting and the project
 
     proj(sum over k of alpha_k * FC_k(g_k)) = sum over k of M_k g_k + bias,   M_k = proj @ diag(alpha_k) @ FC_k
 
-which saves a product over all tokens, and costs three of [C, C] by [C, C] for each sample.
+which saves a GEMM over all tokens, and costs three of [C, C] by [C, C] for each sample.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 class Weights(NamedTuple):
-    """What ``token_mix`` takes after x and offset, in its order."""
+    """Arguments of ``token_mix`` after x and offset, in its order."""
 
     weight_w: Tensor  # [O, C]: outputs, channels of x
     bias_w: Tensor  # [O]
@@ -67,7 +67,7 @@ def branch_weights(s: Tensor, weights: Weights) -> Tensor:
 
 
 def shift(alpha: Tensor, weights: Weights) -> Tensor:
-    """What the FCs' biases add to every token of a sample, ``[B, O]``."""
+    """Share of the FCs' biases in every token of a sample, ``[B, O]``."""
     return alpha[:, 0] * weights.bias_w + alpha[:, 1] * weights.bias_h
 
 
@@ -81,7 +81,7 @@ def fold(alpha: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
 
 
 class Gradients(NamedTuple):
-    """Of alpha, and of the weights of the three FCs and the projection, as the fused products give them."""
+    """Gradients of alpha, and of the weights of the three FCs and the projection, as the fused GEMMs give them."""
 
     alpha: Tensor  # [B, 3, O]
     branches: Tensor  # [3, O, C]
@@ -92,10 +92,10 @@ class Gradients(NamedTuple):
 
 
 def fold_backward(dmatrices: Tensor, dbias: Tensor, alpha: Tensor, weights: Weights) -> Gradients:
-    """From the gradients of ``fold``'s results, ``[3, B, O, C]`` and ``[B, O]``."""
+    """Gradients of ``fold``'s arguments from those of its results, ``[3, B, O, C]`` and ``[B, O]``."""
     weights = weights.to(alpha.dtype)
     scaled = torch.einsum("oc,bkc->kboc", weights.proj_weight, alpha)
-    dbranches = (scaled.mT @ dmatrices).sum(1)  # each sample's own: one product over all samples would be too long a sum for a GPU
+    dbranches = (scaled.mT @ dmatrices).sum(1)  # each sample's own: one GEMM over all samples would be too long a sum for a GPU
     dmatrices = rearrange(dmatrices, "k b o c -> k (b o) c")
     dscaled = rearrange(torch.bmm(dmatrices, weights.branches().mT), "k (b o) c -> k b o c", o=alpha.shape[2])
     dproj = torch.einsum("kboc,bkc->oc", dscaled, alpha)

@@ -1,4 +1,4 @@
-"""Which path the operators take here, on what, and why."""
+"""The path that the operators take here, on what, and why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tuning import tables
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What ``backend_info`` answers; its ``str`` is one line for a log."""
+    """Result of ``backend_info``; its ``str`` is one line for a log."""
 
     backend: str  # "triton" or "pytorch"
     reason: str
@@ -33,7 +33,7 @@ def default_device() -> torch.device:
 
 
 def backend_info(device: torch.device | str | int | None = None, dtype: torch.dtype = torch.float32) -> BackendInfo:
-    """Which path tensors of ``dtype`` on ``device`` take, and why. By default the current GPU if there is one, else the CPU."""
+    """Tell which path tensors of ``dtype`` on ``device`` take, and why. By default the current GPU if there is one, else the CPU."""
     device = default_device() if device is None else torch.device(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"backend_info: there is no {device} here; torch {torch.__version__} sees {torch.cuda.device_count()} GPUs")

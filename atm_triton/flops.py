@@ -1,4 +1,4 @@
-"""What the operators cost, said once: for PyTorch's FLOP counter, the costs of models and the benchmark's limits.
+"""Costs of the operators, said once: for PyTorch's FLOP counter, the costs of models and the benchmark's limits.
 
 A MAC is a multiplication and an addition of a GEMM, a convolution or an attention. FLOPs are two a MAC, and besides what is computed per
 value: gathering, fusing. What a kernel computes again is not counted.
@@ -24,7 +24,7 @@ def none(*_: Sequence[int], **__: object) -> int:
 
 @dataclass(frozen=True)
 class Formula:
-    """What an operator costs, by the shapes of its arguments; called, the FLOPs, as PyTorch's FLOP counter asks for them."""
+    """Cost of an operator by the shapes of its arguments; called, the FLOPs, as PyTorch's FLOP counter asks for them."""
 
     macs: Callable[..., int] = none
     per_value: Callable[..., int] = none  # FLOPs that are in no GEMM
@@ -35,12 +35,12 @@ class Formula:
 
 
 def offset_fc_macs(x: Sequence[int], outputs: int) -> int:
-    """Of tokens ``[B, H, W, C]`` to ``outputs`` offset channels. The LayerNorm has none."""
+    """MACs of tokens ``[B, H, W, C]`` to ``outputs`` offset channels. The LayerNorm has none."""
     return math.prod(x) * outputs
 
 
 def token_mix_macs(x: Sequence[int], outputs: int) -> int:
-    """Of tokens ``[B, ..., C]``: the FCs of three branches and the projection over the tokens, and a sample's bottleneck."""
+    """MACs of tokens ``[B, ..., C]``: the FCs of three branches and the projection over the tokens, and a sample's bottleneck."""
     B, *_, C = x
     tokens = math.prod(x) // C
     return tokens * outputs * (3 * C + outputs) + 4 * B * outputs * bottleneck(outputs)

@@ -67,7 +67,7 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
-    """Whether calling ``layer`` is the forward of ``kind`` and nothing else, so that an operator may read its parameters instead.
+    """Tell whether calling ``layer`` is the forward of ``kind`` and nothing else, so that an operator may read its parameters instead.
 
     Not so for an adapter in its place, hooks (pruning, FSDP), a ``forward`` of its own (Accelerate) or a weight that is no ordinary tensor
     (torchao). A parametrization is in the parameters that are read.
@@ -84,7 +84,7 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
 
 
 def weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
-    """Of an FC, or of a 1 x 1 convolution as one."""
+    """Return weight and bias of an FC, or of a 1 x 1 convolution as one."""
     weight, bias = layer.weight.flatten(1), layer.bias
     return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
 
@@ -141,7 +141,7 @@ class OffsetFC(EagerLayer):
 
 
 class BranchLogits(nn.Module):
-    """From the tokens' mean over the branches ``[B, C]`` to the fusion's logits ``[B, 3, C]``, through a bottleneck of C // 4."""
+    """Logits of the fusion ``[B, 3, C]`` from the tokens' mean over the branches ``[B, C]``, through a bottleneck of C // 4."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class BranchLogits(nn.Module):
 
 
 def _are_plain(fc_w: Any, fc_h: Any, fc_c: Any, logits: Any, proj: Any) -> bool:
-    """Whether ``fuse`` does what ``compose`` would."""
+    """Tell whether ``fuse`` does what ``compose`` would."""
     # All are asked, whatever the first answers, so that torch.compile asks each again.
     fcs = [is_plain(fc) for fc in (fc_w, fc_h, fc_c, proj)]
     if not is_plain(logits, BranchLogits):

@@ -159,7 +159,7 @@ def fusion_logits_backward(dalpha: Tensor, logits: Tensor) -> Tensor:
 
 
 def token_mix(x: Tensor, offset: Tensor, *parameters: Tensor) -> Tensor:
-    """In the order of the definition, for autograd; ``token_mix_forward`` computes the same in another order."""
+    """Mix in the order of the definition, for autograd; ``token_mix_forward`` computes the same in another order."""
     weights, size, x = Weights(*parameters), x.shape[1:3], x.flatten(1, 2)
     along_w, along_h = (_tokens(_gather(x, _taps(x.dtype, part, axis))) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True))
     w = F.linear(along_w, weights.weight_w, weights.bias_w)
@@ -197,13 +197,13 @@ def _mean(tokens: Tensor) -> Tensor:
     count = max(T, 1)  # of no tokens zero, as NaN would reach the weights' gradients
     if tokens.dtype in (torch.float16, torch.bfloat16):
         return tokens.sum(1, dtype=torch.float32) / count
-    # As a product, of two equal rows lest Inductor see a sum in it: fused with the gather, that would walk through memory channel by
+    # As a GEMM, of two equal rows lest Inductor see a sum in it: fused with the gather, that would walk through memory channel by
     # channel.
     return torch.bmm(tokens.new_full((B, 2, T), 0.5 / count), tokens).sum(1)
 
 
 def branches(gathered: list[Tensor], weights: Weights) -> list[Tensor]:
-    """Without their biases."""
+    """Return the branches without their biases."""
     return [F.linear(t, weight) for t, weight in zip(gathered, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
 
 
@@ -225,12 +225,12 @@ def token_mix_backward(
     if folded:
         gradients, dgathered = folded_gradients(dy, gathered, alpha, weights)
     else:
-        made = branches(gathered, weights)
-        fused = _fuse(made, alpha, weights).to(x.dtype)
-        d = dy @ weights.proj_weight
-        dbranches = [(d * a).to(x.dtype) for a in alpha.unsqueeze(2).unbind(1)]
-        dalpha = torch.stack([(d * branch).sum(1, dtype=acc) for branch in made], 1)
-        gradients, dgathered = unfolded_gradients(dy, dbranches, fused, dalpha, d.sum(1, dtype=acc), gathered, alpha, weights)
+        outputs = branches(gathered, weights)
+        fused = _fuse(outputs, alpha, weights).to(x.dtype)
+        dfused = dy @ weights.proj_weight
+        dbranches = [(dfused * a).to(x.dtype) for a in alpha.unsqueeze(2).unbind(1)]
+        dalpha = torch.stack([(dfused * branch).sum(1, dtype=acc) for branch in outputs], 1)
+        gradients, dgathered = unfolded_gradients(dy, dbranches, fused, dalpha, dfused.sum(1, dtype=acc), gathered, alpha, weights)
     dmeans, dweights = branch_weights_backward(gradients, alpha, s, means, weights)
     dgathered = [d.to(acc) + dmean / max(x.shape[1], 1) for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
     dx = dgathered[2]
@@ -243,7 +243,7 @@ def token_mix_backward(
 
 
 def folded_gradients(dy: Tensor, gathered: list[Tensor], alpha: Tensor, weights: Weights) -> tuple[Gradients, list[Tensor]]:
-    """Of alpha and the weights, and of the gathered tokens, but for what those get through the means."""
+    """Gradients of alpha and the weights, and of the gathered tokens, but for what those get through the means."""
     acc = alpha.dtype
     matrices, _ = fold(alpha, weights)
     dmatrices = torch.stack([torch.bmm(dy.mT, t) for t in gathered]).to(acc)

@@ -1,4 +1,4 @@
-"""What is tested and by which rule: the table of operators and the tolerance, for ``selftest``, the tests and the benchmark alike.
+"""Rules and objects of the tests: the table of operators and the tolerance, for ``selftest``, the tests and the benchmark alike.
 
 A new operator needs one row in OPERATORS; every test of the table, the selftest and the benchmark then cover it.
 
@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def spread(self) -> float:
-        """Of offsets, in tokens: most point inside, some far outside."""
+        """Spread of offsets, in tokens: most point inside, some far outside."""
         return 1 + max(self.H, self.W) / 3
 
 
@@ -73,7 +73,7 @@ def _offset_fc_inputs(shape: Shape) -> Sizes:
 
 
 def mixer_inputs(shape: Shape, outputs: int | None = None) -> Sizes:
-    """Of ``token_mix``, by default with as many outputs as channels."""
+    """Shapes of the inputs of ``token_mix``, by default with as many outputs as channels."""
     C, O = shape.C, outputs or shape.C  # noqa: E741
     hidden = reference.bottleneck(O)
     fcs = {"w": (O, C), "h": (O, C), "c": (O, C), "fc1": (hidden, O), "fc2": (3 * O, hidden), "proj": (O, O)}
@@ -207,7 +207,7 @@ def allowed(plain_error: float, dtype: torch.dtype) -> float:
 
 @functools.cache
 def plain_errors(name: str, shape: Shape, dtype: torch.dtype, device: str = "cpu", spread: float | None = None) -> tuple[float, ...]:
-    """How far the definition in ``dtype`` is from float64, for the result and each gradient, at most of several draws."""
+    """Distance of the definition in ``dtype`` from float64, for the result and each gradient, at most of several draws."""
     operator, draws = OPERATORS[name], []
     for seed in range(1 if math.prod(shape.tokens) >= LARGE else DRAWS):
         inputs = make(operator, shape, dtype, device, seed, spread)

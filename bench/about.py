@@ -1,4 +1,4 @@
-"""What is measured, on what: the columns that every row of a results file has."""
+"""Description of what is measured, on what: the columns that every row of a results file has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL, MODE = "atmnet_t", "default"  # that results are of, unless they say othe
 
 
 def commit() -> str:
-    """What was measured; a plus sign: with changes that are not committed."""
+    """The commit that was measured; a plus sign: with changes that are not committed."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
         described = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
@@ -32,7 +32,7 @@ def device_name(device: torch.device) -> str:
 
 
 def describe(device: torch.device, model: str, mode: str, commit: str) -> dict[str, Any]:
-    """What was measured, on what."""
+    """Describe what was measured, on what."""
     info = atm_triton.backend_info(device)
     configs = info.configs.replace(os.path.expanduser("~"), "~")
     return dict(device=device_name(device), torch=info.torch, triton=info.triton, commit=commit, configs=configs, model=model, mode=mode)

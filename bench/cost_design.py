@@ -1,4 +1,4 @@
-"""What token_mix costs, kernel by kernel, as it gathers once a pass, for GEMMs. Predicted: nothing of it was measured.
+"""Costs of token_mix, kernel by kernel, as it gathers once a pass, for GEMMs. Predicted: nothing of it was measured.
 
 Registers and instructions are those of bench/results/machine-code-triton-3.9.csv. For other images they are the same, as no image size is
 compiled in.
@@ -49,7 +49,7 @@ class Compiled(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """Of dx: instructions for each sum and token in its loop, and for each sum and block of tokens when it looks for readers."""
+    """Instructions of dx for each sum and token in its loop, and for each sum and block of tokens when it looks for readers."""
 
     resident: int
     instructions: float
@@ -77,7 +77,7 @@ def compiled(t: Tokens) -> Kernels:
 
 @functools.cache
 def readers(length: int, groups: int) -> tuple[int, int, float]:
-    """How many positions of a line a program of dx owns, how many such programs a line has, and through how many tokens each goes: from the
+    """Count the positions of a line that a program of dx owns, such programs of a line, and the tokens through which each goes: from the
     first to the last of those that read there."""
     block = min(16, 1 << (length - 1).bit_length())
     blocks = -(-length // block)
@@ -108,14 +108,14 @@ def doffset(t: Tokens) -> float:
 
 
 def scatter(t: Tokens) -> float:
-    """With doffset, and dx begun in float32 and cast."""
+    """Cost with doffset, and dx begun in float32 and cast."""
     resident, instructions = compiled(t).scatter
     kernel = Kernel("scatter", tiles(t, 32, t.C // 64), resident, 1, instructions, passes=(3, 2), scatters=True)
     return kernel.microseconds(t) + start_and_cast(t)
 
 
 def lines(t: Tokens) -> Parts:
-    """With doffset; both axes one after the other."""
+    """Cost with doffset; both axes one after the other."""
     resident, instructions, looking = compiled(t).dx
     found = {"doffset": doffset(t)}
     for axis, length in (("W", t.W), ("H", t.H)):

@@ -59,7 +59,7 @@ def predicted(t: Tokens) -> dict[str, float]:
 
 
 def predicted_us(t: Tokens, backward: bool) -> float | None:
-    """Of the whole compiled token_mix that was measured: with PyTorch's small kernels, and dx's float32 sum begun and cast."""
+    """Prediction for the whole compiled token_mix that was measured: with PyTorch's small kernels, and dx's float32 sum begun and cast."""
     if t not in KERNELS:
         return None
     microseconds = SMALL_FORWARD * SMALL_KERNEL + sum(kernel.microseconds(t) for kernel in KERNELS[t][0])
@@ -69,7 +69,7 @@ def predicted_us(t: Tokens, backward: bool) -> float | None:
 
 
 def start_and_cast(t: Tokens) -> float:
-    """Of dx, summed in float32."""
+    """Cost of dx's start and cast, summed in float32."""
     x = x_bytes(t)
     return 2 * LAUNCH + memory(x, 2 * x) + memory(2 * x, x)
 

@@ -25,14 +25,14 @@ AT_800X1280 = [Tokens(16, 200, 320, 64, 32), Tokens(16, 100, 160, 128, 32), Toke
 
 
 def strategy(t: Tokens) -> tuple[bool, bool, bool]:
-    """What is the default: whether it folds forward, whether backward, and whether dx is summed up by lines."""
+    """The default strategy: whether it folds forward, whether backward, and whether dx is summed up by lines."""
     x = torch.empty(t.B, t.H, t.W, t.C, dtype=torch.bfloat16, device="meta")
     backward = next(candidates("token_mix_backward", x, t.G))
     return bool(next(candidates("token_mix", x, t.G))["FOLD"]), bool(backward["FOLD"]), bool(backward["LINES"])
 
 
 def predicted_ms(shape: str, dtype: str, what: str, device: str, commit: str = "") -> float | None:
-    """Of our compiled token_mix as of ``commit``, where the model knows its kernels."""
+    """Prediction for our compiled token_mix as of ``commit``, where the model knows its kernels."""
     t, both = Tokens.read(shape), what == "forward+backward"
     if (device, dtype) != (DEVICE, DTYPE) or t.C % 64 or t.C // t.G not in cost_design.KERNELS:
         return None

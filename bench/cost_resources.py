@@ -1,4 +1,4 @@
-"""What an H200 needs for the parts of a kernel, in microseconds: the constants of the cost model, each with its origin.
+"""Time that an H200 needs for the parts of a kernel, in microseconds: the constants of the cost model, each with its origin.
 
 A kernel's time is the 3-norm of what its resources would need alone, as they overlap, but not perfectly; and a launch.
 """
@@ -64,12 +64,12 @@ def together(*microseconds: float) -> float:
 
 
 def gemm_flops(t: Tokens) -> int:
-    """Of one [C, C] GEMM over all tokens."""
+    """FLOPs of one [C, C] GEMM over all tokens."""
     return 2 * t.size * t.C
 
 
 def x_bytes(t: Tokens) -> int:
-    """In bfloat16."""
+    """Bytes of x in bfloat16."""
     return 2 * t.size
 
 
@@ -108,7 +108,7 @@ def atomics(t: Tokens) -> float:
 
 
 def memory(read: float, written: float, kept: float = 0) -> float:
-    """Of what is read, ``kept`` bytes were just written, and may still be in the L2."""
+    """Time of memory; of what is read, ``kept`` bytes were just written, and may still be in the L2."""
     kept = min(kept, L2_KEEPS, read)
     return max((read - kept + written) / (BANDWIDTH * BANDWIDTH_SHARE), (read + written) / L2_BANDWIDTH)
 

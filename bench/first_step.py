@@ -1,4 +1,4 @@
-"""Whether a fresh process measures anything before or in its first training step: it must not, with a tuned table or without."""
+"""Test whether a fresh process measures anything before or in its first training step: it must not, with a tuned table or without."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS = 600  # until a process is given up
 
 
 def benchmarks(model: str, device: str) -> str:
-    """How many benchmarks a fresh process launched, as text; or why that says nothing."""
+    """Count the benchmarks that a fresh process launched, as text; or why that says nothing."""
     try:
         child = subprocess.run([sys.executable, __file__, model, device], capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
@@ -37,7 +37,7 @@ def main(model: str, on: str) -> None:
     except ImportError:
         print("no Triton")
         return
-    for name in ("do_bench", "do_bench_cudagraph"):  # the ways by which Triton, and this library, measure a kernel
+    for name in ("do_bench", "do_bench_cudagraph"):  # by which Triton, and this library, measure a kernel
         setattr(triton.testing, name, counting(getattr(triton.testing, name)))
     triton.runtime.Autotuner._bench = counting(triton.runtime.Autotuner._bench)
 

@@ -57,13 +57,13 @@ def build_parser(names: list[str]) -> argparse.ArgumentParser:
 
 
 class Report:
-    """What is known so far, as files."""
+    """All that is known so far, as files."""
 
     def __init__(self, place: Place, about: dict[str, Any], records: dict[str, summary.Record], order: list[str]) -> None:
         self.place, self.about, self.records, self.order = place, about, records, order
 
     def note(self, step: Step, status: str, seconds: float, budget: float) -> summary.Record:
-        """What a step has left behind, and all files anew."""
+        """Note what a step has left behind, and write all files anew."""
         printed, rows, result = self.place.log(step.name), [], ""
         log = printed.read_text(errors="replace")[-LOG:] if printed.is_file() else ""
         try:
@@ -132,7 +132,7 @@ def environment(dry: bool) -> dict[str, str]:
 
 
 def stretch(minutes: float, steps: Sequence[Step]) -> float:
-    """What all budgets are multiplied by: more than one only where there is more time than the steps need."""
+    """Factor of all budgets: more than one only where there is more time than the steps need."""
     return max(min(1, minutes / BUDGETS_FOR), 60 * minutes / max(1, sum(step.seconds for step in steps)))
 
 

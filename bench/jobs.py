@@ -1,4 +1,4 @@
-"""What the benchmark measures, as jobs in the order of their importance."""
+"""Jobs of the benchmark, in the order of their importance."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OTHERS_QUICK: Sizes = {(64, 64): 2}
 
 
 class Job(NamedTuple):
-    """What is measured together."""
+    """Measurements that are made together."""
 
     title: str
     dtype: torch.dtype
@@ -42,7 +42,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def chosen(*names: str) -> list[operators.Operator]:
-    """Of the operators that are measured, those with these names, or all others than token_mix."""
+    """Choose, of the operators that are measured, those with these names, or all others than token_mix."""
     return [operator for operator in operators.OPERATORS if (operator.name in names if names else operator.name != "token_mix")]
 
 
@@ -103,7 +103,7 @@ def on_cpu(bench: Bench, quick: bool) -> list[Job]:
 
 
 def on_gpu(bench: Bench, quick: bool) -> list[Job]:
-    """What the targets are about comes first."""
+    """Jobs on a GPU; what the targets are about comes first."""
     square, others = (SQUARE_QUICK, OTHERS_QUICK) if quick else (SQUARE, OTHERS)
     every = (1,) if quick else (1, 2, 3, 4)
     jobs = []

@@ -1,8 +1,8 @@
-"""How fast a network can be on a device at best: what every speed here is a share of. It is the sum of its layers' limits (work.py).
+"""Limits: how fast a network can be on a device at best, of which speeds are shares. A network's sums up its layers' limits (work.py).
 
 A network's layers are its convolutions, linear layers and operators. Norms, activations, drop path and sums move nothing of their own, for
 a neighbour can compute them where it reads or writes; only a residual that is not its layer's input is read. So the limit asks for fusing
-everything but two products in a row, and no implementation reaches 100 %. The optimizer is not in it.
+everything but two GEMMs in a row, and no implementation reaches 100 %. The optimizer is not in it.
 
 python bench/limits.py --model atmnet-t --batch 128 --dtype bfloat16     the table; with --bandwidth and --flops, or --measure, times too
 """
@@ -29,7 +29,7 @@ from atm_triton.__main__ import device as parse_device
 
 
 def model_name(text: str) -> str:
-    """Of an ATMNet, as timm knows it."""
+    """Name of an ATMNet, as timm knows it."""
     name = atmnet.canonical_name(text)
     if not timm.is_model(name) or not isinstance(timm.create_model(name), atmnet.ATMNet):  # not on_meta: some models read values
         raise argparse.ArgumentTypeError(f"{text} is no ATMNet: give atmnet-xt, -t, -s, -b or -l")
@@ -95,7 +95,7 @@ def stages(model: atmnet.ATMNet, batch: int, size: tuple[int, int]) -> list[Toke
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """A copy larger than any cache, and a matrix product large enough to be limited by arithmetic alone; medians."""
+    """A copy larger than any cache, and a GEMM large enough to be bound by arithmetic alone; medians."""
     gpu = device.type == "cuda"
     source = torch.empty(2**30 if gpu else 2**28, dtype=torch.uint8, device=device).random_(256)
     target = torch.empty_like(source)
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--img-size", type=int, nargs="+", default=[224], help="one number, or height and width")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--bandwidth", type=float, default=math.inf, help="copy bandwidth, GB/s")
-    parser.add_argument("--flops", type=float, default=math.inf, help="rate of a matrix product, TFLOP/s")
+    parser.add_argument("--flops", type=float, default=math.inf, help="rate of a GEMM, TFLOP/s")
     parser.add_argument("--measure", type=parse_device, metavar="DEVICE", help="measure both on this device")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)

@@ -28,7 +28,7 @@ DROP_PATH = 0.1  # of all, as the paper trains ATMNet-T
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed together, in turns."""
+    """Implementations that are timed together, in turns."""
 
     what: str  # "inference" or "training step"
     size: tuple[int, int]

@@ -56,13 +56,13 @@ OPERATORS = [
 
 
 def wrong(actual: tuple[Tensor, ...], plain: tuple[float, ...], exact: tuple[Tensor, ...]) -> str:
-    """By the tests' rule, which the error of every tensor has to keep; empty if they do."""
+    """Compare by the tests' rule, which the error of every tensor has to keep; empty if they do."""
     found, limit = testing.worst(actual, plain, exact)
     return "" if found <= limit else f"wrong: relative error {found:.1e}, allowed {limit:.1e}"  # also for a NaN
 
 
 def check(operator: Operator, shape: Shape, candidates: dict[str, Function], inputs: tuple[Tensor, ...]) -> dict[str, str]:
-    """What is wrong with the result or a gradient of each candidate, on the very inputs that are timed.
+    """Tell what is wrong with the result or a gradient of each candidate, on the very inputs that are timed.
 
     Compiled for a CPU, a bias's gradient is summed token by token, whoever wrote it; its roundings then grow as the root of their number.
     """
@@ -100,7 +100,7 @@ def kept(function: Function, inputs: tuple[Tensor, ...]) -> float:
 
 
 def is_plain(function: Function, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether ``function`` is compiled without an operator of ours: then its graph is that of plain PyTorch."""
+    """Tell whether ``function`` is compiled without an operator of ours: then its graph is that of plain PyTorch."""
     found = []
 
     def look(graph: torch.fx.GraphModule, _: object) -> Callable:

@@ -87,5 +87,5 @@ def published(model: nn.Module) -> nn.Module:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """By the definitions in plain PyTorch, without any kernel of this library, on a GPU too."""
+    """Mix by the definitions in plain PyTorch, without any kernel of this library, on a GPU too."""
     return composed(model, plain_operators.token_mix, reference.offset_fc)

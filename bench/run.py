@@ -62,7 +62,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
 
 def with_speedups(rows: list[Row]) -> list[Row]:
-    """Of what computes the same and was measured together, direction by direction."""
+    """Add speed-ups of what computes the same and was measured together, direction by direction."""
     published = {row["what"]: row.get("p50_ms") for row in rows if row["implementation"] == "published"}
     for row in rows:
         reference = published.get(row["what"]) if row["implementation"] not in networks.OTHERS else None
@@ -93,7 +93,7 @@ def went_wrong(row: Row) -> bool:
 
 
 def in_short(rows: list[Row]) -> str:
-    """What was measured last, or what is wrong with it."""
+    """Tell what was measured last, or what is wrong with it."""
     row = rows[-1]
     return f"{row['implementation']} {row['p50_ms']:.3g} ms" if row.get("p50_ms") else row.get("note", "")
 

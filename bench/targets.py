@@ -1,4 +1,4 @@
-"""What the library must reach, judged on a results file's rows."""
+"""Targets of the library, judged on a results file's rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _find(rows: list[Row], **wanted: str) -> list[Row]:
 
 
 def _number(rows: list[Row], column: str, **wanted: str) -> float:
-    """NaN where it is not there, exactly once."""
+    """Find a number; NaN where it is not there exactly once."""
     found = [row[column] for row in _find(rows, **wanted) if row[column]]
     return found[0] if len(found) == 1 else math.nan
 
@@ -28,7 +28,7 @@ def _times(value: float) -> str:
 
 
 def _channels(shape: str) -> int:
-    """Of ``<B>x<H>x<W>x<C>/G<G>``."""
+    """Channels of ``<B>x<H>x<W>x<C>/G<G>``."""
     return int(re.split("[x/]", shape)[3])
 
 
@@ -50,7 +50,7 @@ def _operator(rows: list[Row], what: str, against: str, stages: tuple[int, ...],
 
 
 def _rule(rows: list[Row]) -> tuple[str, str, bool | None]:
-    """What is compiled of ours is never slower than what compiles of plain PyTorch, but for the noise of a measurement."""
+    """Judge that ours, compiled, is never slower than plain PyTorch, compiled, but for the noise of a measurement."""
     times: dict[tuple[str, ...], dict[str, float]] = {}
     for row in _find(rows, section="operator", name="token_mix"):
         times.setdefault((row["what"], row["shape"], row["dtype"]), {})[row["implementation"]] = row["p50_ms"]

@@ -1,4 +1,4 @@
-"""How long a step takes, and how much memory."""
+"""Measurement of how long a step takes, and of its memory."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _cpu_clock(step: Step) -> float:
 
 
 def _gpu_clock(step: Step) -> float:
-    """By the GPU's own clock. Filling the caches keeps it busy while the CPU gives out the step's first kernels."""
+    """Measure by the GPU's own clock. Filling the caches keeps it busy while the CPU gives out the step's first kernels."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     step()
@@ -78,7 +78,7 @@ def _gpu_clock(step: Step) -> float:
 
 
 def captured(step: Step, device: torch.device) -> Step | None:
-    """On a GPU, ``step`` as a CUDA graph, if it can be one: the kernels' time without the CPU's, which exceeds that of a small operator."""
+    """Capture ``step`` as a CUDA graph on a GPU, if it can be one: the kernels' time alone; a small operator takes the CPU longer."""
     if device.type != "cuda":
         return None
     try:
@@ -113,7 +113,7 @@ def peak_memory(step: Step, device: torch.device, resident: int) -> float | None
 
 
 def what_failed(error: Exception) -> str:
-    """For a table, of a candidate that could not run."""
+    """Note for a table, of a candidate that could not run."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -21,10 +21,10 @@ from atm_triton.testing import Operator, Shape
 
 
 class Ceilings(NamedTuple):
-    """What a device was measured to do at best."""
+    """Best rates that a device was measured at."""
 
     bandwidth: float  # bytes/s of a large copy, read and written
-    rate: float  # operations/s of a large matrix product
+    rate: float  # operations/s of a large GEMM
 
 
 class Work(NamedTuple):
@@ -65,7 +65,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> Tokens:
-        """From the results' ``BxHxWxC/GG``."""
+        """Read the results' ``BxHxWxC/GG``."""
         return cls(*map(int, re.split("x|/G", text)))
 
     @property
@@ -78,7 +78,7 @@ class Tokens(NamedTuple):
 
     @property
     def offsets(self) -> int:
-        """Of both axes."""
+        """Count of offsets, of both axes."""
         return 2 * self.B * self.H * self.W * self.G
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ def offset_fc(t: Tokens) -> Layer:
 
 
 def operator(row: Operator, t: Tokens) -> Layer:
-    """Of the table's row: the GEMMs of its definition, and what else it says; its weights are the inputs of two dimensions or fewer."""
+    """Work of the table's row: the GEMMs of its definition, and what it says; its weights are the inputs of two dimensions or fewer."""
     sizes = [*row.inputs(t.shape).values()]
     inputs, weights = (sum(math.prod(size) for size in sizes if (len(size) > 2) == many) for many in (True, False))
     with FlopCounterMode(display=False) as counter:
@@ -113,7 +113,7 @@ def token_mix(t: Tokens) -> Layer:
 
 
 def works(layers: list[Layer], itemsize: int, backward: bool) -> list[Work]:
-    """Of each layer, forward, or forward and backward."""
+    """Work of each layer, forward, or forward and backward."""
     return [work for layer in layers for work in (layer.forward(itemsize), layer.backward(itemsize))[: 1 + backward]]
 
 

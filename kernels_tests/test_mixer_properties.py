@@ -25,7 +25,9 @@ from atm_triton.tuning import tables
 
 shapes = st.builds(Shape, st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.integers(1, 3), st.integers(1, 4))
 seeds = st.integers(0, 2**31 - 1)
-each_way = pytest.mark.parametrize("path,folded", [(path, folded) for path in (PLAIN, INTERPRETER) for folded in (False, True)], ids=str)
+each_strategy = pytest.mark.parametrize(
+    "path,folded", [(path, folded) for path in (PLAIN, INTERPRETER) for folded in (False, True)], ids=str
+)
 searched = partial(search, 3, 8)  # each example runs four kernels or more
 
 
@@ -40,7 +42,7 @@ class Folding(dict):
 
 
 @contextlib.contextmanager
-def way(path: Path, folded: bool, deterministic: bool = False) -> Iterator[None]:
+def strategy(path: Path, folded: bool, deterministic: bool = False) -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
     with path.active(), mock.patch.object(tables, "table", lambda device: Folding(folded)):
         yield
@@ -51,28 +53,28 @@ def draw(shape: Shape, seed: int) -> tuple[Tensor, ...]:
     return make(OPERATORS["token_mix"], shape, torch.float32, "cpu", seed)
 
 
-@each_way
+@each_strategy
 @searched(shape=shapes, outputs=st.integers(1, 40), seed=seeds)
 def test_any_number_of_outputs(path, folded, shape, outputs, seed):
     operator = dataclasses.replace(OPERATORS["token_mix"], inputs=lambda shape: mixer_inputs(shape, outputs))
     inputs = make(operator, shape, torch.float32, "cpu", seed)
-    with way(path, folded):
+    with strategy(path, folded):
         actual = gradients(token_mix, inputs)
     for a, e in zip(actual, exact_gradients(operator.definition, inputs), strict=True):
         assert_close(a, e.float(), rtol=1e-3, atol=1e-4)
 
 
-@each_way
+@each_strategy
 @searched(shape=shapes, seed=seeds)
 def test_samples_do_not_meet(path, folded, shape, seed):
     x, offset, *weights = draw(shape, seed)
-    with way(path, folded):
+    with strategy(path, folded):
         together = gradients(lambda x, o: token_mix(x, o, *weights), (x, offset))[0]
         apart = torch.cat([token_mix(x[b : b + 1], offset[b : b + 1], *weights) for b in range(shape.B)])
     assert_close(together, apart, rtol=1e-4, atol=1e-5)
 
 
-@each_way
+@each_strategy
 @searched(shape=shapes, seed=seeds)
 def test_rows_and_columns_may_change_places(path, folded, shape, seed):
     """A transposed image, with the two halves of the offsets and the two branches exchanged: the same result and gradients, transposed."""
@@ -93,30 +95,30 @@ def test_rows_and_columns_may_change_places(path, folded, shape, seed):
         )
         return token_mix(x.transpose(1, 2), torch.cat([along_h, along_w], 3), *exchanged).transpose(1, 2)
 
-    with way(path, folded):
+    with strategy(path, folded):
         expected = gradients(token_mix, (x, offset, *weights))
         actual = gradients(transposed, (x, offset, *weights))
     for a, e in zip(actual, expected, strict=True):
         assert_close(a, e, rtol=1e-3, atol=1e-4)
 
 
-@each_way
+@each_strategy
 @searched(shape=shapes, seed=seeds, extreme=st.sampled_from([math.inf, -math.inf, 1e30, -1e4, 3e9]))
 def test_far_offsets_read_zero(path, folded, shape, seed, extreme):
     """Both gathered branches vanish: y does not depend on their weights, nor on the offsets."""
     x, offset, *weights = draw(shape, seed)
     far = torch.full_like(offset, extreme).requires_grad_()
-    with way(path, folded):
+    with strategy(path, folded):
         y, dx, doffset, dweight_w, _, dweight_h, *_ = results = gradients(token_mix, (x, far, *weights))
     assert all(t.isfinite().all() for t in results)
     assert (doffset == 0).all() and (dweight_w == 0).all() and (dweight_h == 0).all()
 
 
-@each_way
+@each_strategy
 @searched(shape=shapes, seed=seeds)
 def test_a_nan_offset_stays_in_its_sample(path, folded, shape, seed):
     x, offset, *weights = (t.detach() for t in draw(shape, seed))
-    with way(path, folded):
+    with strategy(path, folded):
         clean = token_mix(x, offset, *weights)
         offset[0, 0, 0, 0] = math.nan
         y = token_mix(x, offset, *weights)
@@ -133,7 +135,7 @@ def test_images_without_tokens(path, shape, dtype, folded):
     if dtype not in path.dtypes:
         pytest.skip("no kernels in it")
     inputs = make(OPERATORS["token_mix"], shape, dtype, "cpu")
-    with way(path, folded):
+    with strategy(path, folded):
         y, *grads = gradients(token_mix, inputs)
     assert y.shape == shape.tokens
     for t, grad in zip(inputs, grads, strict=True):
@@ -156,7 +158,7 @@ def test_long_sums_stay_in_the_range_of_float16(path):
         assert all(grad.isfinite().all() for grad in grads), function
 
 
-@each_way
+@each_strategy
 @pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
 @searched(shape=shapes, seed=seeds)
 def test_nothing_is_read_outside(path, folded, deterministic, shape, seed):
@@ -167,7 +169,7 @@ def test_nothing_is_read_outside(path, folded, deterministic, shape, seed):
         return torch.cat([band, t.detach().flatten(), band])[band.numel() : band.numel() + t.numel()].view(t.shape)
 
     inputs = tuple(guarded(t).requires_grad_() for t in draw(shape, seed))
-    with way(path, folded, deterministic):
+    with strategy(path, folded, deterministic):
         y = token_mix(*inputs)
         results = y, *torch.autograd.grad(y, inputs, guarded(torch.ones_like(y)))
     assert all(t.isfinite().all() for t in results)
@@ -189,16 +191,16 @@ def test_the_tolerance_rule_compares_nans():
 FIRST, *OTHERS = [Shape(2, 3, 7, *of) for of in ((32, 2), (32, 4), (80, 4), (64, 8), (96, 8))]
 
 
-WAYS = [(INTERPRETER, torch.bfloat16, way, way) for way in (False, True)]  # each takes the interpreter many seconds
-WAYS += [pytest.param(GPU, *of, marks=on_gpu.marks) for of in itertools.product(GPU.dtypes, (False, True), (False, True))]
+STRATEGIES = [(INTERPRETER, torch.bfloat16, way, way) for way in (False, True)]  # each takes the interpreter many seconds
+STRATEGIES += [pytest.param(GPU, *of, marks=on_gpu.marks) for of in itertools.product(GPU.dtypes, (False, True), (False, True))]
 
 
-@pytest.mark.parametrize("path,dtype,folded,deterministic", WAYS, ids=str)
+@pytest.mark.parametrize("path,dtype,folded,deterministic", STRATEGIES, ids=str)
 @pytest.mark.parametrize("shape", [FIRST, *(pytest.param(shape, marks=pytest.mark.exhaustive) for shape in OTHERS)], ids=str)
 def test_the_stages_cut_small(path, shape, dtype, folded, deterministic):
     operator = OPERATORS["token_mix"]
     inputs = make(operator, shape, dtype, path.device)
-    with way(path, folded, deterministic):
+    with strategy(path, folded, deterministic):
         actual = gradients(operator.function, inputs)
     exact = exact_gradients(operator.definition, tuple(t.detach().cpu() for t in inputs))
     for a, plain, e in zip(actual, plain_errors("token_mix", shape, dtype), exact, strict=True):

@@ -108,7 +108,7 @@ BY_LENGTH = [pytest.param(*of, marks=() if of is FIRST[of[1]] else pytest.mark.e
 
 
 @pytest.fixture(autouse=True)
-def ways(request, monkeypatch):
+def strategy(request, monkeypatch):
     """The mixer folded, its gradient scattered; or not folded, and summed up line by line. Means of several blocks and programs."""
     name = request.node.callspec.params["name"]
     image = "9x12/C18/G9/float32" if "wide" in name else "9x12/C6/G3/float32"

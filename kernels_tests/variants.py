@@ -55,11 +55,11 @@ def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
     G, O = C // S, 2 * C // S  # noqa: E741
     x = torch.empty(128, side, side, C, device="meta", dtype=DTYPES[dtype])
 
-    def each(module: Any, kernel: str, groups: int, *ways: tuple[str, dict[str, Any]], float32: tuple[str, ...] = ()) -> Iterator[Variant]:
+    def each(module: Any, kernel: str, groups: int, *kinds: tuple[str, dict[str, Any]], float32: tuple[str, ...] = ()) -> Iterator[Variant]:
         for config in module.candidates(kernel, x, groups):
-            for way, constants in ways:
+            for kind, constants in kinds:
                 kernel_function = getattr(module, f"_{kernel}_kernel")
-                yield Variant(f"{kernel} {way}".strip(), kernel_function, dtype, config, constants, float32, module)
+                yield Variant(f"{kernel} {kind}".strip(), kernel_function, dtype, config, constants, float32, module)
             if not candidates:
                 return
 

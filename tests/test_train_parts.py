@@ -35,7 +35,7 @@ SmallRun = Callable[..., None]
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
-def deal(
+def shards(
     processes: int, batch: int, repeats: int = 1, epoch: int = 0, start: int = 0, length: int = 103, accumulate: int = 1
 ) -> list[Batches]:
     samplers = [GlobalBatchSampler(length, batch, accumulate, processes, rank, seed=7, repeats=repeats) for rank in range(processes)]
@@ -46,29 +46,29 @@ def deal(
 
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_global_batches_do_not_depend_on_the_number_of_processes(repeats: int) -> None:
-    alone = deal(1, 16, repeats)[0]
+    alone = shards(1, 16, repeats)[0]
     assert len(alone) == 6  # the last 7 of 103 images do not fill a batch
     for processes in (2, 4, 8):
-        dealt = deal(processes, 16 // processes, repeats)
+        sharded = shards(processes, 16 // processes, repeats)
         for number, batch in enumerate(alone):
-            assert sorted(key for rank in dealt for key in rank[number]) == batch
-    assert [len(rank) for rank in deal(2, 4, accumulate=2)] == [12, 12]
+            assert sorted(key for rank in sharded for key in rank[number]) == batch
+    assert [len(rank) for rank in shards(2, 4, accumulate=2)] == [12, 12]
 
 
 def test_an_epoch_sees_every_image_once_and_each_epoch_in_another_order() -> None:
-    first, second = (deal(1, 1, epoch=epoch)[0] for epoch in (0, 1))
+    first, second = (shards(1, 1, epoch=epoch)[0] for epoch in (0, 1))
     assert sorted(batch[0].index for batch in first) == list(range(103))
     assert [batch[0].index for batch in first] != [batch[0].index for batch in second]
 
 
 def test_repeated_augmentation_gives_the_copies_to_different_processes() -> None:
-    one, two, three = ([key.index for batch in rank for key in batch] for rank in deal(3, 4, repeats=3))
+    one, two, three = ([key.index for batch in rank for key in batch] for rank in shards(3, 4, repeats=3))
     assert one == two == three
     assert len(set(one)) == len(one) == 32
 
 
 def test_an_epoch_entered_in_the_middle_goes_on_as_it_would_have() -> None:
-    assert deal(2, 4, start=5) == [rank[5:] for rank in deal(2, 4)]
+    assert shards(2, 4, start=5) == [rank[5:] for rank in shards(2, 4)]
 
 
 def test_updates_between_evaluations_go_on_through_endless_shuffles() -> None:
@@ -78,9 +78,9 @@ def test_updates_between_evaluations_go_on_through_endless_shuffles() -> None:
         samplers = [GlobalBatchSampler(10, 2, 1, 2, rank, seed=7, updates_per_epoch=4) for rank in range(2)]
         for sampler in samplers:
             sampler.set_epoch(epoch)
-        dealt = [list(sampler) for sampler in samplers]
-        assert [len(rank) for rank in dealt] == [4, 4]
-        seen += [key.index for pair in zip(*dealt, strict=True) for keys in zip(*pair, strict=True) for key in keys]
+        sharded = [list(sampler) for sampler in samplers]
+        assert [len(rank) for rank in sharded] == [4, 4]
+        seen += [key.index for pair in zip(*sharded, strict=True) for keys in zip(*pair, strict=True) for key in keys]
     assert len(seen) == 80
     shuffles = [seen[start : start + 10] for start in range(0, 80, 10)]
     assert all(sorted(shuffle) == list(range(10)) for shuffle in shuffles)

@@ -1,4 +1,4 @@
-"""What gathering kernels share: where tokens are, where their offsets point, and the load of both taps.
+"""Parts that gathering kernels share: where tokens are, where their offsets point, and the load of both taps.
 
 Tiles are [tokens, offset channels, channels of an offset], so that the channels that share an offset are loaded together. A warp's threads
 cover adjacent channels of a token (coalesced), each those of one offset: gathers are L1-bound, and spread over tokens, every thread would
@@ -30,7 +30,7 @@ def _channels(first_group, G: tl.constexpr, S: tl.constexpr, BLOCK_G: tl.constex
 
 @jit
 def _walk(row, column, rows, columns, W):
-    """Where tokens are that lie ``rows`` and ``columns`` < W further on: dividing every token's number would cost as much as its gather."""
+    """Places of tokens that lie ``rows`` and ``columns`` < W further on: dividing every token's number would cost as much as its gather."""
     column += columns
     wraps = column >= W
     return row + rows + wraps.to(tl.int32), tl.where(wraps, column - W, column)
@@ -52,7 +52,7 @@ def _taps(offset, position, length):
 
 @jit
 def _tap_addresses(offset, position, length, step, source, s, S: tl.constexpr):
-    """Where the first tap's channels are, which of the first and second taps' there are, and the weight of the second.
+    """Addresses of the first tap's channels, which of the first and second taps' there are, and the weight of the second.
 
     ``source [tokens, offset channels]``: the tokens' own channels; ``step``: how far apart in memory neighbours on the axis are.
     """
@@ -81,7 +81,7 @@ def _scatter_taps(dx_ptr, at, step, in_first, in_second, d, t, BLOCK_S: tl.const
 
 @jit
 def _readers(offset_ptr, base, length, step, q, g, G: tl.constexpr, STRIDE: tl.constexpr):
-    """From which token of a line on, and up to which, tokens read at positions ``q`` of it: mostly few, and all others add nothing."""
+    """Range of a line's tokens that read at positions ``q`` of it: mostly few, and all others add nothing."""
     BLOCK: tl.constexpr = q.shape[0]
     first_q = tl.min(q, 0)
     begin = tl.full((BLOCK, g.shape[0]), 2147483647, tl.int32)
@@ -114,7 +114,7 @@ def _line_sum(
     PARTS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """What every token of a line read at positions ``q``, ``[positions, offset channels, PARTS]``: dy plus ``shifts``, weighted by it.
+    """Sums of what a line's tokens read at positions ``q``, ``[positions, offset channels, PARTS]``: dy plus ``shifts``, weighted by it.
 
     In the order of the line, so the same every time. ``base``: the line's first token; ``step``: how many tokens apart its neighbours are.
     MASKED: what did not read at a position adds nothing there, also where its dy is not finite, which times a weight of 0 is NaN.

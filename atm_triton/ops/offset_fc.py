@@ -190,7 +190,7 @@ def _block(size: int, most: int) -> int:
 
 
 def _row_tiles(tokens: int) -> tuple[Tile, ...]:
-    """Of the forward and dx kernels. The first is the default: larger blocks by 4 warps spill in float32, on every target compiled for."""
+    """Configurations of forward and dx. The first is the default: larger blocks by 4 warps spill in float32, on every target."""
     return (
         Tile(tokens, 64, 64, 4),
         Tile(tokens, 64, 64, 4, 2),
@@ -217,7 +217,7 @@ WEIGHT_TILES = (
 
 @tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
-    """For ``groups`` = O."""
+    """Yield configurations for ``groups`` = O."""
     row_tiles = _row_tiles(32 if x.dtype == torch.float32 else 64)
     for tile in WEIGHT_TILES if kernel == "offset_fc_dw" else row_tiles:
         yield tile.config(int(x.shape[3]), groups)

@@ -1,4 +1,4 @@
-"""From a layer to the mixer that takes its place, and with which weights it begins.
+"""Conversion of a layer to the mixer that takes its place, and the weights with which that begins.
 
 All begin with the second layer of their fusion's logits at zero, so that the three branches weigh a third each, and with offsets near zero,
 where all branches read the token itself.
@@ -38,7 +38,7 @@ class Replacement(NamedTuple):
 
 
 def convert(layer: nn.Module, ancestors: Sequence[nn.Module], share: int, grid: tuple[int, int] | None) -> Replacement:
-    """What takes the place of ``layer``, or of its block where that is the smallest part with a mixer's input. Nothing changes yet.
+    """Make what takes the place of ``layer``, or of its block where that is the smallest part with a mixer's input. Nothing changes yet.
 
     Args:
         layer: What is to be replaced.
@@ -67,7 +67,7 @@ def convert(layer: nn.Module, ancestors: Sequence[nn.Module], share: int, grid: 
 
 
 def is_published(layer: nn.Module) -> bool:
-    """Whether it is built as the published implementation's mixer."""
+    """Tell whether it is built as the published implementation's mixer."""
     parts = ("atm_c", "atm_h", "atm_w", "fusion", "proj", "proj_drop")
     return all(isinstance(getattr(layer, part, None), nn.Module) for part in parts) and not isinstance(layer, PublishedMixer)
 

@@ -1,4 +1,4 @@
-"""What ``swap`` puts in place of layers that take something else than a mixer does."""
+"""Modules that ``swap`` puts in place of layers that take something else than a mixer does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..layers import ActiveTokenMixer, EagerLayer, compose, fuse, is_plain, weig
 
 
 class Published(NamedTuple):
-    """What a ``PublishedMixer`` stands for; a tuple, so that the layer is none of the mixer's modules."""
+    """The layer that a ``PublishedMixer`` stands for; a tuple, so that the layer is none of the mixer's modules."""
 
     layer: nn.Module
     channels: int
@@ -64,7 +64,7 @@ class PublishedMixer(EagerLayer):
         return self.proj_drop(y)
 
     def _is_plain(self, fusion: type[nn.Module]) -> bool:
-        """Whether ``fuse`` does what ``compose`` would."""
+        """Tell whether ``fuse`` does what ``compose`` would."""
         # All are asked, whatever the first answers, so that torch.compile asks each again.
         fcs = [is_plain(self.atm_c), is_plain(self.proj)]
         return is_plain(self.fusion, fusion) and _is_bottleneck(self.fusion) and all(fcs) and self.atm_c.bias is None
@@ -134,7 +134,7 @@ class MapBlock(nn.Module):
 
 
 def _is_bottleneck(fusion: nn.Module) -> bool:
-    """Whether the published fusion computes what ``token_mix`` has in its place: fc1, the exact GELU, fc2."""
+    """Tell whether the published fusion computes what ``token_mix`` has in its place: fc1, the exact GELU, fc2."""
     parts = [(name, part) for name, part in fusion.named_children() if not _passes(part)]
     kinds = [name if name in ("fc1", "fc2") and is_plain(part) else _is_exact_gelu(part) for name, part in parts]
     return kinds == ["fc1", True, "fc2"] and not (fusion._parameters or fusion._buffers)

@@ -1,4 +1,4 @@
-"""What ``swap`` did, as a table."""
+"""A table of what ``swap`` did."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What ``swap`` answers; printed, it is a table."""
+    """Result of ``swap``; printed, it is a table."""
 
     changed: tuple[Row, ...]
     left: tuple[Row, ...]

@@ -146,7 +146,7 @@ def _original(new: nn.Module) -> nn.Module:
 
 
 def _own(module: Any, new: nn.Module) -> nn.Module:
-    """What the two do not share: all of it, but of a Swin block the attention."""
+    """Return what the two do not share: all of it, but of a Swin block the attention."""
     return module.attn if isinstance(new, MapBlock) else module
 
 

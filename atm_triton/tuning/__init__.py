@@ -1,1 +1,1 @@
-"""Which launch configuration for which shape: looked up in tables, measured by ``tune``."""
+"""Launch configurations by shape: looked up in tables, measured by ``tune``."""

@@ -1,4 +1,4 @@
-"""Which operators a model calls, and fresh inputs of the same shapes to run them on."""
+"""Calls of operators that a model makes, and fresh inputs of the same shapes to run them on."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Step = Callable[[], tuple[Tensor, ...]]
 
 
 def key(call: Call, training: bool) -> str:
-    """Of the choice for ``call`` in a table; the call is one of TOKEN_MIX."""
+    """Key of the choice for ``call`` in a table; the call is one of TOKEN_MIX."""
     x, offset = call.arguments[:2]
     tokens = torch.empty(*offset.size[:3], x.size[2], dtype=x.dtype, device="meta")
     return tables.key(plain_choice(training), tokens, offset.size[3] // 2)

@@ -1,4 +1,4 @@
-"""What kernels need of a GPU, told by their compiler before they run."""
+"""Needs of kernels, told by their compiler before they run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .._triton import triton
 
 
 def spills(run: Callable[[], object]) -> int:
-    """How many registers a kernel of ``run`` keeps in memory, at most. The kernels are compiled and loaded, and not launched.
+    """Count the registers that a kernel of ``run`` keeps in memory, at most. The kernels are compiled and loaded, and not launched.
 
     One that has no room, as in shared memory, raises what Triton raises.
     """

@@ -1,4 +1,4 @@
-"""Which launch configuration for which shape: the user's cache, else the table shipped for this GPU, else the kernel's default.
+"""Tables of launch configurations by shape: the user's cache, else the table shipped for this GPU, else the kernel's default.
 
 A table is one JSON file per GPU: its ``"gpu"``, the versions of ``"triton"`` and ``"torch"`` that measured, and ``"configs"``,
 ``{"<kernel>/<H>x<W>/C<C>/G<G>/<dtype>": {"BLOCK_...": int, "num_warps": int, ...}}``. What another Triton has measured is kept under
@@ -55,7 +55,7 @@ Candidates = Callable[[str, Tensor, int], Iterator[Config]]
 
 
 def distinct(candidates: Candidates) -> Candidates:
-    """Without what small channel counts make the same; as lazy as it was."""
+    """Drop what small channel counts make the same; as lazy as it was."""
 
     @functools.wraps(candidates)
     def once(kernel: str, x: Tensor, groups: int) -> Iterator[Config]:
@@ -76,7 +76,7 @@ def gpu_slug(device: torch.device) -> str | None:
 
 
 def table_files(device: torch.device) -> list[Path]:
-    """Where a table for this device is looked for, the one that decides first."""
+    """Places where a table for this device is looked for, the one that decides first."""
     slug = gpu_slug(device)
     return [folder / f"{slug}.json" for folder in (USER_CACHE, SHIPPED)] if slug else []
 
@@ -129,7 +129,7 @@ _given: dict[torch.device, dict[str, Config]] = {}  # those that no file decided
 
 
 def table(device: torch.device) -> dict[str, Config]:
-    """What holds in this process."""
+    """Return the table that holds in this process."""
     if device not in _tables:
         merged: dict[str, Config] = {}
         for file in reversed(table_files(device)):
@@ -140,7 +140,7 @@ def table(device: torch.device) -> dict[str, Config]:
 
 
 def set_table(device: torch.device, configs: dict[str, Config]) -> None:
-    """From now on ``configs`` hold in this process."""
+    """Let ``configs`` hold in this process from now on."""
     _tables[device] = _given[device] = dict(configs)
     _checked.clear()
     stamp()

@@ -1,4 +1,4 @@
-"""Measure which launch configuration is the fastest, for the shapes that a model meets. Nothing else in the library ever benchmarks."""
+"""Measure which launch configuration is the fastest, for the shapes that a model meets. The only module of the library that benchmarks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FEW = 4  # registers that ptxas may keep in memory though it has others: more of
 
 
 class Row(NamedTuple):
-    """What was measured for one kernel and shape."""
+    """Measurements of one kernel and shape."""
 
     key: str  # "<kernel>/<H>x<W>/C<C>/G<G>/<dtype>"
     default: float  # microseconds of the operators that launch the kernel, with its default configuration
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Tuned:
-    """What ``tune`` answers."""
+    """Result of ``tune``."""
 
     configs: dict[str, Config] = field(default_factory=dict)  # of everything that the model meets
     rows: list[Row] = field(default_factory=list)  # of what was measured
@@ -93,7 +93,7 @@ def _poisoned() -> Iterator[None]:
 
 def _alike(results: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> bool:
     """Row by row, to a few roundings in ``dtype``, or of long sums in another order. A NaN is never alike."""
-    single = 1e-4 if torch.get_float32_matmul_precision() == "highest" else 4 * 2**-10  # else products round to TF32
+    single = 1e-4 if torch.get_float32_matmul_precision() == "highest" else 4 * 2**-10  # else GEMMs round to TF32
     allowed = max(4 * torch.finfo(dtype).eps, single)
 
     def rows(t: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class _Tuner:
         return self.fastest(key, times, lambda number: self.time(runs))
 
     def compare(self, key: str) -> Row | None:
-        """As ``measure`` does, of whole passes, compiled."""
+        """Measure as ``measure`` does, but whole passes, compiled."""
         call, training = self.rivals[key]
         self.chosen[key] = rivals.OPERATOR
         try:
@@ -186,7 +186,7 @@ class _Tuner:
         return self.fastest(key, times, lambda number: microseconds(steps[number]))
 
     def fastest(self, key: str, times: dict[int, list[float]], time: Callable[[int], float]) -> Row:
-        """Of the candidates of which ``times`` has a first measurement, the one that stays ahead; it is chosen."""
+        """Choose, of the candidates of which ``times`` has a first measurement, the one that stays ahead."""
         candidates = self.candidates[key]
         self.dropped += len(candidates) - len(times)
         fastest = min(times, key=times.__getitem__)
@@ -218,7 +218,7 @@ def _tensor_of(model: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
 
 
 def _measured_before(file: Path) -> dict[str, Config]:
-    """What this version of Triton has measured. A file that is broken is put aside."""
+    """Read what this version of Triton has measured. A file that is broken is put aside."""
     try:
         content = tables.read_table(file)
     except ValueError as error:
@@ -234,7 +234,7 @@ def _measured_before(file: Path) -> dict[str, Config]:
 
 
 def _check_writable(export: Path) -> None:
-    """Before the long work."""
+    """Refuse a file that cannot be written, before the long work."""
     with contextlib.suppress(OSError):
         export.parent.mkdir(parents=True, exist_ok=True)
     if export.is_dir() or not export.parent.is_dir() or not os.access(export.parent, os.W_OK):

@@ -21,7 +21,7 @@ def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
 
 
 def write_classes(root: Path, training: int, width: int = 500, height: int = 375) -> Path:
-    """As ImageNet is unpacked. ``training`` photos, of which at most ``DIFFERENT`` differ: the others are links to them."""
+    """Write photos as ImageNet is unpacked. ``training`` photos, of which at most ``DIFFERENT`` differ: the others are links to them."""
     rng = np.random.default_rng(0)
     for split, count, different in (("train", training, min(training, DIFFERENT)), ("val", min(training, VALIDATION), VALIDATION)):
         for number in range(CLASSES):
@@ -36,14 +36,14 @@ def write_classes(root: Path, training: int, width: int = 500, height: int = 375
 
 
 def write_objects(root: Path, training: int, width: int = 640, height: int = 480) -> Path:
-    """As COCO; an object or two on every image."""
+    """Write photos as COCO; an object or two on every image."""
     for split, count, seed in (("train2017", training, 1), ("val2017", 2, 2)):
         write_split(root, split, count, seed, height, width, empty=False)
     return root
 
 
 def write_scenes(root: Path, training: int, width: int = 683, height: int = 512) -> Path:
-    """As ADE20K."""
+    """Write photos as ADE20K."""
     return write_ade(root, training, 2, width, height)
 
 

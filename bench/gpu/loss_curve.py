@@ -1,4 +1,4 @@
-"""Whether our kernels train as plain PyTorch does: python -m gpu.loss_curve --file loss-curve.csv
+"""Test whether our kernels train as plain PyTorch does: python -m gpu.loss_curve --file loss-curve.csv
 
 200 updates of ATMNet-xT in bfloat16 by autocast, compiled: ours, plain PyTorch from the same weights on the same images, and plain PyTorch
 once more from another seed. Ours and plain round differently, so their losses drift apart; by less than another seed does, or something is

@@ -82,7 +82,7 @@ def plan(step: str, dry: bool) -> tuple[Bench, list[Job]]:
 
 
 def verdict(todo: list[Job], file: Path) -> tuple[str, bool]:
-    """What ``file`` says of these jobs in one line: what is wrong, how many are right, and the times that say the most; and whether
+    """Tell in one line what ``file`` says of these jobs: what is wrong, how many are right, and the times that say the most; and whether
     something is wrong."""
     titles = {job.title for job in todo}
     rows = [row for row in report.read(file) if row["job"] in titles] if file.is_file() else []

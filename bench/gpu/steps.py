@@ -1,4 +1,4 @@
-"""What `make gpu-report` does, in the order of importance."""
+"""Steps of `make gpu-report`, in the order of importance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ATMNET = ("timm", "torchvision", "einops", "safetensors", "huggingface-hub")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a report is made. ``out`` keeps six files, ``work`` what is needed meanwhile."""
+    """Folders where a report is made. ``out`` keeps six files, ``work`` what is needed meanwhile."""
 
     out: Path
     work: Path
@@ -44,7 +44,7 @@ class Place:
 
     @property
     def logs(self) -> Path:
-        """Of all steps."""
+        """Logs of all steps."""
         return self.out / "log.txt"
 
     @property
@@ -85,7 +85,7 @@ class Step:
 
 
 def module(name: str, *arguments: str) -> Callable[[Place], list[str]]:
-    """Of this package."""
+    """Command of a module of this package."""
 
     def command(place: Place) -> list[str]:
         names = dict(results=place.results, loss_curve=place.loss_curve, work=place.work, commit=place.commit)
@@ -132,7 +132,7 @@ def program(name: str, what: str, seconds: float, *needs: str) -> Step:
 
 def jobs(name: str, what: str, seconds: float) -> Step:
     def verdict(place: Place, rows: list[Row], log: str) -> tuple[str, bool]:
-        """From what it has written, whatever it could still say itself."""
+        """Tell a step's result from what it has written, whatever it could still say itself."""
         from gpu import measure  # here alone, for timm
 
         result, wrong = measure.verdict(measure.plan(name, place.dry)[1], place.results)

@@ -1,4 +1,4 @@
-"""What a report says for people: report.md."""
+"""Summary of a report for people: report.md."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def loss_curve(file: Path) -> Iterator[str]:
 
 
 def section(title: str, file: Path, lines: Callable[[Path], Iterable[str]]) -> list[str]:
-    """What cannot be read takes nothing else along."""
+    """Section of a report; what cannot be read takes nothing else along."""
     if not file.is_file():
         return []
     try:

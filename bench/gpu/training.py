@@ -79,7 +79,7 @@ def command(name: str, work: Path, dry: bool) -> list[str]:
 
 
 def rows(name: str, work: Path, log: str, dry: bool) -> list[Row]:
-    """What is known of a run: of its speed the last line that it printed, if that is not of the first updates."""
+    """Rows of what is known of a run: of its speed the last line that it printed, if that is not of the first updates."""
     program, (batch, _) = PROGRAMS[name], sized(PROGRAMS[name], dry)
     if not (speeds := SPEED.findall(log)):
         return []

@@ -1,4 +1,4 @@
-"""What the paper compares its offsets with (table 8, figure 2), as options of the models: ``timm.create_model("atmnet_xt", offsets=...)``.
+"""Alternatives to the paper's offsets (its table 8, figure 2), as options of the models: ``timm.create_model("atmnet_xt", offsets=...)``.
 
 - ``"zero"``: every offset is 0, so there are neither offset layers nor PEGs (table 8's baseline).
 - ``"planar"``: one sample per channel, displaced along both axes at once, in place of one along each (figure 2's ATMNet-xT_A).
@@ -78,7 +78,7 @@ class ZeroMixer(ActiveTokenMixer):
 
 
 class BranchMixer(nn.Module):
-    """What ActiveTokenMixer does, with any number of gathered branches, ``[B, H, W, dim] -> [B, H, W, dim]``.
+    """ActiveTokenMixer with any number of gathered branches, ``[B, H, W, dim] -> [B, H, W, dim]``.
 
     An FC for each gathered branch and one for the token itself, weighed by a softmax over all of them, then a projection.
     """

@@ -24,7 +24,7 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """How a program is written to a file and run from there."""
+    """A kind of file: how a program is written to it and run from there."""
 
     suffix: str
     write: Callable[[ExportedProgram, Path], object]
@@ -90,7 +90,7 @@ FORMATS = {
 
 
 def export(model: nn.Module, path: PathLike, format: str, img_size: tuple[int, int] = (224, 224)) -> Exported:
-    """Write a classifier for batches and images of any size, and compare the file with the model at two batches and sizes.
+    """Write a classifier for any number of images, of any size from a smallest, and compare it with the model at two batches and sizes.
 
     An AOTInductor package takes a C++ compiler and minutes, and is for CPUs like this one.
 
@@ -155,7 +155,7 @@ def _smallest(program: ExportedProgram) -> tuple[int, int]:
 
 @torch.no_grad()
 def _largest_difference(run: Run, model: nn.Module, img_size: tuple[int, int]) -> float:
-    """At another batch and at another size than traced, relative to the largest logit."""
+    """Compare at another batch and at another size than traced, relative to the largest logit."""
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch, more in ((3, 0), (1, 32)):

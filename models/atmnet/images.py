@@ -18,7 +18,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  #
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """In RGB and upright, as viewers show it; raises what Pillow raises."""
+    """Open an image in RGB and upright, as viewers show it; raises what Pillow raises."""
     with Image.open(path) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
@@ -46,7 +46,7 @@ def find_images(places: Sequence[str]) -> list[Path]:
 
 
 def channels(model: nn.Module) -> int:
-    """Of the images that a model takes."""
+    """Channels of the images that a model takes."""
     return int(getattr(model, "in_chans", 3))
 
 

@@ -33,7 +33,7 @@ class Downsample(nn.Conv2d):
         if x.shape[0] > 1 or x.device.type != "cpu" or not torch.compiler.is_compiling():
             return to_channels_last(super().forward(x))
         # For one image on CPU, PyTorch chooses among convolutions by the size of the image, and a graph that holds that choice is compiled
-        # again for every class of sizes. A matrix product holds for all.
+        # again for every class of sizes. A GEMM holds for all.
         patches = rearrange(F.unfold(x, kernel_size=3, stride=2, padding=1), "b patch n -> b n patch")
         y = F.linear(patches, rearrange(self.weight, "o i h w -> o (i h w)"), self.bias)
         return rearrange(y, "b (h w) c -> b h w c", h=(x.shape[2] + 1) // 2)

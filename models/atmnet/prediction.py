@@ -1,4 +1,4 @@
-"""What a classifier sees in pictures."""
+"""Predictions of a classifier for pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Prediction:
 
 
 def class_names(model: nn.Module) -> list[str]:
-    """What a classifier's outputs mean: by its ``pretrained_cfg``, or ImageNet's words by their number, else only numbers."""
+    """Names of a classifier's outputs: by its ``pretrained_cfg``, or ImageNet's words by their number, else only numbers."""
     classifier: Any = model
     names = classifier.pretrained_cfg.get("label_names") or ()
     if isinstance(names, dict):

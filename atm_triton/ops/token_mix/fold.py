@@ -21,7 +21,7 @@ def _token_mix_fold_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Of BLOCK_N tokens of one sample and BLOCK_O outputs. The programs of the same tokens are neighbours."""
+    """Mix BLOCK_N tokens of one sample into BLOCK_O outputs. The programs of the same tokens are neighbours."""
     O_TILES: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     tile = tl.program_id(0) // O_TILES
     sample = (tile // TILES).to(tl.int64)

@@ -1,7 +1,7 @@
 """The pass that gathers: both axes once, written for the GEMMs that follow, and summed up for the means.
 
 Only addresses, loads and an interpolation: no image size is compiled in, and any number of channels may share an offset. Offsets are read
-16 bits by each thread, a warp's threads side by side in a token, which is what ``tl.multiple_of`` is for; ../gather.py says why.
+16 bits by each thread, and a warp's threads cover adjacent channels (coalesced), which is what ``tl.multiple_of`` is for: ../gather.py.
 """
 
 from __future__ import annotations

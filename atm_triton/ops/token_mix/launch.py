@@ -1,4 +1,4 @@
-"""How token_mix's kernels are launched: their launch configurations and grids, and what they leave to a sum at the end."""
+"""Launches of token_mix's kernels: launch configurations and grids, and what is left to a sum at the end."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _check_size(x: Tensor, channels: int) -> None:
 
 
 def folds(x: Tensor, groups: int) -> bool:
-    """Whether alpha and the projection are folded into matrices for each sample."""
+    """Tell whether alpha and the projection are folded into matrices for each sample."""
     return bool(_config("token_mix", x, groups)["FOLD"])
 
 

@@ -1,4 +1,4 @@
-"""From the gradients of the gathered tokens to those of the offsets and of the tokens."""
+"""Gradients of the offsets and of the tokens from those of the gathered tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which way token_mix takes: the kernels, and what of it they fold and sum up by lines; or, compiled, plain PyTorch.
+"""Strategies of token_mix: its kernels, and what they fold and sum up by lines; or, compiled, plain PyTorch.
 
 bench/cost_model.py says what is expected of each, and test_cost_model.py compares it with the defaults here.
 """
@@ -19,7 +19,7 @@ LONGEST_LINE = 64  # whose dx is summed up in registers by default: at worst the
 
 
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
-    """Of ``"token_mix"`` and ``"token_mix_backward"``: ways worth trying, the default first."""
+    """Yield strategies of ``"token_mix"`` and ``"token_mix_backward"`` that are worth trying, the default first."""
     C, H, W = int(x.shape[3]), tables._hint(x.shape[1]), tables._hint(x.shape[2])
     # Folding saves 1 GEMM of 4 over the tokens forward, 5 of 11 backward, and a pass over the branches.
     folded = int(H * W >= FOLDED_FROM * C)
@@ -37,7 +37,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
 
 
 def is_plain_faster(x: Tensor, groups: int) -> bool:
-    """Whether a graph that is being compiled takes ``plain.token_mix``, whose backward reads what the forward has saved.
+    """Tell whether a graph that is being compiled takes ``plain.token_mix``, whose backward reads what the forward has saved.
 
     On a CPU where nothing is folded; on a GPU where ``tune`` has measured it. Where an image size is not known the operator is taken,
     rather than to guard on it.
@@ -72,5 +72,5 @@ def _measured_faster(device: torch.device, dtype: torch.dtype, training: bool) -
 
 
 def plain_choice(training: bool) -> str:
-    """What a table calls the choice between the operator and plain PyTorch, both compiled."""
+    """Name in a table of the choice between the operator and plain PyTorch, both compiled."""
     return "token_mix_plain_training" if training else "token_mix_plain"

@@ -1,4 +1,4 @@
-"""What several commands take, said once."""
+"""Arguments that several commands take, said once."""
 
 from __future__ import annotations
 

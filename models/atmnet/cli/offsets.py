@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Look:
-    """What is seen and written, a batch at a time."""
+    """Work of the command: what is seen and written, a batch at a time."""
 
     model: nn.Module
     view: View

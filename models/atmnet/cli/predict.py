@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def as_json(result: Prediction) -> dict[str, object]:
-    """What there is to say: predictions and times, or the error."""
+    """Return what there is to say: predictions and times, or the error."""
     fields = ("image", "error") if result.error is not None else ("image", "predictions", "load_ms", "network_ms")
     return {name: value for name, value in asdict(result).items() if name in fields}
 

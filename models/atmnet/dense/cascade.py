@@ -72,7 +72,7 @@ class CascadeStage(RoIHeads):
     def losses(
         self, features: dict[str, Tensor], proposals: list[Tensor], sizes: Sizes, targets: list[Target]
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """This stage's losses, and the proposals for the next."""
+        """Return this stage's losses, and the proposals for the next."""
         proposals, matches, labels_per_image, _ = self.select_training_samples(proposals, targets)
         labels = torch.cat(labels_per_image)
         logits, regression = self.predict_boxes(features, proposals, sizes)
@@ -94,7 +94,7 @@ class CascadeStage(RoIHeads):
 
 
 def _is_new(proposals: Tensor, truth: Tensor) -> Tensor:
-    """Which proposals are not the ground truth that training has appended: the next stage appends it anew."""
+    """Tell which proposals are not the ground truth that training has appended: the next stage appends it anew."""
     return ~(rearrange(proposals, "n box -> n 1 box") == truth).all(2).any(1)
 
 

@@ -1,4 +1,4 @@
-"""What the heads on regions of interest of Mask R-CNN and Cascade Mask R-CNN have in common."""
+"""Parts that the heads on regions of interest of Mask R-CNN and Cascade Mask R-CNN have in common."""
 
 from __future__ import annotations
 

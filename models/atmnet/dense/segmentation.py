@@ -60,7 +60,7 @@ class SemanticFPNHead(nn.Module):
 
 
 def means(x: Tensor, grid: int) -> Tensor:
-    """Adaptive average pooling of an NCHW map to ``grid x grid``, as products: PyTorch's own is compiled again for every size."""
+    """Adaptive average pooling of an NCHW map to ``grid x grid``, as GEMMs: PyTorch's own is compiled again for every size."""
 
     def parts(length: int) -> Tensor:
         part, position = torch.arange(grid, device=x.device)[:, None], torch.arange(length, device=x.device)
@@ -137,7 +137,7 @@ class Segmenter(nn.Module):
 
     @staticmethod
     def _enlarge(logits: Tensor, images: Tensor, finest: Tensor) -> Tensor:
-        """To the size the backbone padded the images to, without the padding; in float32, as bfloat16 makes close classes equal."""
+        """Enlarge logits to the padded images' size, without the padding; in float32, as bfloat16 makes close classes equal."""
         height, width = (4 * length for length in finest.shape[-2:])
         logits = resize(logits.float(), (height, width))
         # Not a slice, for which it matters to the compiler whether there is padding.

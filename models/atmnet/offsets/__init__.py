@@ -1,4 +1,4 @@
-"""What a model's offsets look like (the paper's figures 3, 5, 6 and 7): collecting them, pictures, histograms, and a page to click through.
+"""Looks of a model's offsets (the paper's figures 3, 5, 6 and 7): collecting them, pictures, histograms, and a page to click through.
 
     offsets = collect(model, images)  # by layer: [B, H, W, 2G]
     draw_panel("panel.png", picture, {name: offset[0] for name, offset in offsets.items()})

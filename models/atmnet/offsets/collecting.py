@@ -61,7 +61,7 @@ def collect(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def samples(offset: Tensor, row: int, column: int) -> tuple[Tensor, Tensor]:
-    """How often one token of an image reads where: ``counts_w [W]`` at the columns of its row, ``counts_h [H]`` at the rows of its column.
+    """Count where one token of an image reads: ``counts_w [W]`` at the columns of its row, ``counts_h [H]`` at the rows of its column.
 
     ``offset [H, W, 2G]``. Samples between tokens count for the nearest; samples outside the image, which read zeros, do not count.
     """

@@ -80,7 +80,7 @@ def _draw_samples(axes: Axes, offset: Tensor, row: int, column: int) -> None:
 
 
 def draw_histograms(path: str | os.PathLike[str], histograms: Histograms) -> None:
-    """Draw the centre token's offsets by layer, along the row (red) and the column (blue), as a PNG (the paper's figures 3, 6 and 7).
+    """Draw the central token's offsets by layer, along the row (red) and the column (blue), as a PNG (the paper's figures 3, 6 and 7).
 
     The range is the widest that stays in the image; the titles tell the share of samples that leave it.
     """

@@ -14,7 +14,7 @@ BINS_PER_TOKEN = 4
 
 
 class Counts(NamedTuple):
-    """Of one layer along one axis."""
+    """Counts of one layer along one axis."""
 
     edges: Tensor  # [bins + 1], in tokens: from half a token before the first token to half a token behind the last
     counts: Tensor  # [bins]
@@ -22,7 +22,7 @@ class Counts(NamedTuple):
 
 
 class Histograms:
-    """The centre token's offsets, counted by layer and axis over all images; memory does not grow with their number.
+    """The central token's offsets, counted by layer and axis over all images; memory does not grow with their number.
 
     ``counts[layer, axis]``, axis ``"w"`` or ``"h"``, holds the Counts; ``images`` is how many there were.
     """

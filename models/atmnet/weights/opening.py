@@ -82,7 +82,7 @@ def _build(checkpoint: Checkpoint, name: str) -> nn.Module:
 
 
 def _training_summary(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """How train/imagenet.py's weights came about, of which nothing names this machine's files; None for other weights."""
+    """Summary of how train/imagenet.py's weights came about, of which nothing names this machine's files; None for other weights."""
     if "recipe" not in checkpoint.meta:
         return None
     summary = checkpoint.path.with_name("summary.json")

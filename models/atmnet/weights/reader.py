@@ -97,7 +97,7 @@ def weights_in(content: Mapping[str, Any], source: str, ema: bool) -> dict[str, 
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """What is said of weights as safetensors holds it, text alone: JSON of what is none."""
+    """Metadata of weights as safetensors holds it, text alone: JSON of what is none."""
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
 
 

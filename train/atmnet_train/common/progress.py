@@ -35,7 +35,7 @@ class ProgressLine:
             self.bar.start()
 
     def advance(self, loss: float, lr: float, updates: int = 1) -> bool:
-        """After `updates` more updates; True when it is time to log."""
+        """Count `updates` more updates; True when it is time to log."""
         previous, self.done, self.remaining = self.done, self.done + updates, self.remaining - updates
         due = self.done // self.interval > previous // self.interval or self.done == self.total
         if due or self.bar:

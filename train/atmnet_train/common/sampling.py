@@ -20,7 +20,7 @@ class SampleKey(NamedTuple):
 class GlobalBatchSampler(Sampler[list[SampleKey]]):
     """Shards the batches of an epoch across processes.
 
-    The epoch has one global order, cut into batches of `batch_size * num_processes`; a process takes every num_processes-th sample
+    The epoch has one global order, split into batches of `batch_size * num_processes`; a process takes every num_processes-th sample
     of each, so the samples of a global batch do not depend on the number of processes.
 
     `repeats` is repeated augmentation (as timm's RepeatAugSampler): each image comes `repeats` times in a row, differently augmented,

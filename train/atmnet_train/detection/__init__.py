@@ -1,1 +1,1 @@
-"""Object detection on data in COCO's layout: what train/coco.py is made of."""
+"""Object detection on data in COCO's layout: the parts of train/coco.py."""

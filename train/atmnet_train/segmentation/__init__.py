@@ -1,1 +1,1 @@
-"""Semantic segmentation on data in ADE20K's layout: what train/ade20k.py is made of."""
+"""Semantic segmentation on data in ADE20K's layout: the parts of train/ade20k.py."""
