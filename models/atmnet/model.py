@@ -158,6 +158,10 @@ class ATMNet(HubModel, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        lengths = dict(depths=len(depths), dims=len(dims), mlp_ratios=len(mlp_ratios), share=len(share))
+        if len(set(lengths.values())) > 1 or not depths:
+            told = ", ".join(f"{name} of {length}" for name, length in lengths.items())
+            raise ValueError(f"depths, dims, mlp_ratios and share must have one value for each stage, got {told}")
         self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, dims[-1]
         self.stem = nn.Conv2d(in_chans, dims[0], kernel_size=7, stride=4, padding=2)
         drop_paths = [rates.tolist() for rates in torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))]
