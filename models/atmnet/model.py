@@ -21,6 +21,8 @@ from .weights.hub import HubModel
 
 LAYER_NORM_EPS = 1e-5
 
+torch.fx.wrap("rearrange")  # symbolic tracing records its calls, for it looks at shapes, which proxies do not have
+
 
 class Downsample(nn.Conv2d):
     """Convolution 3x3 of stride 2, ``[B, H, W, dim_in] -> [B, ceil(H / 2), ceil(W / 2), dim]``."""
@@ -29,14 +31,19 @@ class Downsample(nn.Conv2d):
         super().__init__(dim_in, dim, kernel_size=3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = rearrange(x, "b h w c -> b c h w")
-        if x.shape[0] > 1 or x.device.type != "cpu" or not torch.compiler.is_compiling():
-            return to_channels_last(super().forward(x))
-        # For one image on CPU, PyTorch chooses among convolutions by the size of the image, and a graph that holds that choice is compiled
-        # again for every class of sizes. A matrix product holds for all.
-        patches = rearrange(F.unfold(x, kernel_size=3, stride=2, padding=1), "b patch n -> b n patch")
-        y = F.linear(patches, rearrange(self.weight, "o i h w -> o (i h w)"), self.bias)
-        return rearrange(y, "b (h w) c -> b h w c", h=(x.shape[2] + 1) // 2)
+        return downsample(x, self.weight, self.bias)
+
+
+@torch.fx.wrap
+def downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x = rearrange(x, "b h w c -> b c h w")
+    if x.shape[0] > 1 or x.device.type != "cpu" or not torch.compiler.is_compiling():
+        return to_channels_last(F.conv2d(x, weight, bias, stride=2, padding=1))
+    # For one image on CPU, PyTorch chooses among convolutions by the size of the image, and a graph that holds that choice is compiled
+    # again for every class of sizes. A matrix product holds for all.
+    patches = rearrange(F.unfold(x, kernel_size=3, stride=2, padding=1), "b patch n -> b n patch")
+    y = F.linear(patches, rearrange(weight, "o i h w -> o (i h w)"), bias)
+    return rearrange(y, "b (h w) c -> b h w c", h=(x.shape[2] + 1) // 2)
 
 
 class PEG(nn.Conv2d):
