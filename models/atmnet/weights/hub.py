@@ -68,7 +68,7 @@ def create_at(place: str, **kwargs: Any) -> nn.Module:
     try:
         return timm.create_model(place, pretrained=True, **kwargs)
     except Exception as error:  # no model of timm's, arguments that it does not take, weights that do not fit, no network
-        raise ValueError(f"{place.removeprefix('local-dir:')} cannot be opened: {type(error).__name__}: {reason(error)}") from error
+        raise ValueError(f"{place.removeprefix('local-dir:')} cannot be opened: {reason(error)}") from error
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -82,6 +82,9 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     for name in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(name, {}), dict):
             raise ValueError(f"{path}: {name} holds a {type(config[name]).__name__}, not settings by name")
+    names, number = config.get("label_names"), config.get("num_classes", 0)
+    if not isinstance(names, (list, dict, type(None))) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"{path} says label_names {str(names)[:40]!r} and num_classes {str(number)[:40]!r}, which cannot be")
     return config
 
 

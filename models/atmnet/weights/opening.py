@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -65,7 +64,8 @@ def _build(checkpoint: Checkpoint, name: str) -> nn.Module:
     num_classes = trained.get("num_classes", _width_of_classifier(checkpoint, name))
     try:
         check_known(name)
-        arguments = model_arguments(trained.get("model_kwargs") or []) | dict(num_classes=num_classes, pretrained=False)
+        arguments = model_arguments(trained.get("model_kwargs") or []) | dict(num_classes=num_classes)
+        arguments |= dict(pretrained=False, checkpoint_path="")  # whatever was started from: the weights are here
         model = timm.create_model(name, **arguments)
     except Exception as error:  # of a model that is given what it does not take
         raise ValueError(f"{checkpoint.path}: cannot make its model {name}: {reason(error)}") from error
@@ -117,7 +117,7 @@ def _width_of_classifier(checkpoint: Checkpoint, name: str) -> int:
 def _timm_place(checkpoint: PathLike) -> str | None:
     """A folder or a model on the Hub that has a config.json; None for anything else."""
     text = os.fspath(checkpoint)
-    return text if text.startswith("hf-hub:") or (Path(text) / "config.json").is_file() else None
+    return text if text.startswith("hf-hub:") or os.path.isfile(os.path.join(text, "config.json")) else None
 
 
 def _open_place(place: str, name: str | None, ema: bool) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -60,10 +61,10 @@ def read_checkpoint(checkpoint: PathLike, ema: bool = False, verify: bool = True
         ValueError: it cannot be read, is damaged, has no averaged weights, or weights that are not finite.
     """
     path = Path(checkpoint)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, these take a name that is no name for a file that is not there
         names = ["best_ema.safetensors"] if ema else ["best.safetensors", "last.pt"]
         path = next((path / name for name in names if (path / name).is_file()), path / names[0])
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no {path}; a checkpoint is {KINDS}")
     if path.suffix != ".safetensors":
         content = read_torch(path, verify=verify)
@@ -213,12 +214,14 @@ def read_json(path: PathLike) -> dict[str, Any]:
 def reason(error: BaseException) -> str:
     """What went wrong, in a line, without the advice to load a file by executing it."""
     text = str(error)
+    if isinstance(error, (EOFError, IndexError)) or getattr(error, "errno", None) == errno.EINVAL:
+        return "it breaks off"
     if found := re.search(r"GLOBAL (\S+)", text):
         return f"it holds {found[1]}, which is no part of weights"
     if "weights_only" in text or "weights-only" in text.lower():
         return "it is no file of torch.save, or holds more than weights"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    line = " ".join(text.split())
+    return f"{type(error).__name__}: {line[:400]}" if line else type(error).__name__
 
 
 def _parse(text: str) -> Any:

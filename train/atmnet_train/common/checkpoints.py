@@ -5,6 +5,7 @@ so a run may be resumed on another number of processes.
 """
 
 import math
+import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -208,9 +209,9 @@ def way_on(path: Path) -> str:
 def find_resume(resume: str, output: Path) -> Path | None:
     """The file that `--resume` means; None for `auto` where there is nothing to resume yet."""
     path = output / "last.pt" if resume == "auto" else Path(resume)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "last.pt"
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if resume == "auto":
         return None
