@@ -24,9 +24,9 @@ def replaced(path: Path, shared: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
-        _sync(partial)  # the name must not be on disk before the content,
+        sync(partial)  # the name must not be on disk before the content,
         os.replace(partial, path)
-        _sync(path.parent)  # and must survive a power cut itself
+        sync(path.parent)  # and must survive a power cut itself
     finally:
         partial.unlink(missing_ok=True)
 
@@ -37,7 +37,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], shared: bo
         write(file)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when what was written to a file, or in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from atmnet.dense.detection import DETECTORS, create_detector
 from atmnet_train import coco
 from atmnet_train.coco import parse
+from atmnet_train.common.checkpoints import Progress
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.task import Task
 from atmnet_train.detection.pictures import colour
@@ -236,7 +238,8 @@ def test_a_resumed_run_keeps_its_batch_norm_frozen(planned: Callable[..., Task],
     flags = ["--model", "test_resnet", "--detector", "retinanet", "--model-kwargs", "drop_rate=0.0"]
     assert not planned(*flags).meta["frozen_norms"]
     task = planned(*flags, "--backbone-weights", tmp_path / "classifier.pth")
-    torch.save({"progress": {}, "meta": task.meta}, tmp_path / "last.pt")
+    parts = {"model": {}, "ema": None, "optimizer": {}, "scaler": None, "progress": asdict(Progress())}
+    torch.save(parts | {"meta": task.meta}, tmp_path / "last.pt")
     assert planned(*flags, "--resume", tmp_path / "last.pt").meta["frozen_norms"]
 
 

@@ -10,6 +10,7 @@ import timm
 import torch
 from timm.models import FeatureInfo
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 NAMES = list(atmnet.VARIANTS)
 REDUCTIONS = [4, 8, 16, 32]
@@ -196,3 +197,22 @@ def test_pruning_norm_and_head_separately(model, images):
     torch.testing.assert_close(pruned(images), model(images))
     pruned.prune_intermediate_layers([3], prune_norm=True)
     torch.testing.assert_close(pruned.forward_features(images), model.forward_intermediates(images, output_fmt="NHWC")[1][3])
+
+
+@pytest.mark.parametrize("offsets", ["axial", "zero", "planar", "three"])
+def test_symbolic_tracing_of_a_whole_model(images, offsets):
+    sizes = dict(depths=(1, 2), dims=(16, 32), mlp_ratios=(2, 2), share=(2, 4), period=1)
+    model = atmnet.ATMNet(num_classes=3, offsets=offsets, **sizes).eval()
+    traced = torch.fx.symbolic_trace(model)
+    for x in (images, images[:1, :, :48]):  # the graph is of no size
+        torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
+    found = create_feature_extractor(model, ["stages.0", "norm"])(images)
+    torch.testing.assert_close(found["norm"], model.forward_features(images), rtol=0, atol=0)
+    assert found["stages.0"].shape == (2, 16, 24, 16)
+
+
+@pytest.mark.parametrize("name", ["depths", "dims", "mlp_ratios", "share"])
+def test_unlike_numbers_of_stages_are_refused_by_name(name):
+    sizes = dict(depths=(1, 2), dims=(16, 32), mlp_ratios=(2, 2), share=(2, 4))
+    with pytest.raises(ValueError, match=f"one value for each stage, got .*{name} of 3"):
+        atmnet.ATMNet(**sizes | {name: (2, 2, 2)})

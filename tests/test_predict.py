@@ -149,7 +149,7 @@ def test_weights_without_a_training(tmp_path: Path):
         ({"file": "list.pth", "model": "atmnet-t"}, "list.pth holds a list, not a checkpoint"),
         ({"file": "text.pth", "model": "atmnet-t"}, "text.pth is not a checkpoint that can be read"),
         ({"file": "text.safetensors", "model": "atmnet-t"}, "text.safetensors is not a safetensors file that can be read"),
-        ({"file": "weights.pth", "model": "atmnet-t", "ema": True}, "weights.pth has no averaged weights under 'model_ema'; it has model"),
+        ({"file": "weights.pth", "model": "atmnet-t", "ema": True}, "weights.pth has no averaged weights under .*; it has model"),
         ({"file": "saved", "model": "atmnet-t"}, "saved holds atmnet_xt, not atmnet_t"),
         ({"file": "saved", "ema": True}, "saved holds one set of weights"),
     ],
@@ -182,7 +182,7 @@ def test_what_is_said_of_weights_that_save_wrote(tmp_path: Path):
 
 def test_folders_of_other_libraries(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="cannot be opened: KeyError: 'architecture'"):
+    with pytest.raises(ValueError, match="config.json does not say which architecture"):
         open_classifier(tmp_path)
     with pytest.raises(ValueError, match="averaged weights are a checkpoint's"):
         open_classifier(None, "atmnet_xt", ema=True)

@@ -22,9 +22,14 @@ from torch import Tensor, nn
 from atm_triton import ActiveTokenMixer, OffsetFC, axial_gather
 from atm_triton.reference import bottleneck
 
+# Symbolic tracing records calls of these, for they look at shapes, which its proxies do not have.
+torch.fx.wrap("axial_gather")
+torch.fx.wrap("rearrange")
+
 SAMPLES = 3  # per channel and axis, of "three"
 
 
+@torch.fx.wrap
 def planar_gather(x: Tensor, offset: Tensor) -> Tensor:
     """Gather each channel at ``(row + offset_h, column + offset_w)``, by bilinear interpolation, zero outside.
 
@@ -74,7 +79,7 @@ class ZeroMixer(ActiveTokenMixer):
         super().__init__(dim, share, own_offset=False, proj_drop=proj_drop)
 
     def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
-        return super().forward(x, x.new_zeros(*x.shape[:3], 2 * self.dim // self.share))
+        return super().forward(x, x.new_zeros(x.shape[0], x.shape[1], x.shape[2], 2 * self.dim // self.share))
 
 
 class BranchMixer(nn.Module):
@@ -101,7 +106,7 @@ class BranchMixer(nn.Module):
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         branches = torch.stack([*(fc(y) for fc, y in zip(self.fcs, self.gather(x, offset), strict=True)), self.fc_c(x)])
         s = branches.mean((2, 3)).sum(0)
-        logits = rearrange(self.fc2(F.gelu(self.fc1(s))), "b (c k) -> k b 1 1 c", k=len(branches))
+        logits = rearrange(self.fc2(F.gelu(self.fc1(s))), "b (c k) -> k b 1 1 c", k=len(self.fcs) + 1)
         return self.proj_drop(self.proj((logits.softmax(0) * branches).sum(0)))
 
     def extra_repr(self) -> str:
@@ -126,7 +131,7 @@ class ThreeMixer(BranchMixer):
 
     def gather(self, x: Tensor, offset: Tensor) -> list[Tensor]:
         maps = offset.chunk(2 * SAMPLES, -1)
-        return [axial_gather(x, along, "w") for along in maps[:SAMPLES]] + [axial_gather(x, along, "h") for along in maps[SAMPLES:]]
+        return [axial_gather(x, maps[i], "w" if i < SAMPLES else "h") for i in range(2 * SAMPLES)]
 
 
 class ThreeOffsetFC(OffsetFC):

@@ -21,6 +21,8 @@ from .weights.hub import HubModel
 
 LAYER_NORM_EPS = 1e-5
 
+torch.fx.wrap("rearrange")  # symbolic tracing records its calls, for it looks at shapes, which proxies do not have
+
 
 class Downsample(nn.Conv2d):
     """Convolution 3x3 of stride 2, ``[B, H, W, dim_in] -> [B, ceil(H / 2), ceil(W / 2), dim]``."""
@@ -29,14 +31,19 @@ class Downsample(nn.Conv2d):
         super().__init__(dim_in, dim, kernel_size=3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = rearrange(x, "b h w c -> b c h w")
-        if x.shape[0] > 1 or x.device.type != "cpu" or not torch.compiler.is_compiling():
-            return to_channels_last(super().forward(x))
-        # For one image on CPU, PyTorch chooses among convolutions by the size of the image, and a graph that holds that choice is compiled
-        # again for every class of sizes. A GEMM holds for all.
-        patches = rearrange(F.unfold(x, kernel_size=3, stride=2, padding=1), "b patch n -> b n patch")
-        y = F.linear(patches, rearrange(self.weight, "o i h w -> o (i h w)"), self.bias)
-        return rearrange(y, "b (h w) c -> b h w c", h=(x.shape[2] + 1) // 2)
+        return downsample(x, self.weight, self.bias)
+
+
+@torch.fx.wrap
+def downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x = rearrange(x, "b h w c -> b c h w")
+    if x.shape[0] > 1 or x.device.type != "cpu" or not torch.compiler.is_compiling():
+        return to_channels_last(F.conv2d(x, weight, bias, stride=2, padding=1))
+    # For one image on CPU, PyTorch chooses among convolutions by the size of the image, and a graph that holds that choice is compiled
+    # again for every class of sizes. A GEMM holds for all.
+    patches = rearrange(F.unfold(x, kernel_size=3, stride=2, padding=1), "b patch n -> b n patch")
+    y = F.linear(patches, rearrange(weight, "o i h w -> o (i h w)"), bias)
+    return rearrange(y, "b (h w) c -> b h w c", h=(x.shape[2] + 1) // 2)
 
 
 class PEG(nn.Conv2d):
@@ -158,6 +165,10 @@ class ATMNet(HubModel, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        lengths = dict(depths=len(depths), dims=len(dims), mlp_ratios=len(mlp_ratios), share=len(share))
+        if len(set(lengths.values())) > 1 or not depths:
+            told = ", ".join(f"{name} of {length}" for name, length in lengths.items())
+            raise ValueError(f"depths, dims, mlp_ratios and share must have one value for each stage, got {told}")
         self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, dims[-1]
         self.stem = nn.Conv2d(in_chans, dims[0], kernel_size=7, stride=4, padding=2)
         drop_paths = [rates.tolist() for rates in torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))]

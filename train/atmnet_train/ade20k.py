@@ -18,6 +18,7 @@ from .common.errors import UsageError, run_program
 from .common.loading import MapLoader
 from .common.program import Program
 from .common.runtime import make_accelerator
+from .common.sampling import names_digest
 from .common.seeding import seed_everything
 from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
@@ -37,7 +38,7 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     """`--eval`: the mIoU of a checkpoint, and how it is made up of the classes."""
     accelerator = make_accelerator(settings.run)
     model_settings, data, evaluation = settings.model, settings.data, settings.evaluation
-    classes, output = weights.meta["classes"], Path(settings.run.output)
+    classes, output = weights.said("classes"), Path(settings.run.output)
     pairs = find_pairs(Path(data.data_dir), data.val_split)
     named = class_names(Path(data.data_dir), data.classes)
     if named and named != classes:
@@ -131,7 +132,12 @@ def train(settings: Settings) -> None:
             "num_classes": len(classes),
             "eval_interval": schedule.eval_interval,
             "classes": classes,
-            "order": {"seed": run.seed, "global batch": loader.images_per_update, "images": len(pairs)},
+            "order": {
+                "seed": run.seed,
+                "global batch": loader.images_per_update,
+                "images": len(pairs),
+                "names": names_digest(str(pair.image.relative_to(root)) for pair in pairs),
+            },
             "recipe": recipe_of(settings),
         },
         data=f"{len(pairs)} training and {len(val_pairs)} validation images of {len(classes)} classes at {data.crop_size}",

@@ -18,6 +18,7 @@ from .common.errors import UsageError, run_program
 from .common.loading import MapLoader
 from .common.program import Program
 from .common.runtime import make_accelerator
+from .common.sampling import names_digest
 from .common.seeding import seed_everything
 from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
@@ -36,7 +37,7 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     """`--eval`: the AP of a checkpoint."""
     accelerator = make_accelerator(settings.run)
     val = open_val(settings, accelerator)
-    if val.classes != weights.meta["classes"]:
+    if val.classes != weights.said("classes"):
         raise UsageError(
             f"{weights.source} was trained on {len(weights.meta['classes'])} classes ({shorten(weights.meta['classes'])}), "
             f"{val.source} has {len(val.classes)} ({shorten(val.classes)})"
@@ -72,7 +73,7 @@ def train(settings: Settings) -> None:
     run, data = settings.run, settings.data
     resume = claim_output(run)
     accelerator = make_accelerator(run, data.grad_accum_steps)
-    split, dataset = open_train(settings, accelerator)
+    split, dataset, names = open_train(settings, accelerator)
     val = open_val(settings, accelerator)
     if (split.category_ids, split.classes) != (val.category_ids, val.classes):
         raise UsageError(f"the categories of {split.source} ({shorten(split.classes)}) and of {val.source} ({shorten(val.classes)}) differ")
@@ -84,7 +85,7 @@ def train(settings: Settings) -> None:
         dense.start_weights(settings.model, accelerator, model)
     # The few images of a batch give no statistics: a backbone that starts from weights keeps those of its pretraining.
     started = bool(settings.model.pretrained or settings.model.backbone_weights or settings.model.init_from)
-    frozen_norms = started if resume is None else read_state(resume)["meta"]["frozen_norms"]
+    frozen_norms = started if resume is None else bool(read_state(resume, accelerator.is_main_process)["meta"].get("frozen_norms"))
     if accelerator.num_processes > 1 and accelerator.device.type != "cpu":
         model = convert_sync_batchnorm(model)  # the cascade's box heads, as Swin has them; PyTorch has it on accelerators only
 
@@ -121,7 +122,7 @@ def train(settings: Settings) -> None:
             "num_classes": len(split.classes),
             "frozen_norms": frozen_norms,
             "classes": split.classes,
-            "order": {"seed": run.seed, "global batch": loader.images_per_update, "images": len(dataset)},
+            "order": {"seed": run.seed, "global batch": loader.images_per_update, "images": len(dataset), "names": names},
             "recipe": recipe_of(settings),
         },
         data=f"{len(dataset)} training and {len(val.images)} validation images of {len(split.classes)} classes at {sizes}",
@@ -132,8 +133,8 @@ def train(settings: Settings) -> None:
     fit(run, accelerator, task, resume)
 
 
-def open_train(settings: Settings, accelerator: Accelerator) -> tuple[Split, TrainImages]:
-    """The split, without its annotations, and its images to train on."""
+def open_train(settings: Settings, accelerator: Accelerator) -> tuple[Split, TrainImages, str]:
+    """The split, without its annotations, its images to train on, and the digest of their names."""
     data, masks = settings.data, settings.model.has_masks
     split = open_split(Path(data.data_dir), data.train_split, masks)
     records, left_out = split.targets(masks)
@@ -143,7 +144,9 @@ def open_train(settings: Settings, accelerator: Accelerator) -> tuple[Split, Tra
     if not filled:
         raise UsageError(f"{split.source} has no object to learn from on any of its {len(records)} images")
     split.annotations = []  # gigabytes in COCO; the workers, which start as copies of this process, would come to hold them too
-    return split, TrainImages(split.folder, records if data.keep_empty else filled, masks, settings.run.seed, data.max_broken)
+    chosen = records if data.keep_empty else filled
+    names = names_digest(f"{record['id']} {record['file_name']}" for record in chosen)
+    return split, TrainImages(split.folder, chosen, masks, settings.run.seed, data.max_broken), names
 
 
 def open_val(settings: Settings, accelerator: Accelerator) -> Split:

@@ -1,5 +1,6 @@
 """Train an ATMNet, or any timm model, on ImageNet or any labelled images: `accelerate launch train/imagenet.py --help`."""
 
+import os
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from .common.broken import BrokenImages
 from .common.errors import UsageError, run_program
 from .common.program import Program
 from .common.runtime import make_accelerator
+from .common.sampling import names_digest
 from .common.seeding import seed_everything
 from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
@@ -63,6 +65,7 @@ def train(settings: Settings) -> None:
         "seed": run.seed,
         "global batch": loader.images_per_update,
         "images": len(images.source),
+        "names": names_digest(sample_names(images.source)),
         "aug_repeats": settings.augmentation.aug_repeats,
     }
     task = Task(
@@ -126,6 +129,16 @@ def open_both(settings: Settings) -> tuple[Images, Images, int]:
             f"({shorten(list(val_images.classes))}) differ"
         )
     return images, val_images, num_classes
+
+
+def sample_names(source: Any) -> list[str]:
+    """Names by which to tell whether a data set is still the same, from its root on; none of one that has no files."""
+    reader = getattr(source, "reader", source)
+    if hasattr(reader, "filenames") and hasattr(reader, "samples"):  # other readers would load every image for it
+        return [str(name) for name in reader.filenames()]
+    if hasattr(reader, "samples") and hasattr(reader, "root"):  # torchvision's folders
+        return [os.path.relpath(path, reader.root) for path, _ in reader.samples]
+    return [str(getattr(getattr(reader, "dataset", None), "_fingerprint", ""))]  # of Hugging Face's
 
 
 def check_classes(images: Images, num_classes: int, owner: str) -> None:

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         for first in track(range(0, len(files), args.batch_size), "looking", console=Console(stderr=True), transient=True):
             look.batch(numbered[first : first + args.batch_size])
-    except ValueError as error:  # offsets that are not finite
+    except (ValueError, OSError) as error:  # offsets that are not finite, a full disk
         parser.error(str(error))
     for unreadable in look.unreadable:
         print(f"left out, cannot be read: {unreadable}", file=sys.stderr)
@@ -147,6 +147,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         return 1
     architecture: Any = model.pretrained_cfg
     untrained = "an untrained " if args.checkpoint is None else ""
-    for line in look.finish(f"Where the tokens of {untrained}{architecture['architecture']} look"):
-        console.print(line)
+    try:
+        said = look.finish(f"Where the tokens of {untrained}{architecture['architecture']} look")
+    except OSError as error:
+        parser.error(str(error))
+    console.print("\n".join(said))
     return 1 if look.unreadable else 0

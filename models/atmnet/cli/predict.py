@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from ..images import find_images
 from ..prediction import Prediction, predict
+from ..strict_json import dumps
 from ..weights.opening import open_classifier
 from .arguments import add_model, add_running, whole_number
 
@@ -44,8 +44,12 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(str(error))
     results = list(track(predict(model, images, args.top, args.batch_size), "predicting", len(images), console=errors, transient=True))
     if args.json:
-        text = json.dumps([as_json(result) for result in results], indent=2)
-        print(text) if args.json == "-" else Path(args.json).write_text(text + "\n")
+        text = dumps([as_json(result) for result in results], indent=2)
+        try:
+            print(text, flush=True) if args.json == "-" else Path(args.json).write_text(text + "\n")
+        except OSError as error:
+            errors.print(f"error: cannot write --json {args.json}: {error}", markup=False)
+            return 1
     else:
         Console().print(as_table(results))
     read = [result for result in results if result.error is None]

@@ -22,7 +22,7 @@ def unwrap(model: Any) -> Any:
 
 
 def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that lack some of the model's, have others, or others' shapes.
+    """Refuse weights that lack some of the model's, have others, or others' shapes or kinds of numbers.
 
     Raises:
         ValueError: with the names and shapes, and how ``source`` is called.
@@ -34,6 +34,11 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
         f"shape: {name} is {list(weights[name].shape)} in the checkpoint, {list(own[name].shape)} in the model"
         for name in own
         if name in weights and own[name].shape != weights[name].shape
+    ]
+    problems += [
+        f"dtype: {name} is {weights[name].dtype} in the checkpoint, {own[name].dtype} in the model"
+        for name in own
+        if name in weights and own[name].is_floating_point() != weights[name].is_floating_point()
     ]
     if problems:
         more = len(problems) - LISTED

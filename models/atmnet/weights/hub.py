@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Self, cast
 
 import timm
+import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from timm.models import save_for_hf
+from timm.models import is_model, save_for_hf
 from torch import nn
+
+from ..strict_json import finite
+from .reader import check_finite, read_json, read_safetensors, reason
+from .saved import save
 
 CARD = """
 ---
@@ -46,11 +50,42 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 
 def from_folder(folder: str | os.PathLike[str], **kwargs: Any) -> nn.Module:
-    """The model of a folder as ``save_pretrained`` or timm's ``save_for_hf`` writes it."""
-    weights = Path(folder) / "model.safetensors"
-    # timm before 1.0.30 cannot read these by itself.
-    overlay: dict[str, Any] = dict(pretrained_cfg_overlay=dict(source="", file=str(weights))) if weights.is_file() else {}
-    return timm.create_model(f"local-dir:{os.fspath(folder)}", pretrained=True, **overlay, **kwargs)
+    """The model of a folder as ``save_pretrained`` or timm's ``save_for_hf`` writes it.
+
+    Raises:
+        ValueError: with the name of what is damaged, does not fit, or is of no model that timm knows.
+    """
+    read_config(folder)
+    weights, overlay = Path(folder) / "model.safetensors", dict[str, Any]()
+    if weights.is_file():
+        check_finite(weights, read_safetensors(weights).weights)  # timm verifies nothing
+        overlay = dict(pretrained_cfg_overlay=dict(source="", file=str(weights)))  # timm before 1.0.30 cannot read these by itself
+    return create_at(f"local-dir:{os.fspath(folder)}", **overlay, **kwargs)
+
+
+def create_at(place: str, **kwargs: Any) -> nn.Module:
+    """The model of a place of timm's, ``hf-hub:`` or ``local-dir:``; raises as ``from_folder``."""
+    try:
+        return timm.create_model(place, pretrained=True, **kwargs)
+    except Exception as error:  # no model of timm's, arguments that it does not take, weights that do not fit, no network
+        raise ValueError(f"{place.removeprefix('local-dir:')} cannot be opened: {reason(error)}") from error
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a folder says of its model; raises as ``from_folder``."""
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    if not isinstance(config.get("architecture"), str):
+        raise ValueError(f"{path} does not say which architecture the model has")
+    if not is_model(config["architecture"]):
+        raise ValueError(f"{path} is of the architecture {config['architecture'][:80]!r}, which timm does not know")
+    for name in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(name, {}), dict):
+            raise ValueError(f"{path}: {name} holds a {type(config[name]).__name__}, not settings by name")
+    names, number = config.get("label_names"), config.get("num_classes", 0)
+    if not isinstance(names, (list, dict, type(None))) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"{path} says label_names {str(names)[:40]!r} and num_classes {str(number)[:40]!r}, which cannot be")
+    return config
 
 
 class HubModel(
@@ -89,25 +124,40 @@ class HubModel(
             raise ValueError("the model has lost its last norm, as in features_only, and could not be loaded again: save the whole model")
         if not hasattr(self, "pretrained_cfg"):  # made without timm; the arguments tell all of the architecture
             model.pretrained_cfg = cast(Any, timm.get_pretrained_cfg("atmnet_t")).to_dict()
-        content = {"training_summary": self.training_summary} if self.training_summary else {}
+        content = {"training_summary": finite(self.training_summary)} if self.training_summary else {}
         save_for_hf(model, str(save_directory), model_config=content, model_args=arguments, safe_serialization=True)
+        save(model, save_directory / "model.safetensors", format="pt")  # with a digest, and at every moment whole
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        map_location: torch.device | str = "cpu",
+        strict: bool = True,
         **model_kwargs: Any,
     ) -> Self:
-        folder = model_id
+        """The model of a folder or of a repository on the Hub, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: The folder, or ``"USER/NAME"``.
+            force_download, token, cache_dir, local_files_only, revision: Of the download, as everywhere in huggingface_hub.
+            map_location: The device of the model.
+            strict: Refuse weights that lack some of the model's or have others. Shapes must agree in any case.
+            **model_kwargs: Arguments of the model, before those in the config.
+
+        Raises:
+            ValueError: with the name of what is damaged, does not fit, or is no ATMNet.
+        """
+        folder = os.fspath(pretrained_model_name_or_path)
         if not os.path.isdir(folder):
             folder = snapshot_download(
-                model_id,
+                folder,
                 revision=revision,
                 cache_dir=cache_dir,
                 force_download=force_download,
@@ -115,12 +165,14 @@ class HubModel(
                 token=token,
                 allow_patterns=["config.json", "model.safetensors"],
             )
-        config = json.loads((Path(folder) / "config.json").read_text())
-        if not str(config.get("architecture")).startswith("atmnet_"):
-            raise ValueError(f"{model_id} holds {config.get('architecture')}, not an ATMNet: timm.create_model makes it")
-        model = from_folder(folder, **model_kwargs)
-        cast(Any, model).training_summary = config.get("training_summary")
-        return cast(Self, model.eval())
+        config = read_config(folder)
+        if not config["architecture"].startswith("atmnet_"):
+            raise ValueError(f"{folder} holds {config['architecture']}, not an ATMNet: timm.create_model makes it")
+        model = from_folder(folder, pretrained_strict=strict, **model_kwargs)
+        getattr(model, "_model_args", {}).pop("pretrained_strict", None)  # timm keeps it, to be saved with the model
+        summary = config.get("training_summary")
+        cast(Any, model).training_summary = summary if isinstance(summary, dict) else None
+        return cast(Self, model.to(map_location).eval())
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         model: Any = self

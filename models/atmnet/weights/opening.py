@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,9 +12,9 @@ from ..images import channels
 from ..model import ATMNet
 from ..variants import VARIANTS, canonical_name, check_known, model_arguments
 from .fit import load_strict
-from .hub import from_folder
-from .published import load_official
-from .reader import Checkpoint, PathLike, read_checkpoint
+from .hub import create_at, from_folder
+from .published import load_published
+from .reader import Checkpoint, PathLike, read_checkpoint, read_json, reason
 
 # Of a run's summary.json.
 FIGURES = ("epochs", "updates", "training_seconds", "images_per_second", "processes", "device", "mixed_precision", "versions")
@@ -30,13 +28,15 @@ def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: 
 
     Args:
         checkpoint: An output folder of train/imagenet.py (its best weights), a folder that ``save_pretrained`` or timm wrote, a
-            ``.safetensors``, a ``last.pt``, a published ``.pth``, or ``"hf-hub:USER/NAME"``; None for fresh weights of ``model``.
+            ``.safetensors``, a ``last.pt``, a ``.pth``, published or of timm or mmseg, or ``"hf-hub:USER/NAME"``; None for fresh weights
+            of ``model``.
         model: Such as ``"atmnet-t"`` or any timm model; needed where the checkpoint does not say.
         ema: Take the averaged weights, of a checkpoint that holds both.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it cannot be read, does not say which model it is, or holds another; it has no averaged weights.
+        ValueError: it cannot be read, is damaged, does not say which model it is, or holds another; it has no averaged weights, or some
+            that are not finite.
     """
     name = canonical_name(model) if model else None
     if checkpoint is None:
@@ -44,7 +44,8 @@ def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: 
             raise ValueError("averaged weights are a checkpoint's: give one")
         if name is None:
             raise ValueError("give a checkpoint, or the name of a model for one with fresh weights")
-        return _create(name).eval()
+        check_known(name)
+        return timm.create_model(name).eval()
     if (place := _timm_place(checkpoint)) is not None:
         return _open_place(place, name, ema).eval()
     found = read_checkpoint(checkpoint, ema)
@@ -59,11 +60,17 @@ def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: 
 def _build(checkpoint: Checkpoint, name: str) -> nn.Module:
     if checkpoint.published and name not in VARIANTS:
         raise ValueError(f"{checkpoint.path} holds a published ATMNet, not {name}: name one of {', '.join(VARIANTS)}")
-    trained = checkpoint.meta.get("recipe", {}) | checkpoint.meta
+    trained = (checkpoint.meta.get("recipe") or {}) | checkpoint.meta
     num_classes = trained.get("num_classes", _width_of_classifier(checkpoint, name))
-    model = _create(name, **model_arguments(trained.get("model_kwargs", [])) | dict(num_classes=num_classes, pretrained=False))
+    try:
+        check_known(name)
+        arguments = model_arguments(trained.get("model_kwargs") or []) | dict(num_classes=num_classes)
+        arguments |= dict(pretrained=False, checkpoint_path="")  # whatever was started from: the weights are here
+        model = timm.create_model(name, **arguments)
+    except Exception as error:  # of a model that is given what it does not take
+        raise ValueError(f"{checkpoint.path}: cannot make its model {name}: {reason(error)}") from error
     if checkpoint.published:
-        load_official(model, checkpoint.weights)
+        load_published(model, checkpoint.weights, str(checkpoint.path))
     else:
         load_strict(model, checkpoint.weights, str(checkpoint.path))
     if isinstance(model, ATMNet):
@@ -86,7 +93,7 @@ def _training_summary(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if "recipe" not in checkpoint.meta:
         return None
     summary = checkpoint.path.with_name("summary.json")
-    run = json.loads(summary.read_text()) if summary.is_file() else {}
+    run = read_json(summary) if summary.is_file() else {}
     return (
         {f"val_{name}": checkpoint.meta[name] for name in ("top1", "top5", "loss", "images") if name in checkpoint.meta}
         | {name: run[name] for name in FIGURES if name in run}
@@ -107,24 +114,16 @@ def _width_of_classifier(checkpoint: Checkpoint, name: str) -> int:
     return 0 if weight is None else weight.shape[0]
 
 
-def _create(name: str, **kwargs: Any) -> nn.Module:
-    check_known(name)
-    return timm.create_model(name, **kwargs)
-
-
 def _timm_place(checkpoint: PathLike) -> str | None:
     """A folder or a model on the Hub that has a config.json; None for anything else."""
     text = os.fspath(checkpoint)
-    return text if text.startswith("hf-hub:") or (Path(text) / "config.json").is_file() else None
+    return text if text.startswith("hf-hub:") or os.path.isfile(os.path.join(text, "config.json")) else None
 
 
 def _open_place(place: str, name: str | None, ema: bool) -> nn.Module:
     if ema:
         raise ValueError(f"{place} holds one set of weights, no averaged ones beside")
-    try:
-        model = timm.create_model(place, pretrained=True) if place.startswith("hf-hub:") else from_folder(place)
-    except (RuntimeError, OSError, KeyError, ValueError) as error:  # no model of timm's, weights that do not fit, no network
-        raise ValueError(f"{place} cannot be opened: {type(error).__name__}: {error}") from error
+    model = create_at(place) if place.startswith("hf-hub:") else from_folder(place)
     held: Any = model.pretrained_cfg
     if name is not None and name.partition(".")[0] != held["architecture"]:
         raise ValueError(f"{place} holds {held['architecture']}, not {name}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from einops import rearrange
 from timm.models._features import FeatureGetterNet
-from torch import nn
+from torch import Tensor, nn
 
 from ..model import ATMNet
 from .fit import load_strict, unwrap
@@ -39,29 +39,35 @@ def from_official(name: str) -> str:
 
 
 def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema: bool = False) -> nn.Module:
-    """Load a checkpoint of the published implementation into one of our models, and return the model.
+    """Load a checkpoint of the published implementation into one of our models, and return the model. Prefixes of data parallelism and of
+    compiled models are taken off; of a network of mmseg the backbone is taken.
 
     Args:
         model: An ATMNet, or its ``features_only`` form, which takes the backbone and leaves its own per-stage norms as they are. A model
             without a classifier (``num_classes=0``) leaves the published head out.
-        path_or_state_dict: The published file, its contents, or a bare state dict.
-        ema: Take the file's ``model_ema`` rather than its ``model``.
+        path_or_state_dict: The published file, its contents, a bare state dict, or either as timm and mmseg keep it.
+        ema: Take the file's ``model_ema`` (timm: ``state_dict_ema``) rather than its ``model`` (``state_dict``).
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is no checkpoint, has no ``model_ema``, or does not fit; the message lists the names and shapes.
     """
-    model_to_load = unwrap(model)
-    if isinstance(model_to_load, FeatureGetterNet):
-        model_to_load = model_to_load.model
     if isinstance(path_or_state_dict, Mapping):
         source, content = "the state dict", path_or_state_dict
     else:
         source, content = os.fspath(path_or_state_dict), read_torch(path_or_state_dict)
+    return load_published(model, weights_in(content, source, ema), source)
+
+
+def load_published(model: nn.Module, published: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Load weights by their published names, as ``load_official`` does."""
+    model_to_load = unwrap(model)
+    if isinstance(model_to_load, FeatureGetterNet):
+        model_to_load = model_to_load.model
     own = model_to_load.state_dict()
     left_out = _left_out(model_to_load)
     weights = {}
-    for name, value in weights_in(content, source, ema).items():
+    for name, value in published.items():
         ours = from_official(name)
         if ours.startswith(left_out):
             continue

@@ -10,13 +10,13 @@ from torch import nn
 from atm_triton.files import write_atomically
 
 from .fit import load_strict, unwrap
-from .reader import PathLike, metadata_text, read_safetensors
+from .reader import PathLike, read_safetensors, safetensors_metadata
 
 
 def save(model: nn.Module, path: PathLike, /, **metadata: object) -> None:
-    """Write the model's weights as safetensors, atomically. ``metadata`` travels with them, as JSON what is not text."""
+    """Write the model's weights as safetensors, atomically. ``metadata`` travels with them, as JSON what is not text; so does a digest."""
     weights = {name: value.contiguous() for name, value in unwrap(model).state_dict().items()}
-    write_atomically(Path(path), lambda file: file.write(to_safetensors(weights, metadata_text(metadata))))
+    write_atomically(Path(path), lambda file: file.write(to_safetensors(weights, safetensors_metadata(weights, metadata))))
 
 
 def load(model: nn.Module, path: PathLike) -> nn.Module:
@@ -24,7 +24,7 @@ def load(model: nn.Module, path: PathLike) -> nn.Module:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no safetensors file, or does not fit; the message lists the names and shapes.
+        ValueError: it is no safetensors file, is damaged, or does not fit; the message lists the names and shapes.
     """
     load_strict(unwrap(model), read_safetensors(path).weights, str(path))
     return model

@@ -173,7 +173,7 @@ class Evaluator:
             loss, top1, top5, count = (self.accelerator.reduce(total, "sum") if self.streamed else total).tolist()
             if not count:
                 raise RunError(f"none of the {self.images} validation images could be read")
-            results[name] = {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count, "images": count}
+            results[name] = {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count, "images": int(count)}
         return results
 
 

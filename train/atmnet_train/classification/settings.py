@@ -1,5 +1,6 @@
 """Settings of train/imagenet.py, in timm's spelling. The defaults are the paper's recipe (its table 9; where it is silent, DeiT's)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from ..common.config import read_config
 from ..common.errors import UsageError
 from ..common.loading import LoadingSettings
 from ..common.runtime import EvaluationSettings, RunSettings
-from ..common.settings import setting
+from ..common.settings import LARGEST_RATE, setting
 from ..common.weights import Weights
 
 # Stochastic depth by variant.
@@ -79,7 +80,7 @@ class AugmentationSettings:
     cutmix: float = setting(1.0, "alpha of cutmix; 0 switches it off", at_least=0)
     mixup_prob: float = setting(1.0, "share of mixed batches", share=True)
     mixup_switch_prob: float = setting(0.5, "share of cutmix where both are on", share=True)
-    mixup_off_epoch: int = setting(0, "stop mixing at this epoch (0: never)")
+    mixup_off_epoch: int = setting(0, "stop mixing at this epoch (0: never)", at_least=0)
     smoothing: float = setting(0.1, "label smoothing", share=True)
 
 
@@ -88,13 +89,15 @@ class OptimizerSettings:
     """Optimizer."""
 
     opt: str = setting("adamw", "any of timm's optimizers")
-    lr: float | None = setting(None, "learning rate", at_least=0, told="--lr-base times global batch over --lr-base-size")
-    lr_base: float = setting(1e-3, "learning rate at a global batch of --lr-base-size")
+    lr: float | None = setting(
+        None, "learning rate", at_least=0, at_most=LARGEST_RATE, told="--lr-base times global batch over --lr-base-size"
+    )
+    lr_base: float = setting(1e-3, "learning rate at a global batch of --lr-base-size", at_least=0, at_most=LARGEST_RATE)
     lr_base_size: int = setting(1024, "the global batch that --lr-base is for", at_least=1)
-    weight_decay: float = setting(0.05, "not of norms and biases", at_least=0)
+    weight_decay: float = setting(0.05, "not of norms and biases", at_least=0, at_most=LARGEST_RATE)
     momentum: float = setting(0.9, "of optimizers that have one")
-    layer_decay: float | None = setting(None, "layer-wise decay of the learning rate", told="none")
-    clip_grad: float | None = setting(None, "clip the gradient norm (0: never)", metavar="NORM", told="never")
+    layer_decay: float | None = setting(None, "layer-wise decay of the learning rate", at_least=0, told="none")
+    clip_grad: float | None = setting(None, "clip the gradient norm (0: never)", metavar="NORM", at_least=0, told="never")
     model_ema_decay: float = setting(0.99996, "of the averaged weights; 0 switches them off", share=True)
     model_ema_warmup: bool = setting(False, "average over the steps there are at first: for runs of few updates")
 
@@ -108,10 +111,10 @@ class ScheduleSettings:
     epochs: int = setting(300, "without --cooldown-epochs", at_least=1, told="300; with --finetune 30")
     warmup_epochs: int = setting(5, "the rate rises linearly from --warmup-lr", at_least=0, told="5; with --finetune 0")
     cooldown_epochs: int = setting(10, "at --min-lr, after --epochs", at_least=0, told="10; with --finetune 0")
-    min_lr: float = setting(1e-5, "where the schedule ends", told="1e-5; with --finetune 5e-6")
-    warmup_lr: float = setting(1e-6, "where the warm-up begins")
-    decay_epochs: float = setting(90.0, "of --sched step")
-    decay_rate: float = setting(0.1, "of --sched step; the power of poly")
+    min_lr: float = setting(1e-5, "where the schedule ends", at_most=LARGEST_RATE, told="1e-5; with --finetune 5e-6")
+    warmup_lr: float = setting(1e-6, "where the warm-up begins", at_most=LARGEST_RATE)
+    decay_epochs: float = setting(90.0, "of --sched step", at_least=1)
+    decay_rate: float = setting(0.1, "of --sched step; the power of poly", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,9 @@ def check(settings: Settings) -> None:
         if settings.run.resume or model.init_from:
             raise UsageError("--eval CKPT names the weights itself: leave --resume and --init-from out")
         return
+    for name, (low, high), most in (("scale", augmentation.scale, 1), ("ratio", augmentation.ratio, math.inf)):
+        if not 0 < low <= high <= most:
+            raise UsageError(f"--{name} {low} {high}: give the smallest first, above 0" + " and up to 1" * (most == 1))
     if (augmentation.mixup > 0 or augmentation.cutmix > 0) and data.batch_size % 2:
         raise UsageError(f"--batch-size {data.batch_size}: mixup pairs the images of a batch, so it must be even (or --mixup 0 --cutmix 0)")
     if schedule.warmup_epochs >= schedule.epochs:

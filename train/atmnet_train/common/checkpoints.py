@@ -5,14 +5,16 @@ so a run may be resumed on another number of processes.
 """
 
 import math
+import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from atmnet.weights.reader import metadata_text, read_torch
+from atmnet.weights.digest import digest_of
+from atmnet.weights.reader import DIGEST, read_torch, safetensors_metadata
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -32,6 +34,9 @@ HYPERPARAMETERS = ("lr", "initial_lr", "lr_scale", "weight_decay", "momentum")
 
 # Of a checkpoint's meta: what makes it another run. The place in one is counted in epochs, and where those are intervals, in intervals.
 IDENTITY = ("model", "num_classes", "head", "neck", "detector", "eval_interval")
+
+# Settings whose random numbers are drawn per process and not per sample.
+DRAWN_BY_PROCESS = ("mixup", "cutmix", "drop_path")
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -66,7 +71,7 @@ class Checkpointer:
         self.ema = ema
         self.optimizer = getattr(optimizer, "optimizer", optimizer)  # the one inside Accelerate's wrapper
         self.folder = folder
-        self.meta = meta
+        self.meta = meta | {"processes": accelerator.num_processes}
 
     def save(self, progress: Progress) -> None:
         """Writes last.pt: every process calls it, the main one writes."""
@@ -89,6 +94,7 @@ class Checkpointer:
                     + (f"; {last} keeps the state from before. " if last.exists() else ". ")
                     + "Try a smaller --lr, --clip-grad 1.0, or --mixed-precision bf16"
                 )
+            state[DIGEST] = digest_of(state)
             write_atomically(self.folder / "last.pt", lambda file: torch.save(state, file))
         self.accelerator.wait_for_everyone()
 
@@ -97,12 +103,12 @@ class Checkpointer:
         state = model_state(self.accelerator.unwrap_model(model))
         if self.accelerator.is_main_process:
             tensors = {key: value.contiguous().clone() for key, value in state.items()}  # no two may share memory
-            metadata = metadata_text({**self.meta, **metrics})
+            metadata = safetensors_metadata(tensors, {**self.meta, **metrics})
             write_atomically(self.folder / name, lambda file: file.write(safetensors_bytes(tensors, metadata)))
 
     def load(self, path: Path) -> tuple[Progress, list[str]]:
         """Puts the state back, the same on every process, and tells what is not as it was. Every process must see the file."""
-        state = read_state(path)
+        state = read_state(path, verify=self.accelerator.is_main_process)
         notes = differences(path, state, self.meta)
         check_fits(self.model, state["model"], str(path))
         set_model_state_dict(self.model, state["model"], options=FULL)
@@ -114,7 +120,12 @@ class Checkpointer:
             set_model_state_dict(self.ema, state["ema"], options=FULL)
         # What was given now counts (a change is told): loading puts the checkpoint's values into the parameter groups too.
         given = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in self.optimizer.param_groups]
-        set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=FULL)
+        try:
+            set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"], options=FULL)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"{path}: the state of its optimizer is not this model's ({error}). To start anew from its weights: --init-from"
+            ) from error
         for group, values in zip(self.optimizer.param_groups, given, strict=True):
             group.update(values)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -140,29 +151,67 @@ def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list
     order = changed(then["order"], meta["order"])
     if order and state["progress"]["update"]:
         raise UsageError(
-            f"{path} is in the middle of an epoch, which cannot go on in another order: {', '.join(order)}. Give the values it had"
+            f"{path} is in the middle of an epoch, which cannot go on in another order: {', '.join(order)}. Give the values it had, and "
+            "the images (`names` is a digest of theirs)"
         )
-    if notes := order + changed(then["recipe"], meta["recipe"]):
-        return [f"not as before the resumption: {', '.join(notes)}"]
-    return []
+    notes = []
+    if other := order + changed(then["recipe"], meta["recipe"]):
+        notes.append(f"not as before the resumption: {', '.join(other)}")
+    if changed({"processes": then.get("processes")}, meta) and any(meta["recipe"].get(name) for name in DRAWN_BY_PROCESS):
+        notes.append(
+            f"not by as many processes as before ({then.get('processes')} -> {meta['processes']}): each draws random numbers of its own "
+            "for mixup, cutmix and drop path, so the losses will not be those of the uninterrupted run"
+        )
+    return notes
 
 
-def read_state(path: Path) -> dict[str, Any]:
+PARTS: dict[str, tuple[type, ...]] = {
+    "model": (dict,),
+    "ema": (dict, type(None)),
+    "optimizer": (dict,),
+    "scaler": (dict, type(None)),
+    "progress": (dict,),
+    "meta": (dict,),
+}
+META: dict[str, tuple[type, ...]] = {"model": (str,), "classes": (list,), "order": (dict,), "recipe": (dict,)}
+
+
+def read_state(path: Path, verify: bool) -> dict[str, Any]:
+    """All of a last.pt; with `verify`, compared with the digests in it."""
     try:
-        state = dict(read_torch(path, mmap=True))
+        state = dict(read_torch(path, mmap=True, verify=verify))
     except (FileNotFoundError, ValueError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(f"{error}{way_on(path)}") from error
     if "progress" not in state:
         raise UsageError(f"{path} holds no training state; --resume takes an output folder or its last.pt, --init-from takes weights")
+    lost = [name for name, kinds in PARTS.items() if not isinstance(state.get(name), kinds)]
+    lost += [f"meta.{name}" for name, kinds in META.items() if "meta" not in lost and not isinstance(state["meta"].get(name), kinds)]
+    if lost or not is_progress(state["progress"]):
+        raise UsageError(f"{path} is damaged: it lacks {shorten(lost) or 'its place in the run'}{way_on(path)}")
     return state
+
+
+def is_progress(found: dict[str, Any]) -> bool:
+    """Whether these are the values of a Progress."""
+    kinds = {item.name: dict if item.name.startswith("best") else (int, float) for item in fields(Progress)}
+    return found.keys() <= kinds.keys() and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+
+
+def way_on(path: Path) -> str:
+    """What there is beside a last.pt that is damaged."""
+    best = [beside.name for beside in sorted(path.parent.glob("best*.safetensors"))]
+    return (
+        f". {' and '.join(best)} beside it may be whole: start anew from them with --init-from {path.parent} and another --output"
+        * bool(best)
+    )
 
 
 def find_resume(resume: str, output: Path) -> Path | None:
     """The file that `--resume` means; None for `auto` where there is nothing to resume yet."""
     path = output / "last.pt" if resume == "auto" else Path(resume)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "last.pt"
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if resume == "auto":
         return None

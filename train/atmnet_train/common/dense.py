@@ -14,7 +14,7 @@ from torch import nn
 from .errors import UsageError
 from .models import check_model_name, model_kwargs
 from .runtime import EvaluationSettings, RunSettings
-from .settings import flag, setting
+from .settings import LARGEST_RATE, flag, setting
 from .weights import Weights, load_backbone, load_weights, read_weights
 
 
@@ -47,9 +47,9 @@ class BackboneSettings:
 class AdamWSettings:
     """Optimizer."""
 
-    lr: float = setting(1e-4, "of AdamW, whatever the batch", at_least=0)
-    weight_decay: float = setting(0.05, "not of norms and biases", at_least=0)
-    clip_grad: float | None = setting(None, "clip the gradient norm", metavar="NORM", told="never")
+    lr: float = setting(1e-4, "of AdamW, whatever the batch", at_least=0, at_most=LARGEST_RATE)
+    weight_decay: float = setting(0.05, "not of norms and biases", at_least=0, at_most=LARGEST_RATE)
+    clip_grad: float | None = setting(None, "clip the gradient norm", metavar="NORM", at_least=0, told="never")
 
 
 def check_model(settings: BackboneSettings, evaluation: EvaluationSettings, run: RunSettings) -> None:
@@ -64,6 +64,8 @@ def check_model(settings: BackboneSettings, evaluation: EvaluationSettings, run:
 def trained_values(weights: Weights, names: Sequence[str]) -> dict[str, Any]:
     """Settings that an evaluation takes from its checkpoint."""
     trained = {**weights.meta.get("recipe", {}), **weights.meta}
+    if lost := [name for name in names if name not in trained]:
+        raise UsageError(f"{weights.source} does not say its {', '.join(lost)}: it is damaged, or of another program")
     return {name: tuple(trained[name]) if isinstance(trained[name], list) else trained[name] for name in names}
 
 

@@ -142,7 +142,7 @@ class Engine:
         if self.accelerator.is_main_process:
             progress, resumed = self.progress, self.saved_at is not None
             self.steps.start((lambda row: row["update"] <= progress.updates) if resumed else None)
-            self.epochs.start((lambda row: row["epoch"] < progress.epoch) if resumed else None)
+            self.epochs.start((lambda row: row["epoch"] <= progress.epoch) if resumed else None)  # which counts those done
         with self.stop:
             while self.progress.epoch < self.plan.epochs:
                 self._train_epoch(batches, batch_loss)
@@ -150,10 +150,10 @@ class Engine:
                     self.save()  # an evaluation takes long enough to be interrupted
                 self._end_epoch(evaluate)
 
-    def _set_lr(self) -> float:
-        """The learning rate depends on the place alone, so there is no scheduler state to keep."""
+    def _set_lr(self, update: int) -> float:
+        """The learning rate of an update of this epoch: it depends on the place alone, so there is no scheduler state to keep."""
         if self.plan.sched_on_updates:  # not progress.updates: epochs before a resumption may have had more or fewer
-            self.scheduler.step_update(self.progress.epoch * self.plan.updates_per_epoch + self.progress.update)
+            self.scheduler.step_update(self.progress.epoch * self.plan.updates_per_epoch + update)
         else:
             self.scheduler.step(self.progress.epoch)
         return max(group["lr"] for group in self.optimizer.param_groups)
@@ -170,7 +170,7 @@ class Engine:
         self.since = time.perf_counter()
         try:
             while progress.update < plan.updates_per_epoch:
-                lr = self._set_lr()
+                lr = self._set_lr(progress.update)
                 losses = self._update(source, batch_loss, line)
                 self._count(lr, losses)
                 save_due = progress.updates % plan.checkpoint_steps == 0
@@ -258,7 +258,7 @@ class Engine:
             if not math.isfinite(loss):
                 raise RunError(self._lost(loss, update))
             self.progress.loss_sum += loss
-            row: Metrics = {"update": update, "epoch": self.progress.epoch, "loss": loss, "lr": lr}
+            row: Metrics = {"update": update, "epoch": self.progress.epoch + 1, "loss": loss, "lr": lr}
             rows.append(row | dict(zip(self.parts, parts, strict=True)))
         if self.accelerator.is_main_process:
             self.steps.append(*rows)
@@ -286,6 +286,9 @@ class Engine:
         )
 
     def save(self) -> None:
+        if self.accelerator.is_main_process:
+            self.steps.sync()
+            self.epochs.sync()
         self.checkpointer.save(self.progress)
         self.saved_at = self.progress.updates
 
@@ -300,10 +303,10 @@ class Engine:
         began = time.perf_counter()
         models = {"": self.model} | ({"ema_": self.ema.module} if self.ema is not None else {})
         row: Metrics = {
-            "epoch": progress.epoch,
+            "epoch": progress.epoch + 1,
             "updates": progress.updates,
             "train_loss": progress.loss_sum / max(progress.update, 1),
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "lr": self._set_lr(max(progress.update - 1, 0)),  # of the last update, which may have been before a resumption
         }
         better = []
         for prefix, metrics in evaluate(models, self.stop_during_evaluation).items():
@@ -325,7 +328,7 @@ class Engine:
         )
         progress.epoch, progress.update, progress.loss_sum = progress.epoch + 1, 0, 0.0
         for name, model, metrics in better:
-            self.checkpointer.save_weights(name, model, epoch=int(row["epoch"]), **metrics)
+            self.checkpointer.save_weights(name, model, epoch=progress.epoch, **metrics)
         self.save()
 
 

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from atm_triton import files
 
-from .errors import RunError
+from .errors import RunError, is_lost_worker
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -14,7 +14,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         files.write_atomically(path, write)
     except (OSError, RuntimeError) as error:  # torch.save reports a failed write of its own as RuntimeError
-        kept = f"{path.name} there is still the previous one" if path.exists() else f"there is no {path.name} yet"
-        raise RunError(
-            f"cannot write {path}: {error}. {kept}. Make room or give another folder with --output, then go on with --resume {path.parent}"
-        ) from error
+        if is_lost_worker(error):
+            raise
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: Exception) -> RunError:
+    kept = f"{path.name} there is still the previous one" if path.exists() else f"there is no {path.name} yet"
+    return RunError(
+        f"cannot write {path}: {error}. {kept}. Make room or give another folder with --output, then go on with --resume {path.parent}"
+    )

@@ -2,10 +2,14 @@
 
 import csv
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from .files import write_atomically
+from atm_triton.files import sync
+
+from .files import cannot_write, write_atomically
 
 Row = dict[str, float]
 
@@ -21,22 +25,39 @@ class Table:
         """Begins anew, or keeps of an earlier part of the run what its checkpoint knew: the rest is about to be run again."""
         self.rows = []
         if keep is not None and self.path.is_file():
-            with open(self.path, newline="") as file:
-                for text in csv.DictReader(file):
-                    try:
-                        row = {name: float(value) for name, value in text.items()}
-                    except (TypeError, ValueError):
-                        continue  # a line cut off by a kill
-                    if keep(row):
-                        self.rows.append(row)
+            for row in self._read():
+                with suppress(KeyError):  # under a heading that is damaged
+                    self.rows += [row] if keep(row) else []
         content = self._text(self.rows, header=bool(self.rows)).encode()
         write_atomically(self.path, lambda file: file.write(content))
 
     def append(self, *rows: Mapping[str, float]) -> None:
+        """Adds to the file, which must be there: a folder that is gone is not made again."""
         new = not self.rows
         self.rows.extend(dict(row) for row in rows)
-        with open(self.path, "a", newline="") as file:
-            file.write(self._text(rows, header=new))
+        try:
+            with open(os.open(self.path, os.O_WRONLY | os.O_APPEND), "w", newline="") as file:
+                file.write(self._text(rows, header=new))
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def sync(self) -> None:
+        """Returns when the rows are on the disk: a checkpoint must not know more than its tables."""
+        try:
+            sync(self.path)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def _read(self) -> list[Row]:
+        rows = list[Row]()
+        with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
+            lines = [line for line in file if "\0" not in line]  # as a crash of the system leaves them
+            for text in csv.DictReader(lines):
+                with suppress(TypeError, ValueError):  # a line cut off by a kill
+                    rows.append({name: number(value) for name, value in text.items()})
+        if rows and rows[0].get("epoch") == 0:  # of a run from before epochs counted from 1
+            rows = [row | {"epoch": row["epoch"] + 1} for row in rows]
+        return rows
 
     def _text(self, rows: Sequence[Mapping[str, float]], header: bool) -> str:
         file = io.StringIO(newline="")
@@ -45,3 +66,11 @@ class Table:
             writer.writeheader()
         writer.writerows(rows)
         return file.getvalue()
+
+
+def number(text: str) -> float:
+    """Integers are written without a point, and stay integers."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from .claim import claimed
+from .errors import UsageError
 from .flags import read_flags
 from .runtime import RunSettings, check_tracker
-from .settings import build, check_bounds, defaults
-from .weights import Weights, read_weights
+from .settings import build, check_bounds, defaults, fields_of, is_of
+from .weights import Weights, arguments_of, read_weights
 
 Values = Mapping[str, Any]  # of settings, by name
 
@@ -43,7 +46,11 @@ class Program(Generic[S]):
         """The settings, and the weights that `--eval` names."""
         given = read_flags(self.name, self.description, self.settings, argv)
         weights = read_weights(given["eval"], given.get("ema", False)) if given.get("eval") else None
-        given = {**(self.from_checkpoint(weights, given) if weights is not None else {}), **given}
+        if weights is not None:
+            given = {**self.trained(weights, given), **given}
+        elif start := given.get("init_from") or given.get("backbone_weights"):
+            model = given.get("model", defaults(self.settings)["model"])
+            given = {**arguments_of(start, model, given.get("ema", False)), **given}
         values = defaults(self.settings)
         for layer in self.dependent:
             values |= layer({**values, **given})
@@ -52,13 +59,22 @@ class Program(Generic[S]):
         self.check(settings)
         return settings, weights
 
+    def trained(self, weights: Weights, given: Values) -> Values:
+        """What the checkpoint says, as far as it can be."""
+        fields, found = fields_of(self.settings), self.from_checkpoint(weights, given)
+        for name, value in found.items():
+            if not is_of(fields[name], value):
+                raise UsageError(f"{weights.source} says {name} {str(value)[:40]!r}, which cannot be: it is damaged, or of another program")
+        return found
+
     def parse(self, argv: Sequence[str] | None = None) -> S:
         return self.read(argv)[0]
 
     def main(self, argv: Sequence[str] | None = None) -> None:
         settings, weights = self.read(argv)
         check_tracker(settings.run)
-        if weights is None:
-            self.train(settings)
-        else:
-            self.evaluate(settings, weights)
+        with claimed(Path(settings.run.output)):
+            if weights is None:
+                self.train(settings)
+            else:
+                self.evaluate(settings, weights)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, parse_flag_from_env
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration, parse_flag_from_env
 
-from .errors import UsageError
+from .errors import UsageError, environment_number
 from .settings import setting
 
+PRECISIONS = ("no", "fp16", "bf16")
 TRACKERS = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS)
 
 
@@ -30,7 +31,7 @@ class RunSettings:
         told="start anew",
     )
     seed: int = setting(42, "of all random numbers", at_least=0, incidental=True)
-    mixed_precision: str | None = setting(None, "the dtype of autocast", choices=("no", "fp16", "bf16"), told="as Accelerate is configured")
+    mixed_precision: str | None = setting(None, "the dtype of autocast", choices=PRECISIONS, told="as Accelerate is configured")
     compile: bool = setting(False, "torch.compile the model", "--torchcompile", incidental=True)
     tune: bool = setting(True, "on a GPU, look for faster launch configurations first", incidental=True)
     deterministic: bool = setting(False, "on a GPU too, the same results bit by bit: slower, not tuned")
@@ -59,7 +60,9 @@ def available_cores() -> int:
 
 def default_workers() -> int:
     """The machine's cores, shared out over its processes; more than 8 seldom help one."""
-    return min(8, max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    processes = int(text) if text.isdecimal() else 1  # what is no number is refused with the launcher's other variables
+    return min(8, max(1, available_cores() // max(1, processes)))
 
 
 def check_tracker(settings: RunSettings) -> None:
@@ -67,9 +70,35 @@ def check_tracker(settings: RunSettings) -> None:
         raise UsageError(f"--report-to {settings.report_to}: that package is not installed; install it or give --report-to none")
 
 
+# Of Accelerate's launcher and configuration: what would change the run behind the flags' back, and what to do instead.
+CONTRADICTIONS = {
+    "ACCELERATE_USE_DEEPSPEED": "checkpoints here are not DeepSpeed's: launch with --use_fsdp --fsdp_version 2",
+    "ACCELERATE_USE_MEGATRON_LM": "no model here is Megatron's: launch with --use_fsdp --fsdp_version 2",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "models here are spread by data alone: launch without it",
+    "ACCELERATE_DYNAMO_BACKEND": "give --compile instead",
+}
+
+
+def check_environment() -> None:
+    """Refuses what a launcher says and these programs cannot do, and what it cannot mean."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        environment_number(name, 0)
+    for name, advice in CONTRADICTIONS.items():
+        value = os.environ.get(name, "")
+        if value.lower() not in ("", "0", "no", "false", "off"):
+            raise UsageError(f"the environment says {name}={value}, of Accelerate's launcher or configuration: {advice}")
+    given = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if given not in PRECISIONS:
+        raise UsageError(f"the environment says ACCELERATE_MIXED_PRECISION={given}: it must be one of {', '.join(PRECISIONS)}")
+
+
 def make_accelerator(settings: RunSettings, accumulate: int = 1) -> Accelerator:
+    check_environment()
     # Accelerate takes torchrun's processes on a machine without an accelerator for single ones, unless it is told.
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    try:
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    except ValueError as error:
+        raise UsageError(f"the environment says ACCELERATE_USE_CPU={os.environ['ACCELERATE_USE_CPU']}: {error}") from error
     device = PartialState(cpu=cpu).device  # joins the other processes
     # Accelerate's launcher and configuration speak through this variable; the flag has the last word.
     precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
@@ -85,7 +114,8 @@ def make_accelerator(settings: RunSettings, accumulate: int = 1) -> Accelerator:
     return Accelerator(
         cpu=cpu,
         mixed_precision=precision,
-        gradient_accumulation_steps=accumulate,
+        # As a plugin: over a mere number, ACCELERATE_GRADIENT_ACCUMULATION_STEPS would have the last word.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
         dataloader_config=DataLoaderConfiguration(non_blocking=True),

@@ -1,6 +1,7 @@
 """Samplers: which samples make which batch is a function of seed, epoch and position alone."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,14 @@ class SampleKey(NamedTuple):
     epoch: int
     position: int  # in the global order of the epoch
     index: int  # type: ignore[assignment]  # in the dataset; it hides tuple.index
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """A digest of the samples of a data set by their sorted names, short enough for a message: a place in an epoch is one in theirs."""
+    found = hashlib.sha256()
+    for name in sorted(names):
+        found.update(name.encode(errors="surrogateescape") + b"\0")
+    return found.hexdigest()[:16]
 
 
 class GlobalBatchSampler(Sampler[list[SampleKey]]):

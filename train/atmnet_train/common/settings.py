@@ -5,6 +5,7 @@ A program's settings are a dataclass of such components. No two fields have one 
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -13,6 +14,8 @@ from typing import Any, TypeVar, get_args, get_origin
 from .errors import UsageError
 
 S = TypeVar("S")
+
+LARGEST_RATE = 1e4  # of learning and of weight decay; beyond, the first step leaves no finite weight
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class About:
     metavar: str | None = None
     choices: Sequence[str] = ()
     at_least: float | None = None
+    at_most: float | None = None
     share: bool = False  # lies between 0 and 1
     incidental: bool = False  # does not change the course of a run, so that one may be resumed with another
     read: Callable[[str], Any] | None = None  # from text, where that is more than its type
@@ -92,14 +96,29 @@ def shape(field: dataclasses.Field[Any]) -> tuple[type, int | str | None, bool]:
     return kinds[0], ("*" if field.default == () else "+") if ... in kinds else len(kinds), optional
 
 
+def is_of(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a value, of a file perhaps, is of the kind of a setting."""
+    kind, number, optional = shape(field)
+    if value is None:
+        return optional
+    values = [value] if number is None else value
+    if number is not None and not (isinstance(value, tuple) and (not isinstance(number, int) or len(value) == number)):
+        return False
+    kinds = (int, float) if kind is float else kind
+    return all(isinstance(one, kinds) and isinstance(one, bool) == (kind is bool) for one in values)
+
+
 def check_bounds(settings: Any) -> None:
-    """Refuses numbers that are too small or too large, by the name of their flag."""
+    """Refuses numbers that are too small or too large, or none, by the name of their flag."""
     values = flatten(settings)
     for name, field in fields_of(settings).items():
-        value, least = values[name], about(field).at_least
-        if value is None:
-            continue
-        if least is not None and value < least:
-            raise UsageError(f"{flag(name)} {value}: it must be at least {least}")
-        if about(field).share and not 0 <= value <= 1:
-            raise UsageError(f"{flag(name)} {value}: it must be between 0 and 1")
+        its, value = about(field), values[name]
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise UsageError(f"{flag(name)} {one}: it must be a finite number")
+            if one is not None and its.at_least is not None and one < its.at_least:
+                raise UsageError(f"{flag(name)} {one}: it must be at least {its.at_least}")
+            if one is not None and its.at_most is not None and one > its.at_most:
+                raise UsageError(f"{flag(name)} {one}: it must be at most {its.at_most:g}")
+            if one is not None and its.share and not 0 <= one <= 1:
+                raise UsageError(f"{flag(name)} {one}: it must be between 0 and 1")

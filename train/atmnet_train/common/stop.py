@@ -9,8 +9,8 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-# Clusters: SIGTERM, or SIGUSR1 some time before it; Ctrl-C: SIGINT. Not every system has all of them.
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+# Clusters: SIGTERM, or SIGUSR1 some time before it; Ctrl-C: SIGINT; a terminal that is closed: SIGHUP. Not every system has all of them.
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
@@ -21,7 +21,8 @@ class Stop:
         self.signal: signal.Signals | None = None
 
     def __enter__(self) -> "Stop":
-        self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if not (number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN)]  # nohup
+        self._previous = {number: signal.signal(number, self._on_signal) for number in heeded}
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,6 +1,5 @@
 """Files that a run leaves behind for people: `summary.json` and `curves.png`."""
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from atmnet.strict_json import dumps
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 from matplotlib.ticker import MaxNLocator
 
@@ -32,7 +32,7 @@ def device_name(device: torch.device) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, default=str)
+    text = dumps(content, indent=2, default=str)
     write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
 
 
@@ -43,7 +43,7 @@ def draw_curves(
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     loss, metric, rate = figure.subplots(1, 3)
     per = updates_per_epoch if by_updates else 1  # one step along the axis in epochs
-    x = [(row["epoch"] + 1) * per for row in epochs]
+    x = [row["epoch"] * per for row in epochs]
     # A point is all there is to see of a single epoch.
     style = {"marker": "o", "markersize": 3} if len(x) < 40 else {}
 

@@ -17,7 +17,7 @@ from .broken import BrokenImages
 from .checkpoints import Checkpointer, check_room, find_resume
 from .config import write_config
 from .engine import BatchLoss, Engine, Evaluate, Plan, Stopped, end_quietly
-from .errors import RunError, UsageError
+from .errors import GO_ON, RunError, UsageError, explained
 from .loading import TrainLoader
 from .runtime import RunSettings, start_trackers
 from .settings import flatten
@@ -110,7 +110,8 @@ def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Pat
     )
     facts: dict[str, Any] = {"parameters": parameters, "finished": False}
     try:
-        engine.fit(task.loader.batches, task.batch_loss, task.evaluate)
+        with explained(GO_ON):
+            engine.fit(task.loader.batches, task.batch_loss, task.evaluate)
         facts["finished"] = True
     except Stopped:
         pass
@@ -118,8 +119,9 @@ def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Pat
         if accelerator.is_main_process:
             with suppress(RunError, OSError):  # such as the full disk that this is about
                 finish(task, accelerator, engine, facts | {"error": str(error), "unreadable": task.broken.found})
-            for tracker in accelerator.trackers:
-                tracker.finish()
+            with suppress(Exception):  # whatever a tracker whose folder is gone raises
+                for tracker in accelerator.trackers:
+                    tracker.finish()
         raise
     if accelerator.is_main_process:
         finish(task, accelerator, engine, facts | {"unreadable": task.broken.found})
@@ -142,17 +144,14 @@ def finish(task: Task, accelerator: Accelerator, engine: Engine, facts: dict[str
     plan, progress, rows = engine.plan, engine.progress, engine.epochs.rows
     peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
     unit = "update" if plan.by_updates else "epoch"
-    when = {name: (epoch + 1) * plan.updates_per_epoch if plan.by_updates else epoch + 1 for name, epoch in progress.best_epoch.items()}
+    when = {name: (index + 1) * (plan.updates_per_epoch if plan.by_updates else 1) for name, index in progress.best_epoch.items()}
     write_json(
         plan.output / "summary.json",
         facts
         | {
             "epochs": progress.epoch,
             "updates": progress.updates,
-            "best": {
-                name: {"value": value, unit: when[name] if plan.by_updates else progress.best_epoch[name]}
-                for name, value in progress.best.items()
-            },
+            "best": {name: {"value": value, unit: when[name]} for name, value in progress.best.items()},
             "last": rows[-1] if rows else None,
             "training_seconds": progress.seconds,
             "images_per_second": progress.images / max(progress.seconds, 1e-9),

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import atmnet
 from atmnet.weights.fit import check_fit
+from atmnet.weights.published import load_published
 from atmnet.weights.reader import read_checkpoint
 from torch import Tensor, nn
 
-from .errors import UsageError
+from .errors import UsageError, environment_number
+
+Values = dict[str, Any]  # of settings, by name
 
 
 @dataclass
@@ -26,23 +28,39 @@ class Weights:
             return self.state["head.weight"].shape[0]
         return self.meta.get("num_classes")
 
+    def said(self, name: str) -> Any:
+        """What a file of the same program says."""
+        if name not in self.meta:
+            raise UsageError(f"{self.source} does not say its {name}: it is damaged, or of another program")
+        return self.meta[name]
+
 
 def read_weights(given: str, ema: bool = False) -> Weights:
     """Reads an output folder (its best weights), a safetensors file, a `last.pt`, or a published checkpoint."""
     try:
-        found = read_checkpoint(given, ema)
+        found = read_checkpoint(given, ema, verify=environment_number("RANK", 0) <= 0)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"{error}; for weights that are not averaged leave --ema out" if ema else str(error)) from error
     return Weights(str(found.path), dict(found.weights), found.meta, found.published)
+
+
+def arguments_of(given: str, model: str, ema: bool) -> Values:
+    """The `model_kwargs` of a checkpoint that a training starts from, where it is of the same model and says them."""
+    try:
+        meta = read_checkpoint(given, ema, verify=False).meta
+    except (FileNotFoundError, ValueError):
+        return {}  # the training says so; a resumed one needs no such file any more
+    found = (meta.get("recipe") or {}).get("model_kwargs")
+    return {"model_kwargs": tuple(found)} if found and meta.get("model") == model else {}
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:
     """Loads all or nothing."""
     if weights.published:
         try:
-            atmnet.load_official(model, weights.state)
+            load_published(model, weights.state, weights.source)
         except (ValueError, AttributeError) as error:
-            raise UsageError(f"{weights.source} is a published ATMNet that does not fit: {error}") from error
+            raise UsageError(f"{weights.source} is a published ATMNet that does not fit --model: {error}") from error
         return
     check_fits(model, weights.state, weights.source)
     model.load_state_dict(weights.state)

@@ -1,6 +1,5 @@
 """COCO's metrics: detections of all processes brought together and scored by faster-coco-eval."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from atmnet.strict_json import dumps
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -97,7 +97,7 @@ class Evaluator:
                 metrics = coco_metrics(truth, results, kind, by_image)
                 told[0] |= {f"{prefix}_{metric}": metrics[metric] for metric in REPORTED if metric in metrics}
             told[0]["images"] = len(by_image)
-            text = json.dumps(results)
+            text = dumps(results)
             write_atomically(self.output / f"{name}detections.json", lambda file: file.write(text.encode()))
             draw_pictures(self.output / f"{name}pictures", self.split, by_image, self.pictures, "mask" in self.kinds)
         broadcast_object_list(told)

@@ -65,7 +65,11 @@ class ScheduleSettings:
     schedule: str = setting("1x", "1x: 12 epochs, 800 pixels; 3x: 36 epochs, 480 to 800 pixels", choices=tuple(RECIPES))
     epochs: int = setting(12, "passes over the images", at_least=1, told="the schedule's, 12 or 36")
     decay_epochs: tuple[float, ...] = setting(
-        (8.0, 11.0), "after which the rate falls to a tenth", metavar="EPOCH", told="the schedule's, after the same shares of --epochs"
+        (8.0, 11.0),
+        "after which the rate falls to a tenth",
+        metavar="EPOCH",
+        at_least=0,
+        told="the schedule's, after the same shares of --epochs",
     )
     warmup_updates: int = setting(500, "the rate rises linearly over so many", metavar="N", at_least=0)
 

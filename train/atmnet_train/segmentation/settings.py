@@ -12,7 +12,7 @@ from ..common.dense import AdamWSettings, BackboneSettings, check_model, trained
 from ..common.errors import UsageError
 from ..common.loading import LoadingSettings
 from ..common.runtime import EvaluationSettings, RunSettings
-from ..common.settings import setting
+from ..common.settings import LARGEST_RATE, setting
 from ..common.weights import Weights
 from .data import LAYOUT, MOST_CLASSES
 
@@ -64,8 +64,8 @@ class DataSettings(LoadingSettings):
 class OptimizerSettings(AdamWSettings):
     """Optimizer."""
 
-    lr: float = setting(2e-4, "of AdamW, whatever the batch", at_least=0, told="2e-4; with --head upernet 6e-5")
-    weight_decay: float = setting(0.01, "not of norms and biases", at_least=0)
+    lr: float = setting(2e-4, "of AdamW, whatever the batch", at_least=0, at_most=LARGEST_RATE, told="2e-4; with --head upernet 6e-5")
+    weight_decay: float = setting(0.01, "not of norms and biases", at_least=0, at_most=LARGEST_RATE)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ScheduleSettings:
     iterations: int = setting(40_000, "updates", metavar="N", at_least=1, told="40000; with --head upernet 160000")
     eval_interval: int = setting(4_000, "updates between evaluations", metavar="N", at_least=1, told="a tenth of --iterations")
     warmup_updates: int = setting(0, "the rate rises linearly", metavar="N", at_least=0, told="0; with --head upernet 1500")
-    power: float = setting(0.9, "of the polynomial by which the rate falls to 0", told="0.9; with --head upernet 1")
+    power: float = setting(0.9, "of the polynomial by which the rate falls to 0", at_least=0, told="0.9; with --head upernet 1")
 
 
 @dataclass(frozen=True)
