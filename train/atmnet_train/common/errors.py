@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from atmnet.terminal import print_any_name
+
 
 class UsageError(Exception):
     """Error in what was given. Raised before any long work; exit status 2."""
@@ -16,6 +18,7 @@ class RunError(Exception):
 
 def run_program(main: Callable[[], object]) -> None:
     """Runs `main`, turning the two errors above into a message and an exit status."""
+    print_any_name()
     try:
         main()
     except UsageError as error:
