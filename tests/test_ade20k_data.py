@@ -1,6 +1,8 @@
 """Data in ADE20K's layout: what is read of it, what is refused before training, what a sample is, and how predictions are scored."""
 
 import math
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from atmnet_train.common.errors import UsageError
 from atmnet_train.common.sampling import SampleKey
 from atmnet_train.segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
 from atmnet_train.segmentation.evaluate import class_table, confusion_matrix, predict, scores
+from atmnet_train.segmentation.labels import read_labels
 from atmnet_train.segmentation.pictures import draw_picture, overlay, palette
 from atmnet_train.segmentation.samples import TrainPairs, ValPairs, collate, read_pair
 from atmnet_train.segmentation.transforms import IGNORED, DiverseCrop, EvalTransform, TrainTransform
+from image_files import write_turned
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import tv_tensors
@@ -83,9 +87,9 @@ def test_an_annotation_with_a_palette_is_read_by_its_indices(data: Path) -> None
         ),
         (
             lambda d: Image.new("RGB", (80, 64)).save(d / "annotations/training/training_0.png"),
-            r"training_0\.png is an image of mode RGB, not of one channel of 8 bits",
+            r"training_0\.png: it is an image of mode RGB, not of one channel of 8 bits",
         ),
-        (lambda d: (d / "images/training/training_0.jpg").write_text("nothing"), r"training_0\.png or its image cannot be read"),
+        (lambda d: (d / "images/training/training_0.jpg").write_text("nothing"), r"training_0\.jpg: cannot identify image file"),
         (
             lambda d: Image.new("L", (80, 64)).save(d / "images/training/training_0.png"),
             r"training_0\.(jpg|png) and .*training_0\.(jpg|png) have one name",
@@ -102,7 +106,7 @@ def test_data_that_cannot_be_used(spoil: Callable[[Path], object], says: str, da
 def test_a_cut_off_annotation_is_found(data: Path) -> None:
     path = data / "annotations/training/training_0.png"
     path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(UsageError, match=r"training_0\.png or its image cannot be read"):
+    with pytest.raises(UsageError, match=r"training_0\.png: image file is truncated"):
         check(data)
 
 
@@ -124,11 +128,103 @@ def test_where_the_classes_come_from(data: Path) -> None:
         class_names(data, str(data / "classes.txt"))
 
 
-def test_annotations_without_any_label(data: Path) -> None:
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_labels_are_read_by_the_bit_depth_of_their_file(bits: int, mode: str, tmp_path: Path) -> None:
+    stored = (np.arange(64) % 2**bits).astype(np.uint8).reshape(8, 8)
+    image = Image.fromarray(stored)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 255, 0, 0] * 2 ** (bits - 1))
+        image.save(tmp_path / "a.png", bits=bits)
+    else:
+        write_grey(tmp_path / "a.png", stored, bits)
+    with Image.open(tmp_path / "a.png") as found:
+        assert found.mode == ("1" if (mode, bits) == ("L", 1) else mode)
+    assert np.array_equal(read_labels(tmp_path / "a.png"), stored)
+
+
+def write_grey(path: Path, values: np.ndarray, bits: int) -> None:
+    """Pillow writes grey of 8 bits only."""
+    planes = np.unpackbits(values[..., None], axis=2)[..., 8 - bits :]
+    rows = np.packbits(planes.reshape(len(values), -1), axis=1)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in chunks)
+    )
+
+
+def test_255_is_ignored_whether_classes_are_given_or_counted(data: Path) -> None:
+    relabel(data / "annotations/training/training_3.png", 255)
+    assert check(data) == ["class 1", "class 2", "class 3"] and check(data, names=CLASSES) == CLASSES
+    labels = read_pair(find_pairs(data, "training")[3])[1]
+    assert (labels[:2, :2] == IGNORED).all() and labels.unique().tolist() == [0, 1, 2, IGNORED]
+
+
+def paint(data: Path, values: tuple[int, ...]) -> None:
+    stripes = np.array(values, np.uint8)[np.arange(80) * len(values) // 80]
     for path in data.glob("annotations/training/*"):
-        Image.new("L", (80, 64)).save(path)
-    with pytest.raises(UsageError, match=r"none of the 4 annotations labels anything"):
-        check(data)
+        Image.fromarray(np.tile(stripes, (64, 1))).save(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "says"),
+    [
+        ((0,), {}, r"none of the 4 annotations labels anything: all are 0 or 255"),
+        ((0, 255), {}, r"all are 0 or 255, which are ignored. 0 is ignored: background needs a label of its own"),
+        ((0, 255), {"num_classes": 2}, r"all are 0 or 255"),
+        ((0, 1), {}, r"a single class, with label 1, .* background needs a label of its own"),
+        ((0, 1), {"names": ["background", "road"]}, r"a single class, with label 1"),
+        ((0, 7, 255), {"num_classes": 9}, r"a single class, with label 7"),
+        ((1, 2), {"num_classes": 1}, r"labels 1, 2, but a single class: give --classes or --num-classes"),
+        ((0, 85, 170), {}, r"largest label is 170, but of those before it 168 never occur.*--classes or --num-classes"),
+        ((1, 4), {}, r"largest label is 4, but of those before it 2 never occur: 2, 3"),
+    ],
+)
+def test_labels_that_are_no_classes(values: tuple[int, ...], given: dict, says: str, data: Path) -> None:
+    paint(data, values)
+    with pytest.raises(UsageError, match=says):
+        check(data, **given)
+
+
+def test_labels_with_gaps(data: Path) -> None:
+    paint(data, (0, 1, 3))
+    assert len(check(data)) == 3
+    paint(data, (0, 85, 170))
+    assert len(check(data, num_classes=170)) == 170
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_an_image_is_turned_upright_where_that_is_the_annotated_size(orientation: int, data: Path) -> None:
+    path = data / "images/training/training_0.jpg"
+    write_turned(path, orientation)
+    Image.new("L", (36, 24), 2).save(data / "annotations/training/training_0.png")
+    assert check(data, names=CLASSES) == CLASSES
+    image, _ = read_pair(find_pairs(data, "training")[0])
+    assert image[:, 1:6, 1:6].min() > 180 and image[:, 1:6, 10:14].max() < 100  # the bright corner
+    if orientation > 4:
+        Image.new("L", (24, 36), 2).save(data / "annotations/training/training_0.png")
+        with pytest.raises(UsageError, match=r"training_0\.png is 24 x 36, its image 36 x 24 \(each turned upright as its EXIF"):
+            check(data, names=CLASSES)
+
+
+def test_what_else_lies_in_the_folders(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = find_pairs(data, "training")
+    for folder in ("images", "annotations"):
+        for name in (".ipynb_checkpoints/a.png", "__MACOSX/._a.png", "._training_0.jpg"):
+            (data / folder / "training" / name).parent.mkdir(exist_ok=True)
+            (data / folder / "training" / name).write_bytes(b"no image")
+        (data / folder / "training" / "index.txt").touch()
+        (data / folder / "training" / "loop").symlink_to("..")
+    (data / "annotations" / "training" / "training_0.jpg").touch()
+    assert find_pairs(data, "training") == before
+    told = capsys.readouterr().out
+    assert "images/training: passed over 1 .txt" in told and "annotations/training: passed over " in told and "1 .jpg" in told
+    Image.open(before[0].image).save(before[0].image.with_suffix(".webp"))
+    before[0].image.unlink()
+    assert find_pairs(data, "training")[0].image.suffix == ".webp"
 
 
 def painted(labels: Tensor) -> Tensor:
@@ -283,6 +379,6 @@ def test_pictures(tmp_path: Path) -> None:
     drawn = overlay(image, labels, palette(3))
     assert torch.equal(drawn[:, :, :10], image[:, :, :10])
     assert drawn[:, 0, 20].tolist() == [math.floor(0.4 * 100 + 0.6 * part) for part in palette(3)[1]]
-    draw_picture(tmp_path / "pictures" / "a.png", image, labels, labels.long().clamp(max=1), ["x", "y", "z"])
+    draw_picture(tmp_path / "pictures" / "a.png", image, labels, labels.long().clamp(max=1), ["x", "[/b]$y$", "$z"])
     with Image.open(tmp_path / "pictures" / "a.png") as picture:
         assert picture.width > 1000 and len(picture.getcolors(1 << 20)) > 4

@@ -10,7 +10,8 @@ import torch
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.sampling import SampleKey
 from atmnet_train.detection.annotations import open_split
-from atmnet_train.detection.data import Packed, TrainImages, ValImages, collate, decode, encode
+from atmnet_train.detection.data import Packed, TrainImages, ValImages, collate
+from atmnet_train.detection.masks import decode, encode
 from coco_shapes import write_coco
 from PIL import Image
 from torchvision.ops import masks_to_boxes
@@ -152,8 +153,8 @@ def put(part: str, index: int, **values: Any) -> Callable[[dict[str, Any]], None
         (drop("annotations", "bbox", "category_id"), r"annotations\[1\] has no category_id, bbox; it holds id, image_id"),
         (drop("images", "width"), r"images\[1\] has no width"),
         (lambda content: content.update(images=[], annotations=[]), r"lists no images: the split is empty"),
-        (put("images", 0, id="1"), r"images have numbers that are not integers: id '1'"),
-        (put("images", 3, height=96.0), r"images have numbers that are not integers: height 96.0"),
+        (put("images", 0, id="1"), r"1 images cannot be used: images\[0\] has the id '1', which is no integer"),
+        (put("images", 3, height=96.0), r"1 images cannot be used: images\[3\] has the height 96.0, which is no integer"),
         (put("images", 0, id=108), r"1 ids occur more than once in images: 108"),
         (put("images", 2, file_name="gone.jpg"), r"1 of the 6 images in .*json are not in .*train2017: gone.jpg"),
         (put("annotations", 0, category_id=4), r"1 annotations .*: annotation 1 is of category 4"),

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from .terminal import print_any_name
+
 COMMANDS = ("models", "tables", "predict", "export", "offsets", "tune")
 
 
@@ -22,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    print_any_name()
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(arguments or ["models"])
     status: int = args.run(args, args.parser)

@@ -12,7 +12,7 @@ import torch
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from torch import Tensor, nn
 
-from .images import UNREADABLE, open_image, picture_config
+from .images import describe, open_image, picture_config
 
 
 @dataclass
@@ -82,8 +82,8 @@ def _predict_batch(
         result = Prediction(image, [])
         try:
             inputs.append(transform(open_image(image)))
-        except UNREADABLE as error:
-            result.error = " ".join(str(error).split())
+        except Exception as error:  # of reading, or of resizing what is a pixel wide
+            result.error = describe(error)
         result.load_ms = 1e3 * (time.perf_counter() - began)
         results.append(result)
     if not inputs:

@@ -24,7 +24,7 @@ from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
 from .common.trial import Trial, run_trial
 from .common.weights import Weights, shorten
-from .segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
+from .segmentation.data import check_labels, check_pairs, class_names, find_pairs, resolve_classes
 from .segmentation.evaluate import METRICS, Evaluator, class_table, scores, to_rich, write_csv
 from .segmentation.samples import Batch, TrainPairs, collate
 from .segmentation.schedule import make_scheduler
@@ -39,11 +39,13 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     accelerator = make_accelerator(settings.run)
     model_settings, data, evaluation = settings.model, settings.data, settings.evaluation
     classes, output = weights.said("classes"), Path(settings.run.output)
-    pairs = find_pairs(Path(data.data_dir), data.val_split)
+    pairs = find_pairs(Path(data.data_dir), data.val_split, accelerator.print)
     named = class_names(Path(data.data_dir), data.classes)
     if named and named != classes:
         raise UsageError(f"{weights.source} was trained on other classes: {shorten(classes)}; here {shorten(named)}")
-    resolve_classes(classes, data.num_classes, pairs, check_pairs(pairs, data.workers, accelerator))
+    if data.num_classes not in (None, len(classes)):
+        raise UsageError(f"--num-classes {data.num_classes}, but {weights.source} was trained on {len(classes)}: {shorten(classes)}")
+    check_labels(len(classes), pairs, check_pairs(pairs, data.workers, accelerator))
     model = build_model(settings, len(classes))
     broken = BrokenImages(data.max_broken, len(pairs))
     evaluator = Evaluator(pairs, classes, *normalisation(model), settings, accelerator, broken, evaluation.multi_scale)
@@ -84,7 +86,7 @@ def train(settings: Settings) -> None:
     resume = claim_output(run)
     accelerator = make_accelerator(run, data.grad_accum_steps)
     root = Path(data.data_dir)
-    pairs, val_pairs = find_pairs(root, data.train_split), find_pairs(root, data.val_split)
+    pairs, val_pairs = (find_pairs(root, split, accelerator.print) for split in (data.train_split, data.val_split))
     together = [*pairs, *val_pairs]
     classes = resolve_classes(class_names(root, data.classes), data.num_classes, together, check_pairs(together, data.workers, accelerator))
 

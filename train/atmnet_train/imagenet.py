@@ -12,6 +12,7 @@ from .classification.optimization import learning_rate, make_batch_loss, make_op
 from .classification.settings import Settings, check, dependent, from_checkpoint
 from .common.broken import BrokenImages
 from .common.errors import UsageError, run_program
+from .common.listing import Tell
 from .common.program import Program
 from .common.runtime import make_accelerator
 from .common.sampling import names_digest
@@ -27,7 +28,8 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     name, data = settings.model.model, settings.data
     accelerator = make_accelerator(settings.run)  # first: a streamed data set is sharded across the processes there are
     num_classes = weights.num_classes or data.num_classes or 1000
-    images = open_split(data, settings.run.seed, data.val_split, classes_for_eval(data, weights, num_classes), training=False)
+    classes = classes_for_eval(data, weights, num_classes)
+    images = open_split(data, settings.run.seed, data.val_split, classes, training=False, tell=accelerator.print)
     check_classes(images, num_classes, f"the checkpoint {weights.source}")
     model = build_model(settings.model, num_classes)
     broken = BrokenImages(data.max_broken, len(images.source))
@@ -51,7 +53,7 @@ def train(settings: Settings) -> None:
     run, data = settings.run, settings.data
     resume = claim_output(run)
     accelerator = make_accelerator(run, data.grad_accum_steps)
-    images, val_images, num_classes = open_both(settings)
+    images, val_images, num_classes = open_both(settings, accelerator.print)
 
     # The same weights on every process, whatever its number.
     seed_everything(run.seed)
@@ -114,15 +116,20 @@ def first_model(settings: Settings, accelerator: Accelerator, num_classes: int, 
     return model
 
 
-def open_both(settings: Settings) -> tuple[Images, Images, int]:
+def open_both(settings: Settings, tell: Tell) -> tuple[Images, Images, int]:
     """Training and validation images, and the number of classes, all agreeing."""
     data, seed = settings.data, settings.run.seed
-    images = open_split(data, seed, data.train_split, None, training=True)
+    images = open_split(data, seed, data.train_split, None, training=True, tell=tell)
     num_classes = data.num_classes or len(images.classes or ())
     if not num_classes:
         raise UsageError(f"--dataset {data.dataset} does not tell its classes: give --num-classes")
     check_classes(images, num_classes, "--num-classes")
-    val_images = open_split(data, seed, data.val_split, images.classes, training=False)
+    if min(num_classes, images.distinct) < 2:
+        raise UsageError(
+            f"{data.dataset or data.data_dir} has a single class to train on: any network is right about it at once. Images of what is to "
+            "be told apart from it go to a class folder of their own"
+        )
+    val_images = open_split(data, seed, data.val_split, images.classes, training=False, tell=tell)
     if images.classes and val_images.classes and images.classes != val_images.classes:
         raise UsageError(
             f"the classes of {data.train_split} ({shorten(list(images.classes))}) and of {data.val_split} "

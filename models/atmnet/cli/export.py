@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)  # square brackets are of file names
     began = time.perf_counter()
     try:
         model = open_classifier(args.checkpoint, args.model, args.ema)
@@ -42,5 +42,5 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     console.print(
         f"\nIt takes images [B, {config['input_size'][0]}, H, W] less their mean {mean}, over their deviation {std}:\n", highlight=False
     )
-    console.print(FORMATS[args.format].usage.format(path=done.path), highlight=False, markup=False)
+    console.print(FORMATS[args.format].usage.format(path=done.path), highlight=False)
     return 0

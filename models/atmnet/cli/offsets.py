@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from ..images import UNREADABLE, find_images, open_image
+from ..images import ImageError, describe, find_images, open_image, upright_size
 from ..offsets import Histograms, collect, draw_histograms, draw_panel, layers, page_entry, write_page
 from ..offsets.draw import new_figure
 from ..offsets.images import View
@@ -70,8 +70,8 @@ class Look:
             try:
                 image = open_image(file)
                 read.append((number, file, image.size, self.view.pixels(image)))
-            except UNREADABLE as error:
-                self.unreadable.append(f"{file} ({error})")
+            except Exception as error:  # of reading, or of resizing
+                self.unreadable.append(f"{file} ({describe(error)})")
         if not read:
             return
         images = torch.stack([pixels for *_, pixels in read])
@@ -107,8 +107,8 @@ def check_places(places: Sequence[tuple[int, int]], files: Sequence[Path]) -> No
     """Raises ValueError for a pixel that an image does not have."""
     for file in files if places else []:
         try:
-            width, height = open_image(file).size
-        except UNREADABLE:
+            width, height = upright_size(file)
+        except ImageError:
             continue  # it is told of when all are read
         for x, y in places:
             if x >= width or y >= height:
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     console = Console(markup=False, highlight=False, soft_wrap=True)
     try:
         new_figure(1, 1)  # whether any can be drawn
-        files = find_images(args.images)
+        files, passed_over = find_images(args.images)
         check_places(args.at, files[: args.panels])
         model = open_classifier(args.checkpoint, args.model, args.ema).to(args.device)
         names, view = list(layers(model)), View(model, args.img_size)
@@ -135,6 +135,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     look = Look(model, view, args)
     height, width = view.size
     console.print(f"images: {len(files)}, resized to {height} x {width}; offset layers: {', '.join(names)}")
+    if passed_over:
+        print(f"passed over: {passed_over}", file=sys.stderr)
     numbered = list(enumerate(files))
     try:
         for first in track(range(0, len(files), args.batch_size), "looking", console=Console(stderr=True), transient=True):

@@ -12,6 +12,7 @@ from statistics import mean
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from ..images import find_images
 from ..prediction import Prediction, predict
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     errors = Console(stderr=True)
     try:
-        images = find_images(args.images)
+        images, passed_over = find_images(args.images)
         if args.json not in (None, "-") and (Path(args.json).is_dir() or not Path(args.json).parent.is_dir()):
             raise FileNotFoundError(f"--json {args.json}: give a file in a folder that exists")
         model = open_classifier(args.checkpoint, args.model, args.ema).to(args.device)
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             raise ValueError(f"{args.checkpoint} has no classifier")
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of a device that is not there
         parser.error(str(error))
+    if passed_over:
+        print(f"passed over: {passed_over}", file=sys.stderr)
     results = list(track(predict(model, images, args.top, args.batch_size), "predicting", len(images), console=errors, transient=True))
     if args.json:
         text = dumps([as_json(result) for result in results], indent=2)
@@ -77,5 +80,6 @@ def as_table(results: Sequence[Prediction]) -> Table:
     for result in results:
         for rank, guess in enumerate(result.predictions):
             image, times = (result.image, f"{result.load_ms:.1f} + {result.network_ms:.1f}") if rank == 0 else ("", "")
-            table.add_row(image, guess.name, f"{100 * guess.probability:.1f}", times, end_section=rank == len(result.predictions) - 1)
+            cells = (image, guess.name, f"{100 * guess.probability:.1f}", times)
+            table.add_row(*map(Text, cells), end_section=rank == len(result.predictions) - 1)  # in names, square brackets are no markup
     return table

@@ -1,21 +1,23 @@
 """Labelled images for training and evaluation: finding them, checking them, reading them, batching them."""
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from atmnet.images import UNREADABLE
+from atmnet.images import is_hidden, natural, open_image, to_rgb
 from PIL import Image
 from timm.data import ImageNetInfo, create_dataset
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.utils.misc import natural_key
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from ..common.broken import Unreadable
+from ..common.broken import Unreadable, first_readable, load_or_tell
 from ..common.errors import UsageError
+from ..common.listing import Tell, held, list_images
 from ..common.sampling import SampleKey
 from ..common.seeding import SAMPLE, seed_sample
 from ..common.weights import shorten
@@ -45,12 +47,14 @@ def split_folder(root: Path, split: str) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    held = sorted(entry.name for entry in root.iterdir())
-    raise UsageError(f"--data-dir {root} has no folder {' or '.join(names[:3])}; it holds {shorten(held) or 'nothing'}")
+    raise UsageError(f"--data-dir {root} has no folder {' or '.join(names[:3])}; it holds {held(root)}")
 
 
 def class_folders(folder: Path) -> list[str]:
-    names = sorted((entry.name for entry in folder.iterdir() if entry.is_dir()), key=natural_key)
+    try:
+        names = sorted((entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)), key=natural)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be listed: {error}") from error
     if not names:
         raise UsageError(f"{folder} has no class folders: images go to {folder}/CLASS/*.jpg")
     return names
@@ -73,33 +77,54 @@ class Images:
     classes: dict[str, int] | None  # None: the data set does not name them
 
     @property
+    def distinct(self) -> float:
+        """Number of classes that there are images of; infinite where only reading all would tell."""
+        if isinstance(self.source, Folder):
+            return len({target for _, target in self.source.samples})
+        return len(self.classes) if self.classes else math.inf
+
+    @property
     def streamed(self) -> bool:
         return isinstance(self.source, IterableDataset)
 
 
-def open_folder(folder: Path, classes: dict[str, int]) -> Images:
-    """Opens a folder, every class of which must be known and hold images: timm would pass over an empty one and shift those after it."""
-    unknown = [name for name in class_folders(folder) if name not in classes]
+class Folder(Dataset[tuple[Image.Image, int]]):
+    """The images below `root`, labelled by the first folder on their way: what lies deeper belongs to it too."""
+
+    def __init__(self, root: Path, classes: dict[str, int], tell: Tell = print) -> None:
+        start = len(os.fspath(root)) + 1
+        files = list_images(root, tell)
+        self.samples = [(file, classes[name]) for file in files for name in [file[start:].split(os.sep, 1)[0]] if name in classes]
+        if loose := len(files) - len(self.samples):
+            tell(f"{root}: passed over {loose} images that lie in no class folder")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        file, target = self.samples[index]
+        return open_image(file), target
+
+
+def open_folder(folder: Path, classes: dict[str, int], tell: Tell = print) -> Images:
+    """Opens a folder, every class of which must be known and hold images."""
+    names = class_folders(folder)
+    unknown = [name for name in names if name not in classes]
     if unknown:
         raise UsageError(f"{folder} has {len(unknown)} classes that training does not know: {shorten(unknown)}")
-    try:
-        source = create_dataset("", root=str(folder), search_split=False, class_map=classes)
-    except RuntimeError:  # timm found no image at all
-        source = None
-    prefix = len(str(folder)) + 1
-    filled = {path[prefix:].split("/", 1)[0] for path, _ in source.reader.samples} if source is not None else set()
-    empty = [name for name in class_folders(folder) if name not in filled]
+    source = Folder(folder, classes, tell)
+    filled = {target for _, target in source.samples}
+    empty = [name for name in names if classes[name] not in filled]
     if empty:
-        kinds = " ".join(get_img_extensions())
-        raise UsageError(f"{len(empty)} class folders of {folder} hold no images ({kinds}): {shorten(empty)}. Fill or remove them")
+        raise UsageError(f"{len(empty)} class folders of {folder} hold no images that Pillow reads: {shorten(empty)}. Fill or remove them")
     return Images(source, classes)
 
 
-def open_split(settings: DataSettings, seed: int, split: str, classes: dict[str, int] | None, training: bool) -> Images:
+def open_split(settings: DataSettings, seed: int, split: str, classes: dict[str, int] | None, training: bool, tell: Tell = print) -> Images:
     """The images of one split. `classes`: known already, from the training split or the checkpoint."""
     if not settings.dataset:
         folder = split_folder(data_folder(settings), split)
-        return open_folder(folder, classes or class_indices(class_folders(folder), settings.num_classes))
+        return open_folder(folder, classes or class_indices(class_folders(folder), settings.num_classes), tell)
     try:
         source = create_dataset(
             settings.dataset,
@@ -122,12 +147,14 @@ def read_image(source: Any, index: int) -> tuple[Image.Image, int]:
     if hasattr(source, "reader"):  # timm would go on to the next image by itself, without telling which could not be read
         file, target, *_ = source.reader[index]
         with file:
-            return Image.open(file).convert("RGB"), target
+            return open_image(file), target
     image, target = source[index]
-    return image.convert("RGB"), target
+    return to_rgb(image), target
 
 
 def image_name(source: Any, index: int) -> str:
+    if isinstance(source, Folder):
+        return source.samples[index][0]
     try:
         return str(source.reader.filename(index, absolute=True))
     except Exception:
@@ -144,17 +171,15 @@ class TrainImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
         return len(self.source)
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, list[Unreadable]]:
-        broken: list[Unreadable] = []
-        for offset in range(min(self.max_broken + 1, len(self))):
-            index = (key.index + offset) % len(self)
-            try:
-                image, target = read_image(self.source, index)
-            except UNREADABLE as error:
-                broken.append((image_name(self.source, index), str(error)))
-                continue
+        def load(index: int) -> tuple[Tensor, int]:
+            image, target = read_image(self.source, index)
             seed_sample(self.seed, SAMPLE, key.epoch, key.position)
-            return self.transform(image), target, broken
-        return self.transform(Image.new("RGB", (1, 1))), -1, broken  # more than may be broken: the training process says so and ends
+            return self.transform(image), target
+
+        found, broken = first_readable(load, partial(image_name, self.source), key.index, len(self), self.max_broken)
+        # None: more than may be broken, and the training process says so and ends.
+        image, target = found if found is not None else (self.transform(Image.new("RGB", (1, 1))), -1)
+        return image, target, broken
 
 
 class ValImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
@@ -167,11 +192,13 @@ class ValImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, list[Unreadable]]:
-        try:
+        def load() -> tuple[Tensor, int]:
             image, target = read_image(self.source, index)
-        except UNREADABLE as error:
-            return torch.zeros(3, self.img_size, self.img_size), -1, [(image_name(self.source, index), str(error))]
-        return self.transform(image), target, []
+            return self.transform(image), target
+
+        found, broken = load_or_tell(load, partial(image_name, self.source, index))
+        image, target = found if found is not None else (torch.zeros(3, self.img_size, self.img_size), -1)
+        return image, target, broken
 
 
 def collate(samples: list[tuple[Tensor, int, list[Unreadable]]]) -> Batch:

@@ -1,11 +1,40 @@
 """Images that cannot be read: each is named once, skipped, and too many of them end the run."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 from accelerate.utils import gather_object
+from atmnet.images import describe
 
 from .errors import RunError
 from .weights import shorten
 
 Unreadable = tuple[str, str]  # the name of an image, and why
+Sample = TypeVar("Sample")
+
+
+def load_or_tell(load: Callable[[], Sample], name: Callable[[], str]) -> tuple[Sample | None, list[Unreadable]]:
+    """The sample, or what could not be read and why. Whatever is raised, in reading, decoding or augmenting, names the image: from a data
+    worker it would come as a traceback without one."""
+    try:
+        return load(), []
+    except Exception as error:
+        return None, [(name(), describe(error))]
+
+
+def first_readable(
+    load: Callable[[int], Sample], name: Callable[[int], str], start: int, length: int, allowed: int
+) -> tuple[Sample | None, list[Unreadable]]:
+    """The sample at `start`, or, after at most `allowed` that cannot be read, the next; and those."""
+    broken: list[Unreadable] = []
+    for offset in range(min(allowed + 1, length)):
+        index = (start + offset) % length
+        sample, unreadable = load_or_tell(partial(load, index), partial(name, index))
+        if sample is not None:
+            return sample, broken
+        broken += unreadable
+    return None, broken
 
 
 class BrokenImages:

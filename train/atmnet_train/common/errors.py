@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 GO_ON = " The last checkpoint is whole: go on with --resume"
 
+from atmnet.terminal import print_any_name
+
 
 class UsageError(Exception):
     """Error in what was given. Raised before any long work; exit status 2."""
@@ -54,6 +56,7 @@ def is_lost_worker(error: BaseException) -> bool:
 
 def run_program(main: Callable[[], object]) -> None:
     """Runs `main`, turning the two errors above into a message and an exit status."""
+    print_any_name()
     try:
         with explained():
             main()

@@ -5,24 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from atmnet.images import UNREADABLE
-from einops import rearrange
-from faster_coco_eval.core import mask as rle
-from PIL import Image
+from atmnet.images import ImageError, describe, open_image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..common.broken import Unreadable
+from ..common.broken import Unreadable, first_readable, load_or_tell
 from ..common.sampling import SampleKey
 from ..common.seeding import SAMPLE, seed_sample
-from .annotations import Record
+from .checks import Record
+from .masks import decode
 
 Target = dict[str, Tensor]
-NOTHING: Record = {"id": -1, "height": 32, "width": 32, "boxes": [], "labels": [], "segmentations": []}
+NOTHING: Record = {"id": -1, "height": 32, "width": 32, "boxes": [], "labels": [], "names": [], "segmentations": []}
 
 
 class Packed:
@@ -43,13 +40,12 @@ class Packed:
 
 
 def read_image(folder: Path, record: Record) -> Tensor:
-    """`[3, H, W]`, as bytes."""
-    with Image.open(folder / record["file_name"]) as file:
-        image = file.convert("RGB")
+    """`[3, H, W]`, as bytes; upright, as its annotations must be."""
+    image = open_image(folder / record["file_name"])
     if image.size != (record["width"], record["height"]):
-        raise ValueError(
+        raise ImageError(
             f"it is {image.width} x {image.height} pixels, its annotations are for {record['width']} x {record['height']}: "
-            "scaled, or turned by its EXIF orientation?"
+            "scaled, or not made for the image upright, as its EXIF orientation has it?"
         )
     return v2.functional.pil_to_tensor(image)
 
@@ -63,28 +59,19 @@ def make_target(record: Record, masks: bool) -> Target:
         "image_id": torch.tensor(record["id"]),
     }
     if masks:
-        target["masks"] = tv_tensors.Mask(decode(record["segmentations"], height, width))
+        target["masks"] = tv_tensors.Mask(decode_named(record))
     return target
 
 
-def decode(segmentations: Sequence[Any], height: int, width: int) -> Tensor:
-    """Polygons or run lengths to masks `[N, H, W]`."""
-    whole = [rle.merge(rle.frPyObjects(s, height, width)) if isinstance(s, list) else compressed(s) for s in segmentations]
-    if not whole:
-        return torch.zeros(0, height, width, dtype=torch.uint8)
-    return torch.from_numpy(rearrange(rle.decode(whole), "h w n -> n h w").copy())
-
-
-def compressed(segmentation: Record) -> Record:
-    """Run lengths come as a list of numbers or, compressed, as text."""
-    counts = segmentation["counts"]
-    return rle.frPyObjects(segmentation, *segmentation["size"]) if isinstance(counts, list) else segmentation  # type: ignore[return-value]
-
-
-def encode(masks: Tensor) -> list[Record]:
-    """Masks `[N, H, W]` to compressed run lengths as they stand in JSON."""
-    planes = np.asfortranarray(rearrange(masks, "n h w -> h w n").to(torch.uint8).numpy())
-    return [{"size": piece["size"], "counts": piece["counts"].decode()} for piece in rle.encode(planes)]  # type: ignore[union-attr]
+def decode_named(record: Record) -> Tensor:
+    """The masks of a record `[N, H, W]`; what cannot be decoded is named."""
+    masks = [torch.zeros(0, record["height"], record["width"], dtype=torch.uint8)]
+    for name, segmentation in zip(record["names"], record["segmentations"], strict=True):
+        try:
+            masks.append(decode([segmentation], record["height"], record["width"]))
+        except Exception as error:
+            raise ImageError(f"{name}: its mask cannot be decoded ({describe(error)})") from error
+    return torch.cat(masks)
 
 
 class TrainImages(Dataset[tuple[Tensor, Target, list[Unreadable]]]):
@@ -98,18 +85,20 @@ class TrainImages(Dataset[tuple[Tensor, Target, list[Unreadable]]]):
         return len(self.records)
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target, list[Unreadable]]:
-        broken: list[Unreadable] = []
-        for offset in range(min(self.max_broken + 1, len(self))):
-            record = self.records[(key.index + offset) % len(self)]
-            try:
-                image = read_image(self.folder, record)
-            except UNREADABLE as error:
-                broken.append((str(self.folder / record["file_name"]), str(error)))
-                continue
+        def load(index: int) -> tuple[Tensor, Target]:
+            record = self.records[index]
+            image, target = read_image(self.folder, record), make_target(record, self.masks)
             seed_sample(self.seed, SAMPLE, key.epoch, key.position)
-            image, target = self.transform(tv_tensors.Image(image), make_target(record, self.masks))
-            return image, target, broken
-        return blank(), make_target(NOTHING, self.masks), broken  # more than may be broken: the training process says so and ends
+            image, target = self.transform(tv_tensors.Image(image), target)
+            return image, target
+
+        found, broken = first_readable(load, self.name, key.index, len(self), self.max_broken)
+        # None: more than may be broken, and the training process says so and ends.
+        image, target = found if found is not None else (blank(), make_target(NOTHING, self.masks))
+        return image, target, broken
+
+    def name(self, index: int) -> str:
+        return str(self.folder / self.records[index]["file_name"])
 
 
 class ValImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
@@ -123,10 +112,8 @@ class ValImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, list[Unreadable]]:
         record = self.records[index]
-        try:
-            return read_image(self.folder, record), record["id"], []
-        except UNREADABLE as error:
-            return blank(), NOTHING["id"], [(str(self.folder / record["file_name"]), str(error))]
+        image, broken = load_or_tell(lambda: read_image(self.folder, record), lambda: str(self.folder / record["file_name"]))
+        return (image, record["id"], broken) if image is not None else (blank(), NOTHING["id"], broken)
 
 
 def blank() -> Tensor:

@@ -18,8 +18,10 @@ from ..common.errors import RunError
 from ..common.evaluation import evaluating, readable
 from ..common.files import write_atomically
 from ..common.loading import loader_options
-from .annotations import Record, Split
-from .data import NOTHING, ValImages, collate, encode
+from .annotations import Split
+from .checks import Record
+from .data import NOTHING, ValImages, collate
+from .masks import encode
 from .pictures import draw_pictures
 from .settings import Settings
 

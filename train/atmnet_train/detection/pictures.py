@@ -14,8 +14,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..common.files import write_atomically
-from .annotations import Record, Split, usable_parts
-from .data import decode, read_image
+from .annotations import Split
+from .checks import Record
+from .data import read_image
+from .masks import decode, usable
 
 SHOWN_FROM = 0.3  # the score of a detection
 STRIP = 16  # pixels of the line above each picture
@@ -55,8 +57,8 @@ def draw(image: Tensor, record: Record, rows: Sequence[Record], split: Split, ma
     colours = [colour(label) for label in labels]
     if masks:
         for row, fill in zip(rows, colours, strict=True):  # one by one: together, they would be black where they overlap
-            if usable := usable_parts(row["segmentation"]):
-                mask = decode([usable], record["height"], record["width"])[0].bool()
+            if mask_of := usable(row["segmentation"], record["height"], record["width"]):
+                mask = decode([mask_of], record["height"], record["width"])[0].bool()
                 image = draw_segmentation_masks(image, enlarge(mask, times), alpha=0.45, colors=[fill])
     boxes = box_convert(times * torch.tensor([row["bbox"] for row in rows]), "xywh", "xyxy")
     texts = [caption(row, split.classes[label]) for row, label in zip(rows, labels, strict=True)]

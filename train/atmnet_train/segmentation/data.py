@@ -4,23 +4,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from atmnet.images import UNREADABLE
-from PIL import Image
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.utils.misc import natural_key
+from atmnet.images import ImageError, natural, upright_size
 from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import UsageError
+from ..common.listing import Tell, held, list_images
 from ..common.progress import shown
 from ..common.stop import worker_init
 from ..common.weights import shorten
+from .labels import read_labels
 
 LAYOUT = "DIR/images/{training,validation}/*.jpg and DIR/annotations/{training,validation}/*.png, as ADE20K is usually unpacked"
 SPLITS = {"training": ("training", "train"), "validation": ("validation", "val")}
 CLASS_FILES = ("objectInfo150.txt", "classes.txt")
-MOST_CLASSES = 255  # an annotation is 8-bit, and 0 is none
+ADVICE = "0 is ignored: background needs a label of its own"
+MOST_CLASSES = 254  # of the 256 labels that 8 bits tell apart, 0 and 255 are ignored
 
 
 @dataclass(frozen=True)
@@ -35,30 +36,31 @@ def split_folder(folder: Path, split: str) -> Path:
     for name in names:
         if (folder / name).is_dir():
             return folder / name
-    held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    raise UsageError(f"there is no folder {folder / names[0]} ({folder} holds {shorten(held) or 'nothing'}); the data is {LAYOUT}")
+    inside = held(folder) if folder.is_dir() else "nothing"
+    raise UsageError(f"there is no folder {folder / names[0]} ({folder} holds {inside}); the data is {LAYOUT}")
 
 
-def find_pairs(root: Path, split: str) -> list[Pair]:
+def find_pairs(root: Path, split: str, tell: Tell = print) -> list[Pair]:
     """Pairs every image with the annotation of the same name."""
-    images = by_stem(split_folder(root / "images", split), get_img_extensions())
-    annotations = by_stem(split_folder(root / "annotations", split), (".png",))
+    images = by_stem(split_folder(root / "images", split), tell)
+    annotations = by_stem(split_folder(root / "annotations", split), tell, (".png",))
     for found, other, what in ((images, annotations, "images have no annotation"), (annotations, images, "annotations have no image")):
         alone = [str(found[stem]) for stem in found if stem not in other]
         if alone:
             raise UsageError(f"{len(alone)} {what}: {shorten(alone)}. Images and annotations belong together by name: add or remove them")
     if not images:
         raise UsageError(f"there are no images in {split_folder(root / 'images', split)}; the data is {LAYOUT}")
-    return [Pair(images[stem], annotations[stem]) for stem in sorted(images, key=natural_key)]
+    return [Pair(images[stem], annotations[stem]) for stem in sorted(images, key=natural)]
 
 
-def by_stem(folder: Path, extensions: Sequence[str]) -> dict[str, Path]:
+def by_stem(folder: Path, tell: Tell, wanted: Sequence[str] | None = None) -> dict[str, Path]:
+    """Files by their place below the folder, without ending."""
     found: dict[str, Path] = {}
-    for path in folder.iterdir():
-        if path.suffix.lower() in extensions:
-            if path.stem in found:
-                raise UsageError(f"{found[path.stem]} and {path} have one name: which belongs to {path.stem}.png cannot be told")
-            found[path.stem] = path
+    for path in map(Path, list_images(folder, tell, wanted)):
+        stem = str(path.relative_to(folder).with_suffix(""))
+        if stem in found:
+            raise UsageError(f"{found[stem]} and {path} have one name: which belongs to {stem}.png cannot be told")
+        found[stem] = path
     return found
 
 
@@ -69,7 +71,11 @@ def class_names(root: Path, given: str | None) -> list[str]:
         return []
     if not path.is_file():
         raise UsageError(f"--classes {path}: there is no such file; it has one name a line, the first for label 1")
-    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; it has one name a line in UTF-8") from error
+    rows = [line for line in text.splitlines() if line.strip()]
     if rows and "\t" in rows[0]:  # ADE20K's own: a heading, and the name in the last column
         rows = [row.rstrip("\t ").split("\t")[-1] for row in rows if row.split("\t")[0].strip().isdigit()]
     names = [row.strip() for row in rows]
@@ -78,27 +84,51 @@ def class_names(root: Path, given: str | None) -> list[str]:
     return names
 
 
-def resolve_classes(names: list[str], num_classes: int | None, pairs: Sequence[Pair], largest: Sequence[int]) -> list[str]:
-    """The names of the classes, and proof that `largest`, the largest label of each pair, is among them.
+def resolve_classes(names: list[str], num_classes: int | None, pairs: Sequence[Pair], labels: Sequence[bytes]) -> list[str]:
+    """The names of the classes to train, and proof that they are those of the annotations, whose labels `check_pairs` has found.
 
     Their number is told by the names, else by `num_classes`, else by the annotations.
     """
     if names and num_classes and len(names) != num_classes:
         raise UsageError(f"--num-classes {num_classes}, but the data names {len(names)} classes: {shorten(names)}")
-    number = len(names) or num_classes or max(largest)
-    if not number:
-        raise UsageError(f"none of the {len(pairs)} annotations labels anything: all are 0, which is ignored")
-    outside = [f"{pair.annotation} (label {label})" for pair, label in zip(pairs, largest, strict=True) if label > number]
-    if outside:
+    there = check_labelled(labels)
+    number = len(names) or num_classes or there[-1]
+    if min(number, len(there)) < 2:
         raise UsageError(
-            f"{len(outside)} annotations have labels outside the {number} classes: {shorten(outside)}. "
-            f"0 marks what is ignored, 1 to {number} are the classes"
+            f"a single class, with label {there[0]}, is no segmentation: any network is right about it at once. {ADVICE}"
+            if len(there) < 2
+            else f"the data has the labels {shorten(list(map(str, there)))}, but a single class: give --classes or --num-classes. {ADVICE}"
         )
+    missing = [label for label in range(1, there[-1]) if label not in there]
+    if not names and not num_classes and 2 * len(missing) > there[-1] - 1:
+        raise UsageError(
+            f"the largest label is {there[-1]}, but of those before it {len(missing)} never occur: {shorten(list(map(str, missing)))}. "
+            f"Labels count classes, not shades of grey; if there are so many, say so by --classes or --num-classes. {ADVICE}"
+        )
+    check_labels(number, pairs, labels)
     return names or [f"class {label}" for label in range(1, number + 1)]
 
 
-class Inspection(Dataset[tuple[int, str]]):
-    """Largest label of each pair, and what is wrong with it: nothing, or a line about it."""
+def check_labelled(labels: Sequence[bytes]) -> list[int]:
+    """All labels there are; refuses data without any."""
+    if not any(labels):
+        raise UsageError(f"none of the {len(labels)} annotations labels anything: all are 0 or 255, which are ignored. {ADVICE}")
+    return sorted(set().union(*labels))
+
+
+def check_labels(number: int, pairs: Sequence[Pair], labels: Sequence[bytes]) -> None:
+    """Refuses labels of no class."""
+    check_labelled(labels)
+    outside = [f"{pair.annotation} (label {max(some)})" for pair, some in zip(pairs, labels, strict=True) if max(some, default=0) > number]
+    if outside:
+        raise UsageError(
+            f"{len(outside)} annotations have labels outside the {number} classes: {shorten(outside)}. "
+            f"0 and 255 mark what is ignored, 1 to {number} are the classes"
+        )
+
+
+class Inspection(Dataset[tuple[bytes, str]]):
+    """The labels of each pair that are not ignored, in order, and what is wrong with it: nothing, or a line about it."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs
@@ -106,21 +136,22 @@ class Inspection(Dataset[tuple[int, str]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[int, str]:
-        pair = self.pairs[index]
+    def __getitem__(self, index: int) -> tuple[bytes, str]:
+        path = self.pairs[index].annotation
         try:
-            with Image.open(pair.image) as image, Image.open(pair.annotation) as annotation:
-                if annotation.mode not in ("L", "P"):
-                    return 0, f"{pair.annotation} is an image of mode {annotation.mode}, not of one channel of 8 bits"
-                if annotation.size != image.size:
-                    return 0, f"{pair.annotation} is {annotation.width} x {annotation.height}, its image {image.width} x {image.height}"
-                return annotation.getextrema()[1], ""  # type: ignore[return-value]
-        except UNREADABLE as error:
-            return 0, f"{pair.annotation} or its image cannot be read ({error})"
+            labels = read_labels(path)
+            path = self.pairs[index].image
+            width, height = upright_size(path)
+        except ImageError as error:
+            return b"", f"{path}: {error}"
+        if labels.shape != (height, width):
+            sizes = f"is {labels.shape[1]} x {labels.shape[0]}, its image {width} x {height}"
+            return b"", f"{self.pairs[index].annotation} {sizes} (each turned upright as its EXIF orientation says)"
+        return bytes(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]).astype(np.uint8) + 1), ""
 
 
-def check_pairs(pairs: Sequence[Pair], workers: int, accelerator: Accelerator) -> list[int]:
-    """The largest label of each pair. Reads all annotations, shared out over processes and workers, and refuses what cannot be used."""
+def check_pairs(pairs: Sequence[Pair], workers: int, accelerator: Accelerator) -> list[bytes]:
+    """The labels of each pair. Reads all annotations, shared out over processes and workers, and refuses what cannot be used."""
     own = range(accelerator.process_index, len(pairs), accelerator.num_processes)
     inspection = Inspection([pairs[index] for index in own])
     loader = DataLoader(inspection, batch_size=None, num_workers=workers, worker_init_fn=worker_init())

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -129,7 +130,8 @@ def to_rich(rows: Sequence[dict[str, Any]]) -> Table:
     for heading in rows[0]:
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value) for value in row.values()))
+        cells = (f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value) for value in row.values())
+        table.add_row(*map(Text, cells))  # in names, square brackets are no markup
     return table
 
 

@@ -50,5 +50,7 @@ def draw_picture(path: Path, image: Tensor, labels: Tensor, prediction: Tensor, 
         axes.set_axis_off()
     there = [label for label in torch.cat([labels.unique(), prediction.unique()]).unique().tolist() if label < len(classes)]
     patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*colours[label]), label=classes[label]) for label in there]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(there)), fontsize=8)
+    legend = figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(there)), fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # in names, dollars are no formulas
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))

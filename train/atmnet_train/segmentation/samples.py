@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from atmnet.images import UNREADABLE
-from PIL import Image
+from atmnet.images import ImageError, open_image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..common.broken import Unreadable
+from ..common.broken import Unreadable, first_readable, load_or_tell
 from ..common.sampling import SampleKey
 from ..common.seeding import SAMPLE, seed_sample
 from .data import Pair
+from .labels import read_labels
 from .transforms import IGNORED, EvalTransform
 
 Batch = tuple[Tensor, Tensor]
@@ -22,10 +22,10 @@ Batch = tuple[Tensor, Tensor]
 
 def read_pair(pair: Pair) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
     """Image `[3, H, W]` and labels `[H, W]`, both of bytes; the labels from 0 on, and `IGNORED`."""
-    with Image.open(pair.image) as file:
-        image = pil_to_tensor(file.convert("RGB"))
-    with Image.open(pair.annotation) as file:
-        labels = pil_to_tensor(file)[0] - 1  # bytes wrap round: 0, which is ignored, becomes 255
+    image = pil_to_tensor(open_image(pair.image))
+    labels = torch.from_numpy(read_labels(pair.annotation)) - 1  # bytes wrap round: 0, which is ignored, becomes 255
+    if image.shape[1:] != labels.shape:
+        raise ImageError(f"it is {image.shape[2]} x {image.shape[1]}, {pair.annotation} {labels.shape[1]} x {labels.shape[0]}")
     return tv_tensors.Image(image), tv_tensors.Mask(labels)
 
 
@@ -39,17 +39,14 @@ class TrainPairs(Dataset[tuple[Batch, list[Unreadable]]]):
         return len(self.pairs)
 
     def __getitem__(self, key: SampleKey) -> tuple[Batch, list[Unreadable]]:
-        broken: list[Unreadable] = []
-        for offset in range(min(self.max_broken + 1, len(self))):
-            pair = self.pairs[(key.index + offset) % len(self)]
-            try:
-                image, labels = read_pair(pair)
-            except UNREADABLE as error:
-                broken.append((str(pair.image), str(error)))
-                continue
+        def load(index: int) -> Batch:
+            image, labels = read_pair(self.pairs[index])
             seed_sample(self.seed, SAMPLE, key.epoch, key.position)
-            return self.transform(image, labels), broken
-        return self.transform(*blank()), broken  # more than may be broken: the training process says so and ends
+            return self.transform(image, labels)
+
+        found, broken = first_readable(load, lambda index: str(self.pairs[index].image), key.index, len(self), self.max_broken)
+        # None: more than may be broken, and the training process says so and ends.
+        return found if found is not None else self.transform(*blank()), broken
 
 
 def collate(samples: list[tuple[Batch, list[Unreadable]]]) -> tuple[Batch, list[Unreadable]]:
@@ -78,15 +75,16 @@ class ValPairs(Dataset[tuple[Whole, list[Unreadable]]]):
 
     def __getitem__(self, turn: int) -> tuple[Whole, list[Unreadable]]:
         place = turn * self.processes + self.process
-        number, unreadable = place % len(self.pairs), list[Unreadable]()
-        try:
-            image, labels = read_pair(self.pairs[number])
-        except UNREADABLE as error:
-            image, labels = blank()
-            unreadable = [(str(self.pairs[number].image), str(error))]
-        counts = place < len(self.pairs) and not unreadable
-        views = self.transform(image)
-        return Whole(number if counts else None, image.as_subclass(Tensor), labels.as_subclass(Tensor), views), unreadable
+        number = place % len(self.pairs)
+        pair = self.pairs[number]
+        found, unreadable = load_or_tell(lambda: self.whole(*read_pair(pair)), lambda: str(pair.image))
+        whole = found if found is not None else self.whole(*blank())
+        if place < len(self.pairs) and found is not None:
+            whole.number = number
+        return whole, unreadable
+
+    def whole(self, image: tv_tensors.Image, labels: tv_tensors.Mask) -> Whole:
+        return Whole(None, image.as_subclass(Tensor), labels.as_subclass(Tensor), self.transform(image))
 
 
 def blank() -> tuple[tv_tensors.Image, tv_tensors.Mask]:

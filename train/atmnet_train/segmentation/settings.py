@@ -130,7 +130,9 @@ def check(settings: Settings) -> None:
     if model.head == "upernet" and model.neck:
         raise UsageError(f"--neck {model.neck}: UperNet has its own pyramid and takes no neck: leave --neck or --head upernet out")
     if data.num_classes is not None and data.num_classes > MOST_CLASSES:
-        raise UsageError(f"--num-classes {data.num_classes}: annotations of 8 bits tell at most {MOST_CLASSES} apart")
+        raise UsageError(
+            f"--num-classes {data.num_classes}: annotations of 8 bits tell at most {MOST_CLASSES} apart, as 0 and 255 are ignored"
+        )
     if settings.evaluation.eval:
         return
     if settings.evaluation.multi_scale:
