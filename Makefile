@@ -72,10 +72,10 @@ gpu-tune:  ## tune this GPU for the networks of the benchmark, with its batches;
 	$(GPU_TUNE) --dtype $$dtype --resolution 384 --batch 48 || status=1; \
 	done; exit $$status
 
-gpu-bench:  ## the benchmark on this GPU, what the targets are about first; the README's table from it
+gpu-bench:  ## the benchmark on this GPU, what the targets are about first; the README's figures from it
 	$(GPU_RUN) bench/run.py --device cuda $(BENCH_FLAGS); status=$$?; $(GPU_RUN) bench/report.py && exit $$status
 
-bench: $(VENV)/installed  ## everything side by side on this CPU, in ten to fifteen minutes; and the README's table from it
+bench: $(VENV)/installed  ## everything side by side on this CPU, in ten to fifteen minutes; and the README's figures from it
 	$(BIN)/python bench/run.py $(BENCH_FLAGS); status=$$?; $(BIN)/python bench/report.py && exit $$status
 
 clean:

@@ -1,6 +1,6 @@
-"""What a results file says: as Markdown tables, as plots, and as the README's table.
+"""Reports of a results file: Markdown tables, plots, and the figures of the README and of docs/speed.md.
 
-python bench/report.py             the README's table from the newest results file of each device
+python bench/report.py             these figures, from the newest results file of each device
 python bench/report.py FILE.csv    FILE.md and FILE-*.png
 """
 
@@ -13,13 +13,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from cost_model import predicted_ms
+from figures import COMPARED, LABELS, draw_comparison, limit_ms, per_token, plots, resolution, stages
 from targets import SQUARE, Row, judge
 
 from atm_triton.files import replaced
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-README = ROOT / "README.md"
+README, PAGE = ROOT / "README.md", ROOT / "docs/speed.md"
+FIGURES = ROOT / "docs/assets"
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 TEXT = ("job", "section", "name", "what", "shape", "dtype", "batch", "implementation", "note")
 NUMBERS = (
@@ -36,11 +38,10 @@ NUMBERS = (
     "speedup",
 )
 ABOUT = ("device", "torch", "triton", "configs", "commit", "model", "mode")  # mode: of torch.compile
-LABELS = {"eager": "ours, eager", "compiled": "ours, compiled"}
 
 
 def read(file: Path) -> list[Row]:
-    """Older files lack some columns."""
+    """Read a results file; older ones lack some columns."""
     with file.open(newline="") as stream:
         rows: list[Row] = list(csv.DictReader(stream))
     texts = [{name: row.get(name) or "" for name in (*TEXT, *ABOUT)} for row in rows]
@@ -69,7 +70,7 @@ def newest(folder: Path) -> dict[str, Path]:
 
 
 def line(cells: Iterable[str]) -> str:
-    """Of a table."""
+    """Line of a table."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in cells)} |"
 
 
@@ -120,16 +121,6 @@ def _memory(row: Row) -> str:
     return f"{row['peak_mib'] / 1024:.3g}" if row["peak_mib"] else row["note"].partition(":")[0]
 
 
-def pixels(row: Row) -> int:
-    height, width = map(int, row["shape"].split("x"))
-    return height * width
-
-
-def per_token(row: Row) -> float:
-    """Nanoseconds per token of the first stage."""
-    return 1e6 * row["p50_ms"] / (int(row["batch"]) * pixels(row) / 16)
-
-
 def _cost(row: Row) -> str:
     return f"{per_token(row):.4g}" if row["p50_ms"] else ""
 
@@ -143,18 +134,8 @@ def about(rows: list[Row]) -> str:
     return f"{first['device']}, {versions}{configs}{mode}, commit {commits}"
 
 
-def _resolution(rows: list[Row]) -> list[Row]:
-    """Rows of networks measured at several sizes, by size."""
-    timed = [row for row in rows if row["section"] == "network" and row["p50_ms"]]
-    groups = ("what", "dtype", "implementation")
-    sizes: dict[tuple[str, ...], set[str]] = {}
-    for row in timed:
-        sizes.setdefault(tuple(row[g] for g in groups), set()).add(row["shape"])
-    return sorted((row for row in timed if len(sizes[tuple(row[g] for g in groups)]) > 1), key=pixels)
-
-
 def _predicted(rows: list[Row]) -> Iterator[str]:
-    """Beside what was measured, what the cost model makes of our compiled token_mix, where it knows the kernels."""
+    """Yield, beside what was measured, what the cost model makes of our compiled token_mix, where it knows the kernels."""
     columns = ("name", "what", "shape", "dtype", "measured", "predicted", "measured / predicted")
     found = []
     for row in rows:
@@ -205,7 +186,7 @@ def tables(rows: list[Row]) -> list[str]:
         lines += _table(group, ("shape", "dtype", "batch"), _throughput)
         if any(row["peak_mib"] for row in group):
             lines += ["", "Peak memory, GiB:", "", *_table(group, ("shape", "dtype", "batch"), _memory)]
-        if several := [row for row in _resolution(rows) if row["what"] == what]:
+        if several := [row for row in resolution(rows) if row["what"] == what]:
             lines += ["", "Cost against resolution, ns per token of stage 1:", "", *_table(several, ("shape", "dtype", "batch"), _cost)]
     lines += _predicted(operators)
     if training:
@@ -221,56 +202,6 @@ def markdown(rows: list[Row], title: str) -> str:
     return "\n".join([f"# {title}", "", about(rows), "", *tables(rows)]) + "\n"
 
 
-# ---- plots
-
-
-def charts_of(rows: list[Row], number: str) -> dict[str, list[Row]]:
-    """Ours of what has ``number``, by what was timed."""
-    charts: dict[str, list[Row]] = {}
-    for row in rows:
-        if row[number] and row["implementation"] in LABELS:
-            charts.setdefault(row["what"], []).append(row)
-    return charts
-
-
-def plots(rows: list[Row], stem: Path) -> list[Path]:
-    """Speed-ups, share of the limit, and cost against resolution, where there is something to show."""
-    try:
-        import matplotlib
-    except ImportError:  # the benchmark itself does without
-        return []
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    written = []
-    for name, number, unit in (("speedup", "speedup", "times as fast as published"), ("limit", "share_of_limit", "share of the limit")):
-        if not (charts := charts_of(rows, number)):
-            continue
-        heights = [len(group) + 5 for group in charts.values()]  # with the title and the axis below
-        size = dict(figsize=(9, 0.2 * sum(heights)), height_ratios=heights)
-        figure, axes = plt.subplots(len(charts), squeeze=False, layout="constrained", **size)
-        for axis, (what, group) in zip(axes[:, 0], charts.items(), strict=True):
-            labels = [f"{row['name']} {row['shape']} {row['dtype']} {row['implementation']}" for row in group]
-            axis.barh(range(len(group)), [row[number] for row in group])
-            axis.set(yticks=range(len(group)), yticklabels=labels, xlabel=unit, title=what)
-            axis.invert_yaxis()
-        written.append(stem.with_name(f"{stem.name}-{name}.png"))
-        figure.savefig(written[-1])
-        plt.close(figure)
-    if several := _resolution(rows):
-        figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-        for label in dict.fromkeys((row["what"], row["dtype"], row["implementation"]) for row in several):
-            line = [row for row in several if (row["what"], row["dtype"], row["implementation"]) == label]
-            axis.plot([pixels(row) / 16 for row in line], [per_token(row) for row in line], "o-", label=", ".join(label))
-        axis.set(xscale="log", xlabel="tokens of stage 1 in an image", ylabel="ns per token", title="cost against resolution")
-        axis.set_ylim(0, 1.1 * max(map(per_token, several)))
-        axis.legend(fontsize="small")
-        written.append(stem.with_name(f"{stem.name}-resolution.png"))
-        figure.savefig(written[-1])
-        plt.close(figure)
-    return written
-
-
 def render(file: Path) -> list[Path]:
     """Writes the tables and plots beside ``file``."""
     rows = read(file)
@@ -279,41 +210,112 @@ def render(file: Path) -> list[Path]:
     return [text, *plots(rows, file.with_suffix(""))]
 
 
-# ---- the README
+# ---- the README and the documentation's page
 
 
 def _time_and_memory(row: Row) -> str:
     return _time(row) + (f", {_memory(row)} GiB" if row["peak_mib"] else "")
 
 
+def date_of(file: Path) -> str:
+    return re.findall(r"\d{4}-\d\d-\d\d", file.stem)[0]
+
+
+def figure_of(file: Path) -> Path:
+    """The plot of the newest results file of a device, which README and documentation show."""
+    return FIGURES / f"speed-{file.stem.partition('-' + date_of(file))[0]}.png"
+
+
+def is_cpu(rows: list[Row]) -> bool:
+    return "threads" in rows[0]["device"]
+
+
+def leading(files: Iterable[Path]) -> Path | None:
+    """The results file that the README shows: the newest of a GPU, else of a CPU."""
+    return max(files, key=lambda file: (not is_cpu(read(file)), date_of(file)), default=None)
+
+
+def _title(what: str, rows: list[Row], date: str) -> list[str]:
+    batches = {row["batch"] for row in rows}
+    batch = f", batch {batches.pop()}" if len(batches) == 1 else ""
+    return ["", f"{what}{batch}, on {about(rows)}, {date}:", ""]
+
+
+def _networks(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["section"] == "network" and row["shape"] == SQUARE]
+
+
+def headline(rows: list[Row], date: str) -> str:
+    """The title of the plot, and what the README says of its table."""
+    first = next(iter(next(iter(stages(rows).values())).values()))["compiled"]
+    return f"token_mix, {first['dtype']}, batch {first['batch']}, on {first['device']}, {date}"
+
+
+def short_block(files: Iterable[Path]) -> str:
+    """Text between the README's markers: one plot and one table, of one device."""
+    file = leading(files)
+    rows = read(file) if file else []
+    if not file or not (panels := stages(rows)):
+        return "Not measured yet."
+    title = headline(rows, date_of(file))
+    lines = [f"![{title}, by stage: times as fast as the published formulation](docs/assets/{figure_of(file).name})", ""]
+    first, networks = rows[0], _networks(rows)
+    lines += [
+        f"{title.replace('token_mix', '`token_mix`')}, torch {first['torch']}, Triton {first['triton']}, commit {first['commit']}:",
+        "",
+    ]
+    lines += head(["", *COMPARED.values(), "limit"])
+    for what, by in panels.items():
+        for stage, of in by.items():
+            texts = [_time(of[name]) for name in COMPARED]
+            lines.append(line([f"stage {stage}, {of['compiled']['shape']}, {what}", *texts, _ms(limit_ms(of["compiled"]))]))
+    for what, dtype in dict.fromkeys((row["what"], row["dtype"]) for row in networks):
+        of = {row["implementation"]: row for row in networks if (row["what"], row["dtype"]) == (what, dtype)}
+        if "compiled" in of:
+            cells = [_time(of[name]) if name in of else "" for name in COMPARED]
+            lines.append(line([f"whole {of['compiled']['name']}, {what}, {dtype}", *cells, ""]))
+    return "\n".join(lines)
+
+
 def block(files: Iterable[Path]) -> str:
-    """What stands between the README's markers: networks at 224 x 224, and what was measured on a GPU besides."""
+    """Text between the markers of docs/speed.md: of each device plot, networks at 224 x 224, token_mix, training, missed targets."""
     parts = []
-    for file in files:
-        rows, date = read(file), re.findall(r"\d{4}-\d\d-\d\d", file.stem)[0]
-
-        def title(what: str, rows: list[Row], date: str = date) -> list[str]:
-            batches = {row["batch"] for row in rows}
-            batch = f", batch {batches.pop()}" if len(batches) == 1 else ""
-            return ["", f"{what}{batch}, on {about(rows)}, {date}:", ""]
-
-        if networks := [row for row in rows if row["section"] == "network" and row["shape"] == SQUARE]:
+    for file in sorted(files, key=lambda file: is_cpu(read(file))):
+        rows, date = read(file), date_of(file)
+        parts += ["", f"### {rows[0]['device']}", ""]
+        if stages(rows):
+            parts += [f"![{headline(rows, date)}](assets/{figure_of(file).name})"]
+        if networks := _networks(rows):
             name = networks[0]["name"].replace("atmnet_t", "ATMNet-T")
-            parts += [*title(f"{name}, {SQUARE.replace('x', ' × ')}", networks), *_table(networks, ("what", "dtype"), _time)]
-        if "threads" in rows[0]["device"]:
-            continue
+            parts += [*_title(f"{name}, {SQUARE.replace('x', ' × ')}", networks, date), *_table(networks, ("what", "dtype"), _time)]
         if mixers := [row for row in rows if row["section"] == "operator" and row["name"] == "token_mix"]:
-            parts += [*title("`token_mix`, time and peak memory", mixers)]
+            parts += _title("`token_mix`, time" + (" and peak memory" if any(row["peak_mib"] for row in mixers) else ""), mixers, date)
             parts += _table([row for row in mixers if row["implementation"] != "eager"], ("shape", "what", "dtype"), _time_and_memory)
         if training := [row for row in rows if row["section"] == "training"]:
             parts += ["", f"Training programs on generated images, on {about(training)}, {date}:", "", *_training(training)]
+        judged = judge(rows)
+        missed = [f"- {target}; measured: {measured}." for target, measured, met in judged if met == "**no**"]
+        counts = [sum(met == word for *_, met in judged) for word in ("yes", "**no**", "not measured")]
+        parts += ["", f"Targets: {counts[0]} met, {counts[1]} missed, {counts[2]} not measured."]
+        parts += ["", "Missed:", "", *missed] if missed else []
     return "\n".join(parts[1:]) or "Not measured yet."
 
 
-def with_block(readme: str, text: str) -> str:
-    before, _, rest = readme.partition(BEGIN)
+def with_block(page: str, text: str) -> str:
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def write_pages() -> None:
+    """Write the plots of the newest results, and the figures of README and documentation."""
+    files = list(newest(RESULTS).values())
+    for file in files:
+        rows = read(file)
+        if stages(rows) and not draw_comparison(rows, figure_of(file), headline(rows, date_of(file))):
+            print(f"{figure_of(file)} is as it was: drawing needs Matplotlib")
+    for page, text in ((README, short_block(files)), (PAGE, block(files))):
+        page.write_text(with_block(page.read_text(), text))
 
 
 def main() -> None:
@@ -323,7 +325,7 @@ def main() -> None:
     if args.file:
         print(*render(args.file), sep="\n")
     else:
-        README.write_text(with_block(README.read_text(), block(newest(RESULTS).values())))
+        write_pages()
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+import figures
 import networks
+import pytest
 import report
 import run
 import targets
-
-ROOT = Path(__file__).parents[1]
 
 
 def gpu_rows(ours: float, memory: float = 1) -> list[targets.Row]:
@@ -54,22 +53,57 @@ def test_one_slow_stage_or_size_misses_its_target():
     ]
 
 
-def test_readme_block(tmp_path):
+def test_block_of_the_page(tmp_path):
     """Of 224 x 224, in whichever order that was measured."""
     report.write(tmp_path / "gpu-2026-01-01.csv", gpu_rows(ours=0.05))
     block = report.block(report.newest(tmp_path).values())
-    assert block.startswith("ATMNet-T, 224 × 224, batch 128, on ") and "800" not in block
+    assert "ATMNet-T, 224 × 224, batch 128, on " in block and "| 800" not in block
     assert "| what | dtype | published | plain, compiled | ours, eager | ours, compiled | Swin-T, compiled |" in block
     assert "| training step | bfloat16 | 1 ms |" in block
-    readme = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    assert report.with_block(readme, block) == readme.replace("old", block)
+    page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    assert report.with_block(page, block) == page.replace("old", block)
 
 
-def test_readme_block_of_several_batches(tmp_path):
+def test_block_of_several_batches(tmp_path):
     rows = gpu_rows(ours=0.05)
     other = [row | dict(shape="6x200x320x64/G32", batch="6") for row in rows if row["shape"] == "128x56x56x64/G32"]
     report.write(tmp_path / "gpu-2026-01-01.csv", [*rows, *other])
-    assert "`token_mix`, time and peak memory, on " in report.block(report.newest(tmp_path).values())
+    files = report.newest(tmp_path).values()
+    assert "`token_mix`, time, on " in report.block(files)
+    assert "6x200" not in report.short_block(files)
+
+
+def test_missed_targets_stand_on_the_page(tmp_path):
+    report.write(tmp_path / "gpu-2026-01-01.csv", gpu_rows(ours=0.5, memory=2))
+    block = report.block(report.newest(tmp_path).values())
+    assert "Targets: 14 met, 7 missed, 0 not measured." in block
+    assert "- token_mix forward, bf16, batch 128, stages 1 and 2, against published: at least 17×; measured: 2.00× (2.00×, 2.00×)." in block
+
+
+def test_the_readme_shows_a_gpu_if_there_is_one(tmp_path):
+    about = dict(torch="2.11", triton="3.6", commit="abc")
+    assert report.short_block([]) == "Not measured yet."
+    for name, device in (("gpu-9-2026-01-01", "GPU 9"), ("gpu-8-2025-01-01", "GPU 8"), ("cpu-2026-02-02", "x86_64, 2 threads")):
+        report.write(tmp_path / f"{name}.csv", [row | about | dict(device=device) for row in gpu_rows(ours=0.05)])
+    block = report.short_block(report.newest(tmp_path).values())
+    assert block.startswith("![token_mix, bfloat16, batch 128, on GPU 9, 2026-01-01, by stage: ") and "speed-gpu-9.png" in block
+    assert "| stage 3, 128x14x14x320/G80, forward | 1 ms | 1 ms | 0.05 ms | 0.05 ms |" in block
+    assert "| whole atmnet_t, inference, bfloat16 | 1 ms | 1 ms | 0.05 ms |  |" in block and "GPU 8" not in block and "threads" not in block
+
+
+def test_the_plot_of_what_is_compared(tmp_path):
+    rows = gpu_rows(ours=0.05)
+    assert {what: list(by) for what, by in figures.stages(rows).items()} == {what: [1, 2, 3, 4] for what in ("forward", "forward+backward")}
+    partly = [row for row in rows if row["shape"] not in ("128x7x7x512/G64", "128x14x14x320/G80") or row["implementation"] != "published"]
+    assert [*figures.stages(partly)["forward"]] == [1, 2]
+    assert figures.draw_comparison(partly, tmp_path / "plot.png", "title") and (tmp_path / "plot.png").stat().st_size > 10_000
+    assert not figures.draw_comparison(rows[-1:], tmp_path / "no.png", "title") and not (tmp_path / "no.png").exists()
+
+
+def test_every_results_file_is_explained():
+    text = (report.RESULTS / "README.md").read_text()
+    assert [file.name for file in report.RESULTS.glob("*.csv") if f"| `{file.name}` |" not in text] == []
+    assert [name for name in re.findall(r"^\| `(.*?)` \|", text, re.M) if not (report.RESULTS / name).exists()] == []
 
 
 def test_newest(tmp_path):
@@ -80,7 +114,7 @@ def test_newest(tmp_path):
     assert not run.results_file(tmp_path, "cpu", resume=False).exists()
 
 
-def test_readme_block_of_a_gpu(tmp_path):
+def test_block_of_a_gpu(tmp_path):
     """Says what was measured, on what, and when; in eager mode too, but that does not fit in."""
     about = dict(device="GPU 9", torch="2.11", triton="3.6", commit="abc", mode="default", configs="none")
     training = dict(
@@ -94,12 +128,22 @@ def test_readme_block_of_a_gpu(tmp_path):
     assert "| imagenet.py, 30 updates | atmnet_b |" in block
 
 
-def test_no_time_stands_in_the_readme_by_hand():
-    readme = (ROOT / "README.md").read_text()
-    by_hand = report.with_block(readme, "")
+PAGES = [report.README, report.PAGE]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_time_stands_there_by_hand(page):
+    by_hand = report.with_block(page.read_text(), "")
     assert not re.findall(r"\d\s?(?:ms|µs|GiB|TFLOP/s|GB/s)\b", by_hand)
 
 
-def test_readme_has_the_newest_figures():
-    readme = (ROOT / "README.md").read_text()
-    assert report.with_block(readme, report.block(report.newest(report.RESULTS).values())) == readme, "run: python bench/report.py"
+@pytest.mark.parametrize("page,block", [(report.README, report.short_block), (report.PAGE, report.block)])
+def test_pages_have_the_newest_figures(page, block):
+    text = page.read_text()
+    assert report.with_block(text, block(report.newest(report.RESULTS).values())) == text, "run: python bench/report.py"
+    for name in re.findall(r"assets/([\w.-]+)", text):
+        assert (report.FIGURES / name).is_file(), name
+
+
+def test_the_readme_is_short():
+    assert len(report.README.read_text().split()) <= 900
