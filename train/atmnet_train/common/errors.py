@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-GO_ON = " The last checkpoint is whole: go on with --resume"
-
 from atmnet.terminal import print_any_name
+
+GO_ON = " The last checkpoint is whole: go on with --resume"
 
 
 class UsageError(Exception):
