@@ -9,6 +9,7 @@ import re
 
 import about
 import atmnet
+import figures
 import first_step
 import limits
 import networks
@@ -133,10 +134,10 @@ def test_runs_through(tmp_path, monkeypatch, capsys, no_compiler):
     one = min((row for row in timed if row["name"] == "branch_fusion" and row["what"] == "forward"), key=of_ours)
     assert f"| branch_fusion | forward | {one['shape']} | float32 | 2 |" in text and f"{one['gb_per_s']:.4g} |" in text
     assert len(list(tmp_path.glob("*.png"))) == 3
-    charts = report.charts_of(rows, "share_of_limit")
+    charts = figures.charts_of(rows, "share_of_limit")
     assert set(charts) == {"inference", "training step", "forward", "forward+backward"}
     assert sum(map(len, charts.values())) == sum(row["implementation"] in report.LABELS for row in timed)
-    assert report.block([file]) == "Not measured yet."  # at 224 x 224
+    assert report.short_block([file]) == "Not measured yet."  # at 224 x 224
 
     def nothing_left(*_):
         raise AssertionError("measured again")
