@@ -59,7 +59,7 @@ def run_program(main: Callable[[], object]) -> None:
             main()
     except UsageError as error:
         # Every process of a machine meets the same bad argument; one of them says so.
-        if os.environ.get("LOCAL_RANK", "0") in ("", "0"):
+        if not os.environ.get("LOCAL_RANK", "").strip("0").isdecimal():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except RunError as error:
