@@ -43,7 +43,8 @@ def explained(advice: str = "") -> Iterator[None]:
         if not is_lost_worker(error):
             raise
         raise RunError(
-            f"{' '.join(str(error).split())} Where nobody killed it, the system did, for want of memory: give fewer --workers.{advice}"
+            f"{' '.join(str(error).split()).rstrip('.')}. Where nobody killed it, the system did, for want of memory: "
+            f"give fewer --workers.{advice}"
         ) from error
 
 
