@@ -238,7 +238,7 @@ def test_a_resumed_run_keeps_its_batch_norm_frozen(planned: Callable[..., Task],
     flags = ["--model", "test_resnet", "--detector", "retinanet", "--model-kwargs", "drop_rate=0.0"]
     assert not planned(*flags).meta["frozen_norms"]
     task = planned(*flags, "--backbone-weights", tmp_path / "classifier.pth")
-    parts = {"model": {}, "ema": None, "optimizer": {}, "scaler": None, "progress": asdict(Progress())}
+    parts = {"model": {}, "ema": None, "optimizer": {"param_groups": [{}]}, "scaler": None, "progress": asdict(Progress())}
     torch.save(parts | {"meta": task.meta}, tmp_path / "last.pt")
     assert planned(*flags, "--resume", tmp_path / "last.pt").meta["frozen_norms"]
 

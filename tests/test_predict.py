@@ -186,3 +186,18 @@ def test_folders_of_other_libraries(tmp_path: Path):
         open_classifier(tmp_path)
     with pytest.raises(ValueError, match="averaged weights are a checkpoint's"):
         open_classifier(None, "atmnet_xt", ema=True)
+
+
+def test_a_full_disk_and_weights_that_are_not_finite_are_told(
+    saved: Path, two_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    images = str(two_classes / "val")
+    assert main(["predict", "--checkpoint", str(saved), "--json", "/dev/full", images]) == 1
+    assert "cannot write --json /dev/full" in capsys.readouterr().err
+    state = timm.create_model("test_convnext").state_dict()
+    torch.save(state | {"stem.0.bias": state["stem.0.bias"] / 0}, tmp_path / "diverged.pth")
+    given = ["--checkpoint", str(tmp_path / "diverged.pth"), "--model", "test_convnext"]
+    for command in (["predict", images], ["export", "--format", "exported-program", "--out", str(tmp_path / "m.pt2")]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, *given])
+        assert "weights that are not finite: stem.0.bias" in " ".join(capsys.readouterr().err.split())

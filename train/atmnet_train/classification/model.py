@@ -14,12 +14,14 @@ from .settings import DataSettings, ModelSettings
 
 def build_model(settings: ModelSettings, num_classes: int) -> nn.Module:
     kwargs: dict[str, Any] = {"num_classes": num_classes} | model_kwargs(settings.model_kwargs)
+    if kwargs["num_classes"] != num_classes:
+        raise UsageError(f"--model-kwargs num_classes={kwargs['num_classes']}, but there are {num_classes} classes: leave it out")
     if settings.drop_path is not None:
         kwargs["drop_path_rate"] = settings.drop_path
     check_model_name(settings.model)
     try:
         return timm.create_model(settings.model, **kwargs)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # the last two of sizes that no memory holds
         raise UsageError(f"--model {settings.model} does not take what was given ({kwargs}): {error}") from error
 
 

@@ -95,7 +95,7 @@ class OptimizerSettings:
     lr_base: float = setting(1e-3, "learning rate at a global batch of --lr-base-size", at_least=0, at_most=LARGEST_RATE)
     lr_base_size: int = setting(1024, "the global batch that --lr-base is for", at_least=1)
     weight_decay: float = setting(0.05, "not of norms and biases", at_least=0, at_most=LARGEST_RATE)
-    momentum: float = setting(0.9, "of optimizers that have one")
+    momentum: float = setting(0.9, "of optimizers that have one", at_least=0, at_most=1)
     layer_decay: float | None = setting(None, "layer-wise decay of the learning rate", at_least=0, told="none")
     clip_grad: float | None = setting(None, "clip the gradient norm (0: never)", metavar="NORM", at_least=0, told="never")
     model_ema_decay: float = setting(0.99996, "of the averaged weights; 0 switches them off", share=True)
@@ -111,10 +111,10 @@ class ScheduleSettings:
     epochs: int = setting(300, "without --cooldown-epochs", at_least=1, told="300; with --finetune 30")
     warmup_epochs: int = setting(5, "the rate rises linearly from --warmup-lr", at_least=0, told="5; with --finetune 0")
     cooldown_epochs: int = setting(10, "at --min-lr, after --epochs", at_least=0, told="10; with --finetune 0")
-    min_lr: float = setting(1e-5, "where the schedule ends", at_most=LARGEST_RATE, told="1e-5; with --finetune 5e-6")
+    min_lr: float = setting(1e-5, "where the schedule ends", at_least=0, at_most=LARGEST_RATE, told="1e-5; with --finetune 5e-6")
     warmup_lr: float = setting(1e-6, "where the warm-up begins", at_most=LARGEST_RATE)
     decay_epochs: float = setting(90.0, "of --sched step", at_least=1)
-    decay_rate: float = setting(0.1, "of --sched step; the power of poly", at_least=0)
+    decay_rate: float = setting(0.1, "of --sched step; the power of poly", at_least=0, at_most=LARGEST_RATE)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class ClassifierEvaluationSettings(EvaluationSettings):
     """Evaluation."""
 
     val_batch_size: int | None = setting(None, "per process", metavar="N", at_least=1, incidental=True, told="--batch-size")
-    crop_pct: float = setting(224 / 256, "evaluation crop", share=True, told="0.875; with --eval, the checkpoint's")
+    crop_pct: float = setting(224 / 256, "evaluation crop", share=True, at_least=0.01, told="0.875; with --eval, the checkpoint's")
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ class Checkpointer:
                 f"{path} was trained {'without' if self.ema is not None else 'with'} EMA: give the same --model-ema-decay as then"
             )
         if self.ema is not None:
+            check_fits(self.ema, state["ema"], f"the average in {path}")
             set_model_state_dict(self.ema, state["ema"], options=FULL)
         # What was given now counts (a change is told): loading puts the checkpoint's values into the parameter groups too.
         given = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in self.optimizer.param_groups]
@@ -184,8 +185,9 @@ def read_state(path: Path, verify: bool) -> dict[str, Any]:
         raise UsageError(f"{error}{way_on(path)}") from error
     if "progress" not in state:
         raise UsageError(f"{path} holds no training state; --resume takes an output folder or its last.pt, --init-from takes weights")
-    lost = [name for name, kinds in PARTS.items() if not isinstance(state.get(name), kinds)]
+    lost = [name for name, kinds in PARTS.items() if name not in state or not isinstance(state[name], kinds)]
     lost += [f"meta.{name}" for name, kinds in META.items() if "meta" not in lost and not isinstance(state["meta"].get(name), kinds)]
+    lost += ["optimizer.param_groups"] * ("optimizer" not in lost and not state["optimizer"].get("param_groups"))
     if lost or not is_progress(state["progress"]):
         raise UsageError(f"{path} is damaged: it lacks {shorten(lost) or 'its place in the run'}{way_on(path)}")
     return state
@@ -193,8 +195,17 @@ def read_state(path: Path, verify: bool) -> dict[str, Any]:
 
 def is_progress(found: dict[str, Any]) -> bool:
     """Whether these are the values of a Progress."""
-    kinds = {item.name: dict if item.name.startswith("best") else (int, float) for item in fields(Progress)}
-    return found.keys() <= kinds.keys() and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+
+    def is_right(value: Any, default: Any) -> bool:
+        kinds = (int, float) if isinstance(default, float) else type(default)
+        return isinstance(value, kinds) and (not isinstance(value, (int, float)) or 0 <= value < math.inf)
+
+    if {item.name for item in fields(Progress)} != found.keys():
+        return False
+    numbers = [*found["best"].values(), *found["best_epoch"].values()] if isinstance(found["best"], dict) else [None]
+    return all(is_right(found[name], default) for name, default in asdict(Progress()).items()) and all(
+        isinstance(number, (int, float)) for number in numbers
+    )
 
 
 def way_on(path: Path) -> str:

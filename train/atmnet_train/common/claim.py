@@ -28,7 +28,7 @@ def claimed(output: Path) -> Iterator[None]:
     if environment_number("RANK", 0) > 0:
         yield
         return
-    new = not output.exists()
+    new = not os.path.exists(output)
     descriptor = open_lock(output)
     try:
         lock(descriptor, output)

@@ -78,7 +78,7 @@ def build_model(settings: BackboneSettings, create: Callable[..., Any]) -> Any:
         kwargs["pretrained"] = True
     try:
         model = create(**kwargs)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UsageError(f"--model {settings.model} does not take what was given ({kwargs}): {error}") from error
     if settings.grad_checkpointing:
         net = network(model)

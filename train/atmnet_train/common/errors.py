@@ -45,7 +45,8 @@ def explained(advice: str = "") -> Iterator[None]:
         if not is_lost_worker(error):
             raise
         raise RunError(
-            f"{' '.join(str(error).split())} Where nobody killed it, the system did, for want of memory: give fewer --workers.{advice}"
+            f"{' '.join(str(error).split()).rstrip('.')}. Where nobody killed it, the system did, for want of memory: "
+            f"give fewer --workers.{advice}"
         ) from error
 
 
@@ -62,7 +63,7 @@ def run_program(main: Callable[[], object]) -> None:
             main()
     except UsageError as error:
         # Every process of a machine meets the same bad argument; one of them says so.
-        if os.environ.get("LOCAL_RANK", "0") in ("", "0"):
+        if not os.environ.get("LOCAL_RANK", "").strip("0").isdecimal():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except RunError as error:

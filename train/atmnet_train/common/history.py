@@ -12,6 +12,7 @@ from atm_triton.files import sync
 from .files import cannot_write, write_atomically
 
 Row = dict[str, float]
+LONGEST = 10_000  # characters of a line; what is longer is none of ours
 
 
 class Table:
@@ -52,7 +53,7 @@ class Table:
         rows = list[Row]()
         with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
             lines = [line for line in file if "\0" not in line]  # as a crash of the system leaves them
-            for text in csv.DictReader(lines):
+            for text in csv.DictReader(line for line in lines if len(line) < LONGEST):
                 with suppress(TypeError, ValueError):  # a line cut off by a kill
                     rows.append({name: number(value) for name, value in text.items()})
         if rows and rows[0].get("epoch") == 0:  # of a run from before epochs counted from 1

@@ -16,6 +16,7 @@ from .settings import setting
 from .stop import worker_init
 
 Batch = Any
+MOST_WORKERS = 1024  # more are a slip of the finger, and would bring the machine down before anything is said
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class LoadingSettings:
 
     batch_size: int = setting(128, "per process and micro-batch", "-b", metavar="N", at_least=1, incidental=True)
     grad_accum_steps: int = setting(1, "micro-batches per update", metavar="N", at_least=1, incidental=True)
-    workers: int = setting(default_workers(), "data-loading workers per process", at_least=0, incidental=True)
+    workers: int = setting(default_workers(), "data-loading workers per process", at_least=0, at_most=MOST_WORKERS, incidental=True)
     max_broken: int = setting(50, "unreadable images to skip before giving up", metavar="N", at_least=0, incidental=True)
 
 

@@ -46,6 +46,8 @@ class Program(Generic[S]):
         """The settings, and the weights that `--eval` names."""
         given = read_flags(self.name, self.description, self.settings, argv)
         weights = read_weights(given["eval"], given.get("ema", False)) if given.get("eval") else None
+        if given.get("output", "output").strip() == "":
+            raise UsageError("--output is given without a value")
         if weights is not None:
             given = {**self.trained(weights, given), **given}
         elif start := given.get("init_from") or given.get("backbone_weights"):

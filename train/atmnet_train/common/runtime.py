@@ -1,7 +1,8 @@
 """Setting up Accelerate: device, precision, processes, trackers."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,21 +88,28 @@ def check_environment() -> None:
         value = os.environ.get(name, "")
         if value.lower() not in ("", "0", "no", "false", "off"):
             raise UsageError(f"the environment says {name}={value}, of Accelerate's launcher or configuration: {advice}")
-    given = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if given not in PRECISIONS:
-        raise UsageError(f"the environment says ACCELERATE_MIXED_PRECISION={given}: it must be one of {', '.join(PRECISIONS)}")
+
+
+@contextmanager
+def set_up() -> Iterator[None]:
+    """What Accelerate raises over variables of a launcher that mean nothing, or a device that is not there, as an error of ours."""
+    try:
+        yield
+    except (ValueError, RuntimeError, ImportError) as error:
+        given = ", ".join(name for name in sorted(os.environ) if name.startswith(("ACCELERATE_", "FSDP_", "LOCAL_RANK", "FORK_")))
+        raise UsageError(f"Accelerate cannot be set up: {error}. Look at the launcher and its variables ({given or 'none'})") from error
 
 
 def make_accelerator(settings: RunSettings, accumulate: int = 1) -> Accelerator:
     check_environment()
     # Accelerate takes torchrun's processes on a machine without an accelerator for single ones, unless it is told.
-    try:
+    with set_up():
         cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    except ValueError as error:
-        raise UsageError(f"the environment says ACCELERATE_USE_CPU={os.environ['ACCELERATE_USE_CPU']}: {error}") from error
-    device = PartialState(cpu=cpu).device  # joins the other processes
+        device = PartialState(cpu=cpu).device  # joins the other processes
     # Accelerate's launcher and configuration speak through this variable; the flag has the last word.
-    precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
+    if precision not in PRECISIONS:
+        raise UsageError(f"the environment says ACCELERATE_MIXED_PRECISION={precision}: give --mixed-precision {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("fp16 does not train on a CPU: give --mixed-precision bf16 or --mixed-precision no")
     if settings.deterministic:
@@ -111,15 +119,16 @@ def make_accelerator(settings: RunSettings, accumulate: int = 1) -> Accelerator:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     folder = Path(settings.output)
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision=precision,
-        # As a plugin: over a mere number, ACCELERATE_GRADIENT_ACCUMULATION_STEPS would have the last word.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
-        log_with=None if settings.report_to == "none" else settings.report_to,
-        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-    )
+    with set_up():
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision=precision,
+            # As a plugin: over a mere number, ACCELERATE_GRADIENT_ACCUMULATION_STEPS would have the last word.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
+            log_with=None if settings.report_to == "none" else settings.report_to,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        )
 
 
 def start_trackers(accelerator: Accelerator, name: str, values: Mapping[str, Any], updates: int) -> None:

@@ -15,6 +15,7 @@ from .errors import UsageError
 
 S = TypeVar("S")
 
+PLACES = ("output", "eval", "resume", "init_from", "backbone_weights")  # settings that name a file or folder
 LARGEST_RATE = 1e4  # of learning and of weight decay; beyond, the first step leaves no finite weight
 
 
@@ -114,6 +115,8 @@ def check_bounds(settings: Any) -> None:
     for name, field in fields_of(settings).items():
         its, value = about(field), values[name]
         for one in value if isinstance(value, list) else [value]:
+            if one == "" and name in PLACES:  # an unset variable of a shell, for which nothing else may be taken
+                raise UsageError(f"{flag(name)} is given without a value")
             if isinstance(one, float) and not math.isfinite(one):
                 raise UsageError(f"{flag(name)} {one}: it must be a finite number")
             if one is not None and its.at_least is not None and one < its.at_least:

@@ -1,0 +1,327 @@
+"""Output folders, the files in them, and what a launcher says: refused before training, or told as what they are."""
+
+import errno
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from atmnet.strict_json import dumps
+from atmnet_train import ade20k, coco, imagenet
+from atmnet_train.common import checkpoints, engine
+from atmnet_train.common.claim import claimed
+from atmnet_train.common.errors import RunError, UsageError, explained, run_program
+from atmnet_train.common.history import Table
+from atmnet_train.common.sampling import names_digest
+from atmnet_train.common.stop import Stop
+
+SmallRun = Callable[..., None]
+PROGRAMS = {"imagenet": imagenet, "ade20k": ade20k, "coco": coco}
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "no_curves")
+
+
+def rows(path: Path) -> list[list[str]]:
+    return [line.split(",") for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("output", ["file", "file/under", "/dev/null", "x" * 300, "a\0b", "loop"])
+def test_output_folders_that_are_none(program: str, output: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="no folder that can be written to.*Give another"):
+        PROGRAMS[program].main(["--data-dir", "data", "--output", output])
+    with pytest.raises(UsageError, match=r"--output is given without a value"):
+        PROGRAMS[program].main(["--data-dir", "data", "--output", ""])
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_folder_in_use_is_refused_and_let_go_by_the_kernel(program: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys, time\nfrom pathlib import Path\nfrom atmnet_train.common.claim import claimed\n"
+        f"with claimed(Path({str(tmp_path / 'run')!r})):\n print('mine', flush=True)\n time.sleep(60)"
+    )
+    paths = os.pathsep.join(str(Path(__file__).parents[1] / folder) for folder in (".", "models", "train"))
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths})
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "mine\n"
+        with pytest.raises(UsageError, match=rf"in use by process {other.pid} on host \S+: give another"):
+            PROGRAMS[program].main(["--data-dir", "data", "--output", str(tmp_path / "run")])
+    finally:
+        other.kill()
+        other.communicate()
+    with claimed(tmp_path / "run"):
+        pass
+
+
+def test_a_copied_process_does_not_keep_the_folder(tmp_path: Path) -> None:
+    with claimed(tmp_path / "run"):
+        child = os.fork()
+        if not child:
+            signal.pause()
+    try:
+        with claimed(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with claimed(tmp_path / "run"):
+        pass
+    assert capsys.readouterr().out.count("cannot be locked") == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_the_way_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run" / "steps.csv").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"steps\.csv is in the way"), claimed(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp99"),
+        ("ACCELERATE_USE_CPU", "maybe"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+        ("ACCELERATE_DEBUG_MODE", "x"),
+        ("ACCELERATE_USE_DEEPSPEED", "true"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true"),
+        ("RANK", "x"),
+        ("RANK", "-5"),
+        ("WORLD_SIZE", "two"),
+        ("LOCAL_RANK", "x"),
+        ("LOCAL_WORLD_SIZE", "many"),
+    ],
+)
+def test_what_a_launcher_cannot_mean(
+    name: str, value: str, small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=name):
+        small_run(two_classes, tmp_path / "run")
+
+
+def test_a_launcher_does_not_accumulate_gradients(
+    small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_run(two_classes, tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    small_run(two_classes, tmp_path / "told")
+    assert (tmp_path / "run" / "steps.csv").read_text() == (tmp_path / "told" / "steps.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("--lr inf", "--lr nan", "--lr 1e38", "--lr-base inf", "--min-lr -5", "--weight-decay 1e30", "--clip-grad -1", "--clip-grad nan"),
+        *("--momentum nan", "--mixup inf", "--scale 1 0.5", "--scale nan 1", "--ratio 0 1", "--decay-epochs 0", "--layer-decay nan"),
+        *("--crop-pct 0", "--workers 99999", "--model-kwargs num_classes=7"),
+    ],
+)
+def test_numbers_that_cannot_be(flags: str, small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=flags.split()[0]):
+        small_run(two_classes, tmp_path / "run", *flags.split())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--eval", "--resume", "--init-from"])
+def test_a_place_without_a_name(flag: str, small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{flag} is given without a value"):
+        small_run(two_classes, tmp_path / "run", flag, "")
+
+
+@pytest.fixture
+def finished(small_run: SmallRun, two_classes: Path, tmp_path: Path) -> Path:
+    small_run(two_classes, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    state = torch.load(path, weights_only=True)
+    state.pop("digest")
+    change(state)
+    torch.save(state, path)
+
+
+def test_a_damaged_state_is_refused_with_a_way_on(finished: Path, small_run: SmallRun, two_classes: Path) -> None:
+    whole = (finished / "last.pt").read_bytes()
+
+    def refused(says: str) -> None:
+        with pytest.raises(UsageError, match=says) as error:
+            small_run(two_classes, finished, "--epochs", "3", "--resume", "auto")
+        assert "--init-from" in str(error.value) and "best.safetensors" in str(error.value)
+
+    for place in (0.2, 0.5, 0.8):
+        flipped = bytearray(whole)
+        flipped[int(place * len(whole))] ^= 8
+        (finished / "last.pt").write_bytes(flipped)
+        refused(r"last\.pt is (not a checkpoint that can be read, or a )?damaged")
+    for name in ("model", "ema", "optimizer", "scaler", "meta"):
+        (finished / "last.pt").write_bytes(whole)
+        changed(finished / "last.pt", lambda state, name=name: state.pop(name))
+        refused(f"it lacks {name}")
+    for value in ({}, {"epoch": -1}, {"epoch": "x"}):
+        (finished / "last.pt").write_bytes(whole)
+        changed(finished / "last.pt", lambda state, value=value: state.update(progress=value and state["progress"] | value))
+        refused("lacks its place in the run")
+    # One from before there were digests, whose tables counted epochs from 0.
+    (finished / "last.pt").write_bytes(whole)
+    changed(finished / "last.pt", lambda state: (state["meta"]["order"].pop("names"), state["meta"].pop("processes")))
+    table = rows(finished / "summary.csv")
+    (finished / "summary.csv").write_text(
+        "\n".join(",".join([str(n - 1) if n else row[0], *row[1:]]) for n, row in enumerate(table)) + "\n"
+    )
+    small_run(two_classes, finished, "--epochs", "3", "--resume", "auto")
+    assert [row[0] for row in rows(finished / "summary.csv")] == ["epoch", "1", "2", "3"]
+    assert [row[:2] for row in rows(finished / "steps.csv")[1:]] == [[str(n + 1), str(n // 2 + 1)] for n in range(6)]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["last"]["epoch"] == 3 and 1 <= summary["best"]["top1"]["epoch"] <= 3 and isinstance(summary["last"]["val_images"], int)
+
+
+def test_other_images_are_another_order(finished: Path, small_run: SmallRun, two_classes: Path) -> None:
+    changed(finished / "last.pt", lambda state: state["progress"].update(update=1, epoch=1))
+    (two_classes / "train" / "cat" / "0.png").rename(two_classes / "train" / "cat" / "another.png")
+    with pytest.raises(UsageError, match=r"middle of an epoch.*names \w{16} -> \w{16}"):
+        small_run(two_classes, finished, "--resume", "auto")
+    assert names_digest(["a", "b"]) == names_digest(["b", "a"]) != names_digest(["ab"])
+
+
+def test_more_processes_than_before_are_told(
+    finished: Path, small_run: SmallRun, two_classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(finished / "last.pt", lambda state: state["meta"].update(processes=2))
+    small_run(two_classes, finished, "--resume", "auto")
+    assert "not by as many processes as before (2 -> 1)" in capsys.readouterr().out
+
+
+def test_the_rate_of_an_epoch_whose_evaluation_was_killed(
+    small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--epochs", "3", "--warmup-epochs", "1"]
+    small_run(two_classes, tmp_path / "whole", *flags)
+    end = engine.Engine._end_epoch
+
+    def killed(self: engine.Engine, evaluate: Any) -> None:
+        if self.progress.epoch == 1:
+            raise KeyboardInterrupt
+        end(self, evaluate)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine.Engine, "_end_epoch", killed)
+        small_run(two_classes, tmp_path / "parts", *flags)
+    small_run(two_classes, tmp_path / "parts", *flags, "--resume", "auto")
+    rates = [[row[3] for row in rows(tmp_path / name / "summary.csv")] for name in ("whole", "parts")]
+    assert rates[0][0] == "lr" and rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("when", ["_update", "_end_epoch"])
+def test_a_folder_that_vanishes(when: str, small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = getattr(engine.Engine, when)
+
+    def vanishing(self: engine.Engine, *args: Any) -> Any:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return real(self, *args)
+
+    monkeypatch.setattr(engine.Engine, when, vanishing)
+    with pytest.raises(RunError, match=r"cannot write .*(steps|summary)\.csv.*No such file"):
+        small_run(two_classes, tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_the_system_refuses_later_is_told_without_a_traceback(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise OSError(number, os.strerror(number), "somewhere")
+
+    with pytest.raises(SystemExit, match="1"):
+        run_program(main)
+    assert capsys.readouterr().err == f"error: {OSError(number, os.strerror(number), 'somewhere')}.\n"
+
+
+def test_a_killed_data_worker_is_not_a_full_disk(
+    small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "DataLoader worker (pid 12) is killed by signal: Killed."
+    with pytest.raises(RunError, match=r"worker \(pid 12\) is killed .*--workers"), explained():
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="another"), explained():
+        raise RuntimeError("another")
+
+    def killed(*_: Any) -> None:  # PyTorch raises it wherever the main process is
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(checkpoints, "torch", SimpleNamespace(save=killed))
+    with pytest.raises(RunError, match=r"worker \(pid 12\) is killed") as error:
+        small_run(two_classes, tmp_path / "run")
+    assert "disk" not in str(error.value) and "cannot write" not in str(error.value)
+
+
+def test_a_closed_terminal_asks_for_a_stop_unless_nohup_said_otherwise() -> None:
+    previous = signal.getsignal(signal.SIGHUP)
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.requested
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00\x01" * 50, b"a,b\n1,2\n", b"update,epoch\n" + b"9" * 200_000 + b",1\n", b'"""\n\n"']
+)
+def test_tables_that_are_damaged(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "steps.csv").write_bytes(content)
+    table = Table(tmp_path / "steps.csv")
+    table.start(lambda row: row["update"] <= 2)
+    table.append({"update": 3, "epoch": 1})
+    assert rows(tmp_path / "steps.csv")[-2:] == [["update", "epoch"], ["3", "1"]]
+
+
+def test_json_has_no_literals_of_its_own() -> None:
+    assert json.loads(dumps({"a": [math.nan, (math.inf, 1)], "b": -math.inf})) == {"a": [None, [None, 1]], "b": None}
+
+
+def test_a_run_starts_with_the_arguments_of_its_checkpoint(finished: Path, tmp_path: Path) -> None:
+    changed(finished / "last.pt", lambda state: state["meta"]["recipe"].update(model_kwargs=["drop_rate=0.5"]))
+    line = ["--data-dir", "data", "--model", "test_convnext", "--init-from", str(finished / "last.pt")]
+    assert imagenet.parse(line).model.model_kwargs == ("drop_rate=0.5",)
+    assert imagenet.parse([*line, "--model-kwargs", "drop_rate=0.1"]).model.model_kwargs == ("drop_rate=0.1",)
+    line[-2] = "--backbone-weights"
+    assert ade20k.parse(line).model.model_kwargs == ("drop_rate=0.5",)
+
+
+@pytest.mark.parametrize("said", [{"head": 5}, {"head": "semantic-fpn"}, {"head": "semantic-fpn", "neck": "fpn", "crop_size": "big"}])
+def test_what_a_checkpoint_says_is_not_taken_blindly(said: dict[str, Any], tmp_path: Path) -> None:
+    meta = {"model": "test_resnet", "recipe": {"model_kwargs": [], "crop_size": 64}} | said
+    torch.save({"progress": {}, "model": {"w": torch.zeros(1)}, "meta": meta}, tmp_path / "last.pt")
+    with pytest.raises(UsageError, match=r"last\.pt (does not say|says) "):
+        ade20k.parse(["--data-dir", "x", "--eval", str(tmp_path / "last.pt")])
+
+
+def test_the_digest_covers_every_part_of_a_state(finished: Path) -> None:
+    content = (finished / "last.pt").read_bytes()
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    state["ema"]["head.fc.bias"][0] += 1
+    torch.save(state, finished / "last.pt")
+    with pytest.raises(UsageError, match="damaged: it does not hold what was written"):
+        checkpoints.read_state(finished / "last.pt", verify=True)
+    checkpoints.read_state(finished / "last.pt", verify=False)
