@@ -13,7 +13,7 @@ from atmnet_train.detection import data as detection_data
 from atmnet_train.detection.annotations import open_split
 from atmnet_train.detection.data import TrainImages, ValImages
 from atmnet_train.detection.evaluate import coco_metrics
-from atmnet_train.detection.masks import encode, read_counts, usable, wrong_mask
+from atmnet_train.detection.masks import decode, encode, read_counts, usable, wrong_mask
 from coco_shapes import write_coco
 from faster_coco_eval import COCO
 from image_files import HEIGHT, WIDTH, write_turned
@@ -75,7 +75,7 @@ def test_masks_that_are_none(mask: Any, content: tuple[Path, str]) -> None:
             ("annotations", {"bbox": [1, 2, 3, bad]}, r"annotation 2 has the box \[1, 2, 3, .*not \[x, y, width, height\]")
             for bad in (NAN, INFINITY, 10**400, 1e300, "4", None, True, [4])
         ],
-        *[("annotations", {"bbox": bad}, r"annotation 2 has the box") for bad in (None, "box", {}, [], 4)],
+        *[("annotations", {"bbox": bad}, r"annotation 2 has the box") for bad in (None, "box", {}, [], 4, [50, 50, -20, -20])],
         *[
             ("annotations", {"id": bad}, r"annotations\[1\] has the id .*no integer from 0 on")
             for bad in (-2, 2.0, "2", [2], None, {}, True, 2**63, 10**100)
@@ -134,7 +134,12 @@ def test_folders_in_place_of_files_and_files_in_place_of_folders(content: tuple[
             open_split(data, split, masks=True)
 
 
-@pytest.mark.parametrize("mask", [[], [[]], [[1, 2, 3, 4]], lengths([10752]), lengths(encode(torch.zeros(1, 96, 112))[0]["counts"])])
+BESIDE = [[500, 10, 600, 10, 600, 60], [10, -40, 60, -40, 60, 0], [5, 5] * 4, [7, 1, 7, 90, 7, 30]]
+
+
+@pytest.mark.parametrize(
+    "mask", [[], [[]], [[1, 2, 3, 4]], BESIDE, lengths([10752]), lengths(encode(torch.zeros(1, 96, 112))[0]["counts"])]
+)
 def test_a_mask_without_area_is_left_out_and_told(mask: Any, content: tuple[Path, str]) -> None:
     split = open_split(spoil(content, "annotations", segmentation=mask), "train2017", masks=True)
     targets, left_out = split.targets(masks=True)
@@ -167,6 +172,14 @@ def test_compressed_run_lengths_are_read_as_the_decoder_reads_them() -> None:
         (piece,) = encode(mask[None])
         assert read_counts(piece["counts"]) == np.diff([0, *borders, height * width]).tolist()
         assert not wrong_mask(piece, height, width) and (not mask.any() or usable(piece, height, width) == piece)
+
+
+def test_what_counts_as_nothing_is_nothing_to_the_decoder() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        polygon = (rng.integers(-2, 4, 2 * rng.integers(3, 6)) * rng.choice([1, 7.3, 40])).tolist()
+        if not usable([polygon], 30, 40):
+            assert not decode([[polygon]], 30, 40).any()
 
 
 def test_a_mask_that_cannot_be_decoded_names_image_and_annotation(content: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
