@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from atmnet_train import imagenet
-from atmnet_train.classification.images import Folder, TrainImages, ValImages, open_folder
+from atmnet_train.classification.images import Folder, TrainImages, ValImages, class_folders, open_folder
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.sampling import SampleKey
 from image_files import scene, write_turned
@@ -83,6 +83,12 @@ def test_whatever_goes_wrong_in_loading_names_the_image(tmp_path: Path) -> None:
     expected = [(str(tmp_path / "cat/1.png"), "KeyError: 'of a transform'")]
     assert TrainImages(source, transform, 0, 1)[SampleKey(0, 0, 0)][1:] == (0, expected)
     assert ValImages(source, transform, 8)[0][1:] == (-1, expected)
+
+
+def test_a_class_whose_folder_is_not_mounted(tmp_path: Path) -> None:
+    (fill(tmp_path, "cat/1.png", "cow/1.png") / "dog").symlink_to("/nowhere")
+    with pytest.raises(UsageError, match=r"has links that lead nowhere: dog"):
+        class_folders(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_images_are_upright(orientation: int, ending: str, tmp_path: Path) -> No
     assert np.abs(np.asarray(image)[..., 0] / 255 - scene()).max() < (0.2 if ending == "jpg" else 0.01)
 
 
-@pytest.mark.parametrize("kind", ["16 bits", "16 bits, big-endian", "12 bits", "16 bits of a PGM", "floats"])
+@pytest.mark.parametrize("kind", ["16 bits", "16 bits, big-endian", "12 bits", "16 bits, 0 is white", "16 bits of a PGM", "floats"])
 def test_deep_images_are_scaled_by_their_own_depth(kind: str, tmp_path: Path) -> None:
     deep = (65535 * scene()).round().astype(np.uint16)
     if kind == "floats":
@@ -42,8 +42,11 @@ def test_deep_images_are_scaled_by_their_own_depth(kind: str, tmp_path: Path) ->
         path = tmp_path / "a.tif"
         Image.frombytes("I;16B", (WIDTH, HEIGHT), deep.astype(">u2").tobytes()).save(path)
     elif kind == "12 bits":
-        path = tmp_path / "a.tif"
-        write_12_bits(path, (4095 * scene()).round().astype(np.uint16))
+        first, second = (deep // 16).reshape(-1, 2).T  # two values in three bytes
+        data = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+        path = write_tiff(tmp_path / "a.tif", 12, 1, data)
+    elif kind == "16 bits, 0 is white":
+        path = write_tiff(tmp_path / "a.tif", 16, 0, (65535 - deep).astype("<u2").tobytes())
     else:
         path = save(deep, tmp_path / "a.png")
     assert np.abs(np.asarray(open_image(path))[..., 1] - 255 * scene()).max() <= 1
@@ -55,14 +58,12 @@ def test_16_bits_as_older_pillow_opens_them() -> None:
     assert image.mode == "I" and np.abs(np.asarray(to_rgb(image))[..., 1] - 255 * scene()).max() <= 1
 
 
-def write_12_bits(path: Path, values: np.ndarray) -> None:
-    """A TIFF of one strip, two values in three bytes."""
-    first, second = values.reshape(-1, 2).T
-    data = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
-    height, width = values.shape
-    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, len(data))]
+def write_tiff(path: Path, bits: int, photometric: int, data: bytes) -> Path:
+    """A TIFF of one strip."""
+    tags = [(256, WIDTH), (257, HEIGHT), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, HEIGHT), (279, len(data))]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + b"\0" * 4)
+    return path
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -77,7 +78,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     [
         ("wide.tif", 1000 * scene().astype(np.float32), r"its floats are 0 to 1000, not 0 to 1"),
         ("nan.tif", np.full((4, 4), np.nan, np.float32), r"its floats are nan"),
-        ("long.tif", (2**30 * scene()).astype(np.int32), r"integers of 32 bits, which do not tell their range"),
+        ("long.tif", (2**30 * scene()).astype(np.int32), r"integers, signed or of 32 bits, do not tell their range"),
         ("empty.jpg", b"", r"cannot identify image file"),
         ("text.png", b"no image", r"cannot identify image file"),
         ("postscript.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", r"cannot identify image file"),
@@ -108,6 +109,16 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="No such file"):
         open_image(tmp_path / "gone.jpg")
     assert scan(tmp_path).images == []
+
+
+@pytest.mark.parametrize(("size", "fits"), [((1, 250), True), ((251, 1), False), ((1, 65500), False)])
+def test_how_long_an_image_may_be(size: tuple[int, int], fits: bool, tmp_path: Path) -> None:
+    Image.new("RGB", size).save(tmp_path / "a.jpg")
+    if fits:
+        assert open_image(tmp_path / "a.jpg").size == size
+    else:
+        with pytest.raises(ImageError, match=r"pixels: more than 250 times as long as it is wide"):
+            open_image(tmp_path / "a.jpg")
 
 
 def test_a_damaged_exif_turns_nothing(tmp_path: Path) -> None:
@@ -141,7 +152,7 @@ def test_every_image_is_found_once_and_the_rest_is_told(photos: Path) -> None:
     found = scan(photos)
     assert [os.path.relpath(file, photos) for file in found.images] == FOUND
     told = count_passed_over(found.passed_over)
-    assert sorted(told.split(", ")) == ["1 .mpg", "1 .pdf", "1 without ending", "2 .txt", "2 no regular files"]
+    assert sorted(told.split(", ")) == ["1 .mpg", "1 .pdf", "1 without ending", "2 .txt", "2 broken links and the like"]
     assert scan(photos / "a" / "loop" / "a").images[0].endswith("loop/a/1.webp")  # what is asked for by a link
 
 

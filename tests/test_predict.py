@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import atmnet
@@ -89,6 +90,24 @@ def test_the_table_and_what_cannot_be_read(saved: Path, two_classes: Path, tmp_p
         {"image", "predictions", "load_ms", "network_ms"},
         {"image", "error"},
     ]
+
+
+def test_names_with_markup_and_without_meaning(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "300")
+    config = json.loads((saved / "config.json").read_text())
+    config["pretrained_cfg"] |= {"label_names": ["[/b]", "[bold]ant[/]", "$cow"], "label_descriptions": {}}
+    (saved / "config.json").write_text(json.dumps(config))
+    folder = tmp_path / "photos["
+    folder.mkdir()
+    for name in ("red].png", "[bold]x.png", os.fsdecode(b"\xff.png"), "line\nbreak.png"):
+        Image.new("RGB", (32, 32)).save(folder / name)
+    (folder / "i].txt").touch()
+    assert main(["predict", "--checkpoint", str(saved), str(folder)]) == 0
+    printed, errors = capsys.readouterr()
+    assert "[/red].png" in printed and "[bold]x.png" in printed and r"\udcff.png" in printed
+    assert printed.count("[/b]") == printed.count("[bold]ant[/]") == 4 and "passed over: 1 .txt" in errors
 
 
 def test_batches_do_not_matter(saved: Path, two_classes: Path):

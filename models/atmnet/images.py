@@ -23,6 +23,7 @@ from torch import nn
 UNDECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow tells these, but needs somebody else's decoder
 PROGRAMS = {"EPS"}  # which Pillow gives to Ghostscript
 HIDDEN = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}  # of other systems, beside names with a dot in front
+LONGEST = 250  # sides to one: with its shorter side resized to 256, an image of 1 x 65500 pixels takes 12 GB
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,8 +74,8 @@ def opened(file: File) -> Iterator[Image.Image]:
         if isinstance(file, (str, os.PathLike)) and not stat.S_ISREG(os.stat(file).st_mode):
             raise ImageError("it is not a regular file")  # a pipe would be waited for without end
         with Image.open(file, formats=formats()) as image:
-            if not min(image.size):
-                raise ImageError(f"it is {image.width} x {image.height} pixels")
+            if max(image.size) > LONGEST * min(image.size):
+                raise ImageError(f"it is {image.width} x {image.height} pixels: more than {LONGEST} times as long as it is wide")
             yield image
     except ImageError:
         raise
@@ -97,12 +98,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # of these, I holds 16 bits too
         tags: Any = getattr(image, "tag_v2", {})
         values = np.asarray(image) / (2 ** max(tags.get(ExifTags.Base.BitsPerSample, (16,))) - 1)
+        if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # 0 is white, which Pillow heeds for 8 bits only
+            values = 1 - values
     elif image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):
             raise ImageError(f"its floats are {values.min():.4g} to {values.max():.4g}, not 0 to 1: save it with 8 or 16 bits")
     elif image.mode == "I":
-        raise ImageError("it has integers of 32 bits, which do not tell their range: save it with 8 or 16 bits")
+        raise ImageError("its integers, signed or of 32 bits, do not tell their range: save it with 8 or 16 bits")
     else:
         return image.convert("RGB")
     return Image.fromarray((255 * values).round().astype(np.uint8)).convert("RGB")
@@ -185,7 +188,7 @@ def scan(folder: str | os.PathLike[str], wanted: Iterable[str] | None = None) ->
                     continue
                 ending = os.path.splitext(entry.name)[1].lower()
                 if not (os.path.isfile(entry.path) if link else entry.is_file()):
-                    found.passed_over[entry.path] = "no regular files"
+                    found.passed_over[entry.path] = "broken links and the like"
                 elif ending in wanted:
                     found.images.append(entry.path)
                 else:

@@ -55,6 +55,8 @@ def class_folders(folder: Path) -> list[str]:
         names = sorted((entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)), key=natural)
     except OSError as error:
         raise UsageError(f"{folder} cannot be listed: {error}") from error
+    if broken := [entry.name for entry in folder.iterdir() if entry.is_symlink() and not entry.exists()]:
+        raise UsageError(f"{folder} has links that lead nowhere: {shorten(broken)}. Mount what they lead to, or remove them")
     if not names:
         raise UsageError(f"{folder} has no class folders: images go to {folder}/CLASS/*.jpg")
     return names

@@ -106,7 +106,7 @@ def wrong_annotation(row: Record, sizes: dict[int, Size], categories: Set[int]) 
     if not is_integer(category) or category not in categories:
         return f"is of category {reprlib.repr(category)}, which is not listed"
     limit = FARTHEST * max(sizes[image])
-    if not are_numbers(row["bbox"], limit) or len(row["bbox"]) != 4:
+    if not are_numbers(row["bbox"], limit) or len(row["bbox"]) != 4 or min(row["bbox"][2:]) < 0:
         return f"has the box {reprlib.repr(row['bbox'])}, not [x, y, width, height] within {FARTHEST} sides of its image"
     if crowd is not None and (not isinstance(crowd, int) or crowd not in (0, 1)):
         return f"has iscrowd {reprlib.repr(crowd)}, not 0 or 1"

@@ -78,12 +78,19 @@ def read_counts(text: str) -> list[int]:
 
 
 def usable(segmentation: Segmentation, height: int, width: int) -> Segmentation:
-    """A mask without what covers nothing: polygons of less than three corners, run lengths of background alone. Nothing may be left."""
+    """A mask without what covers nothing: run lengths of background alone, polygons of less than three corners, without width or beside the
+    image. Nothing may be left."""
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         inside = sum((read_counts(counts) if isinstance(counts, str) else counts)[1::2])
         return {"size": [height, width], "counts": counts} if inside else []
-    return [polygon for polygon in segmentation if len(polygon) >= 6]
+    return [
+        polygon for polygon in segmentation if len(polygon) >= 6 and is_inside(polygon[::2], width) and is_inside(polygon[1::2], height)
+    ]
+
+
+def is_inside(places: list[float], length: int) -> bool:
+    return min(places) < min(max(places), length) and max(places) > 0
 
 
 def nothing(height: int, width: int) -> Segmentation:
