@@ -92,8 +92,8 @@ for _op in (torch.ops.atm_triton.scaled_copy, torch.ops.atm_triton.scaled_copy_b
 
 def scaled_copy(x: Tensor) -> Tensor:
     """Double tokens ``[B, H, W, C]``."""
+    checks.tensors("scaled_copy", x=x)
     checks.tokens("scaled_copy", "x", x)
-    checks.same_place("scaled_copy", x=x)
     return _scaled_copy(*checks.to_autocast(x))
 '''
 
