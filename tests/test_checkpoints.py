@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from atmnet.weights import saved
-from atmnet.weights.published import from_official
+from atmnet.weights.naming import from_official
 from official import to_official
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -152,8 +152,8 @@ def test_files_that_are_no_checkpoint(tmp_path, published):
         torch.save(content, path)
         with pytest.raises(ValueError, match=r"some\.pth holds a (list|Tensor)"):
             atmnet.load_official(model, path)
-    torch.save({"state_dict": published, "epoch": 3}, path)
-    with pytest.raises(ValueError, match="no weights under 'model'; it has state_dict, epoch"):
+    torch.save({"weights": published, "epoch": 3}, path)
+    with pytest.raises(ValueError, match="no weights under 'model'; it has weights, epoch"):
         atmnet.load_official(model, path)
     torch.save({"model": Evil(tmp_path / "ran")}, path)
     with pytest.raises(ValueError, match="is not a checkpoint"):

@@ -6,13 +6,15 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from .naming import published_meta
 
 PathLike = str | os.PathLike[str]
 KINDS = (
@@ -28,13 +30,14 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)  # of training: model, num_classes, img_size, classes, recipe, ...
     published: bool = False  # named as in the authors' implementation
+    averaged: bool = False
 
 
-def read_checkpoint(checkpoint: PathLike, ema: bool = False) -> Checkpoint:
+def read_checkpoint(checkpoint: PathLike, ema: bool | None = False) -> Checkpoint:
     """The weights in an output folder (its best), a ``.safetensors``, a ``last.pt`` or a published ``.pth``.
 
     Args:
-        ema: Take the averaged ones, of what holds both.
+        ema: Take the averaged ones, of what holds both; None takes them of a published file, whose accuracy is theirs, and of no other.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -48,12 +51,14 @@ def read_checkpoint(checkpoint: PathLike, ema: bool = False) -> Checkpoint:
         raise FileNotFoundError(f"there is no {path}; a checkpoint is {KINDS}")
     if path.suffix != ".safetensors":
         content = read_torch(path)
-        weights = weights_in(content, str(path), ema)
-        meta = dict(content["meta"]) if _of_ours(content) else {}
-        return Checkpoint(path, weights, meta, published="pos_blocks.0.proj.weight" in weights)
+        averaged = content.get("model_ema") is not None if ema is None else ema
+        weights = weights_in(content, str(path), averaged)
+        published = None if _of_ours(content) else published_meta(content, weights)
+        meta = dict(content["meta"]) if _of_ours(content) else published or {}
+        return Checkpoint(path, weights, meta, published is not None, averaged)
     if ema and path.name != "best_ema.safetensors":
         raise ValueError(f"{path} holds one set of weights: averaged ones are in an output folder's best_ema.safetensors")
-    return read_safetensors(path)
+    return replace(read_safetensors(path), averaged=bool(ema))
 
 
 def read_safetensors(path: PathLike) -> Checkpoint:
@@ -89,7 +94,7 @@ def weights_in(content: Mapping[str, Any], source: str, ema: bool) -> dict[str, 
     key = ("ema" if ours else "model_ema") if ema else "model"
     weights = content.get(key)
     if weights is None and not ema and not ours:
-        weights = content
+        weights = content.get("state_dict", content)  # which is where mmsegmentation keeps them
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         averaged = "averaged " if ema else ""
         raise ValueError(f"{source} has no {averaged}weights under {key!r}; it has {', '.join(map(str, list(content)[:8]))}")

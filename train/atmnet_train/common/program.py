@@ -42,7 +42,7 @@ class Program(Generic[S]):
     def read(self, argv: Sequence[str] | None = None) -> tuple[S, Weights | None]:
         """The settings, and the weights that `--eval` names."""
         given = read_flags(self.name, self.description, self.settings, argv)
-        weights = read_weights(given["eval"], given.get("ema", False)) if given.get("eval") else None
+        weights = read_weights(given["eval"], given.get("ema")) if given.get("eval") else None
         given = {**(self.from_checkpoint(weights, given) if weights is not None else {}), **given}
         values = defaults(self.settings)
         for layer in self.dependent:
