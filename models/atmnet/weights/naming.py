@@ -24,6 +24,8 @@ RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"blocks\.(\d+)\.(\d+)\.atm\.", r"stages.\1.blocks.\2.mixer."),
     (r"blocks\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
     (r"head\.", r"head.fc."),
+    (r"neck\.lateral_convs\.(\d+)\.conv\.", r"neck.laterals.\1."),
+    (r"neck\.fpn_convs\.(\d+)\.conv\.", r"neck.outputs.\1."),
 ]
 
 

@@ -20,7 +20,8 @@ def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema:
 
     Args:
         model: An ATMNet, or its ``features_only`` form, which takes the backbone and leaves its own per-stage norms as they are. A model
-            without a classifier (``num_classes=0``) leaves the published head out.
+            without a classifier (``num_classes=0``) leaves the published head out. Or a segmenter of ``create_segmenter``, which takes a
+            segmentation checkpoint whole, heads and per-stage norms.
         path_or_state_dict: The published file, its contents, or a bare state dict.
         ema: Take the file's ``model_ema`` rather than its ``model``. The published accuracy is that of the averaged weights, which
             ``open_classifier`` and the evaluations take unasked; this function does not.
@@ -37,7 +38,7 @@ def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema:
     else:
         source, content = os.fspath(path_or_state_dict), read_torch(path_or_state_dict)
     own = model_to_load.state_dict()
-    left_out = _left_out(model_to_load)
+    left_out = _left_out(model_to_load) if isinstance(model_to_load, ATMNet) else ()
     weights = {}
     for name, value in weights_in(content, source, ema).items():
         ours = from_official(name)
