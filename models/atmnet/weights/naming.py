@@ -48,7 +48,7 @@ def published_meta(content: Mapping[str, Any], weights: Mapping[str, Tensor]) ->
     if "pos_blocks.0.proj.weight" in weights:
         model = MODELS.get(getattr(content.get("args"), "model", ""))
         return {"model": model} if model else {}
-    if f"{OF_SEGMENTER}pos_blocks.0.proj.weight" not in weights:
+    if not {f"{OF_SEGMENTER}pos_blocks.0.proj.weight", "decode_head.conv_seg.weight"} <= weights.keys():
         return None
     blocks = {(found[1], found[2]) for found in map(re.compile(r"backbone\.blocks\.(\d+)\.(\d+)\.").match, weights) if found}
     per_stage = Counter(stage for stage, _ in blocks)
