@@ -82,8 +82,8 @@ def narrow_segmenters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segmentation networks that a CPU trains in seconds; how wide they are by default, their parameters in test_tables.py show."""
     from atmnet.dense import segmentation
 
-    for name, dim in (("SemanticFPNHead", 64), ("UperNetHead", 32), ("FCNHead", 32)):  # the first normalises over 32 groups of channels
-        monkeypatch.setattr(segmentation, name, partial(getattr(segmentation, name), dim=dim))
+    for name in ("FPNHead", "UPerHead", "FCNHead"):
+        monkeypatch.setattr(segmentation, name, partial(getattr(segmentation, name), dim=32))
     monkeypatch.setattr(segmentation, "NECKS", {name: partial(neck, dim=32) for name, neck in segmentation.NECKS.items()})
 
 

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from atmnet.weights import saved
-from atmnet.weights.published import from_official
+from atmnet.weights.naming import from_official
 from official import to_official
 from safetensors import safe_open
 from torch import Tensor, nn

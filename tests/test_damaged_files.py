@@ -239,8 +239,8 @@ def test_names_that_are_no_paths() -> None:
 
 def test_a_whole_segmenter_is_no_foreign_backbone() -> None:
     """Ours too begin with `backbone.`."""
-    from atmnet.weights.reader import weights_in
+    from atmnet.weights.reader import backbone_of, weights_in
 
     state = {"backbone.net.stem.weight": torch.zeros(1), "head.classifier.weight": torch.zeros(1)}
-    assert weights_in(state, "x", ema=False) == state
+    assert weights_in(state, "x", ema=False) == backbone_of(state) == state
     assert Weights("x", state).num_classes is None

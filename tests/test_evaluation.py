@@ -1,5 +1,6 @@
 """What train/imagenet.py --eval measures, of checkpoints from here and from elsewhere."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -40,9 +41,13 @@ def test_eval_of_a_published_checkpoint_on_a_part_of_imagenet(tmp_path: Path, ca
     flags += ["--img-size", "64", "--workers", "0", "-b", "3"]
     with pytest.raises(UsageError, match=r"does not say which model it is: give --model"):
         imagenet.main(flags)
-    for more, top1 in (([], 12.5), (["--ema"], 50.0)):
-        imagenet.main([*flags, *more, "--model", "atmnet-xt", "--output", str(tmp_path / "out")])
-        assert json.loads((tmp_path / "out" / "eval.json").read_text())["top1"] == top1
+    torch.save(content | {"args": argparse.Namespace(model="ActivexTiny")}, tmp_path / "published.pth")
+    with pytest.raises(UsageError, match=r"holds atmnet_xt, not --model atmnet_t"):
+        imagenet.main([*flags, "--model", "atmnet-t"])
+    for more, top1 in (([], 50.0), (["--no-ema"], 12.5), (["--ema"], 50.0)):  # the paper's accuracy is that of the averaged weights
+        imagenet.main([*flags, *more, "--output", str(tmp_path / "out")])
+        report = json.loads((tmp_path / "out" / "eval.json").read_text())
+        assert (report["model"], report["top1"], report["ema"]) == ("atmnet_xt", top1, more != ["--no-ema"])
         assert f"top-1 {top1:.3f}" in capsys.readouterr().out
     (tmp_path / "data" / "val" / names[2]).rename(tmp_path / "data" / "val" / "goldfish")
     with pytest.raises(UsageError, match=r"3 class folders .*1000 classes and does not name them: which is which cannot be told"):

@@ -19,7 +19,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from atmnet.weights.published import from_official
+from atmnet.weights.naming import from_official
 from safetensors import safe_open
 from torch import Tensor
 

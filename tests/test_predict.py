@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -150,6 +151,11 @@ def test_weights_without_a_training(tmp_path: Path):
     published = open_classifier(tmp_path / "published.pth", "ATMNet-xT")
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in published.state_dict().items())
     assert published.num_classes == 4 and published.training_summary is None
+    averaged = {name: value + 1 for name, value in to_official(model).items()}
+    args = argparse.Namespace(model="ActivexTiny", lr=1e-3)
+    torch.save({"model": to_official(model), "model_ema": averaged, "args": args}, tmp_path / "published.pth")
+    for ema, added in ((None, 1), (True, 1), (False, 0)):
+        torch.testing.assert_close(open_classifier(tmp_path / "published.pth", ema=ema).norm.bias, model.norm.bias + added)
     atmnet.save(timm.create_model("test_convnext", num_classes=4), tmp_path / "named.safetensors", model="test_convnext", img_size=64)
     named = open_classifier(tmp_path / "named.safetensors")
     assert named.num_classes == 4 and resolve_model_data_config(named)["input_size"] == (3, 64, 64)

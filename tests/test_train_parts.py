@@ -112,7 +112,7 @@ def test_the_defaults_are_the_papers() -> None:
             "min_lr": 1e-5,
             "warmup_lr": 1e-6,
         },
-        **{"warmup_epochs": 5, "epochs": 300, "cooldown_epochs": 10, "aa": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "mixup": 0.8},
+        **{"warmup_epochs": 5, "epochs": 300, "cooldown_epochs": 0, "aa": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4, "mixup": 0.8},
         **{"cutmix": 1.0, "smoothing": 0.1, "reprob": 0.25, "remode": "pixel", "aug_repeats": 3, "model_ema_decay": 0.99996},
         **{"crop_pct": 0.875, "interpolation": "bicubic", "img_size": 224},
     }

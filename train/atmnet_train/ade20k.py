@@ -4,8 +4,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from atmnet.dense.backbone import STRIDES
 from atmnet.dense.segmentation import Segmenter, create_segmenter
 from rich.console import Console
 from timm.data import resolve_model_data_config
@@ -24,8 +26,9 @@ from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
 from .common.trial import Trial, run_trial
 from .common.weights import Weights, shorten
-from .segmentation.data import check_labels, check_pairs, class_names, find_pairs, resolve_classes
+from .segmentation.data import check_labels, check_pairs, class_names, find_pairs, nameless, resolve_classes
 from .segmentation.evaluate import METRICS, Evaluator, class_table, scores, to_rich, write_csv
+from .segmentation.optimizer import make_optimizer
 from .segmentation.samples import Batch, TrainPairs, collate
 from .segmentation.schedule import make_scheduler
 from .segmentation.settings import PROCESSES, Settings, by_model_and_head, check, derived, from_checkpoint, recipe
@@ -38,14 +41,18 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     """`--eval`: the mIoU of a checkpoint, and how it is made up of the classes."""
     accelerator = make_accelerator(settings.run)
     model_settings, data, evaluation = settings.model, settings.data, settings.evaluation
-    classes, output = weights.said("classes"), Path(settings.run.output)
+    output = Path(settings.run.output)
     pairs = find_pairs(Path(data.data_dir), data.val_split, accelerator.print)
+    held = [] if weights.published else weights.said("classes")
+    number = weights.said("num_classes") if weights.published else len(held)  # the authors' files tell how many alone
     named = class_names(Path(data.data_dir), data.classes)
-    if named and named != classes:
-        raise UsageError(f"{weights.source} was trained on other classes: {shorten(classes)}; here {shorten(named)}")
-    if data.num_classes not in (None, len(classes)):
-        raise UsageError(f"--num-classes {data.num_classes}, but {weights.source} was trained on {len(classes)}: {shorten(classes)}")
-    check_labels(len(classes), pairs, check_pairs(pairs, data.workers, accelerator))
+    told = shorten(held) or number
+    if named and (named != held if held else len(named) != number):
+        raise UsageError(f"{weights.source} was trained on other classes: {told}; here {shorten(named)}")
+    if data.num_classes not in (None, number):
+        raise UsageError(f"--num-classes {data.num_classes}, but {weights.source} was trained on {number}" + f": {told}" * bool(held))
+    check_labels(number, pairs, check_pairs(pairs, data.workers, accelerator))
+    classes = held or named or nameless(number)
     model = build_model(settings, len(classes))
     broken = BrokenImages(data.max_broken, len(pairs))
     evaluator = Evaluator(pairs, classes, *normalisation(model), settings, accelerator, broken, evaluation.multi_scale)
@@ -106,7 +113,7 @@ def train(settings: Settings) -> None:
         accelerator.print(
             f"--lr {usual['lr']} is for a global batch of {PROCESSES * usual['batch_size']}; this one is of {loader.images_per_update}"
         )
-    optimizer = dense.make_optimizer(settings.optimizer, model)
+    optimizer = make_optimizer(settings.optimizer, model, settings.model.head)
     task = Task(
         name=title(settings),
         settings=settings,
@@ -165,11 +172,27 @@ def normalisation(model: Segmenter) -> tuple[Any, Any]:
 
 
 def with_shared_statistics(model: Segmenter, settings: Settings, accelerator: Accelerator) -> Any:
-    """BatchNorm over the images of all processes: each has few. PyTorch has that on accelerators only."""
+    """BatchNorm over the images of all processes: each has few. PyTorch has that on accelerators only; on CPUs each process has its own."""
     shared = accelerator.num_processes > 1 and accelerator.device.type != "cpu"
-    if settings.model.head == "upernet" and settings.data.batch_size * (accelerator.num_processes if shared else 1) == 1:
-        raise UsageError("--batch-size 1: UperNet normalises over the images of a batch, so it takes two or more")
+    if settings.data.batch_size * (accelerator.num_processes if shared else 1) == 1:
+        if settings.model.head == "upernet":
+            raise UsageError("--batch-size 1: UperNet normalises over the images of a batch, so it takes two or more")
+        if coarsest_is_a_point(model.backbone, settings.data.crop_size):
+            raise UsageError(
+                f"--batch-size 1 --crop-size {settings.data.crop_size}: the coarsest map of such an image is 1 x 1, and Semantic FPN "
+                "normalises over a batch: give a larger batch or crop"
+            )
     return convert_sync_batchnorm(model) if shared else model
+
+
+@torch.no_grad()
+def coarsest_is_a_point(backbone: nn.Module, side: int) -> bool:
+    if side >= 2 * STRIDES[-1]:
+        return False
+    device = next(backbone.parameters()).device
+    coarsest = backbone.eval()(torch.zeros(1, 3, side, side, device=device))[-1]
+    backbone.train()
+    return coarsest.shape[2:] == (1, 1)
 
 
 def batch_loss(model: nn.Module, batch: Batch, epoch: int) -> Tensor | dict[str, Tensor]:

@@ -110,7 +110,7 @@ def first_model(settings: Settings, accelerator: Accelerator, num_classes: int, 
     """Builds the model with new weights or those of `--init-from`; a resumed run gets its own later."""
     if not settings.model.init_from or resumed:
         return build_model(settings.model, num_classes)
-    weights = read_weights(settings.model.init_from, settings.model.ema)
+    weights = read_weights(settings.model.init_from, bool(settings.model.ema))
     model = start_from(settings.model, num_classes, weights)
     accelerator.print(f"starting from {weights.source}" + (", with a new classifier" if weights.num_classes != num_classes else ""))
     return model

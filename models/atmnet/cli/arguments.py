@@ -32,7 +32,8 @@ def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
     """``--checkpoint``, with what it means to leave it out, ``--model`` and ``--ema``."""
     parser.add_argument("--checkpoint", required=not checkpoint, help=KINDS + (f" (default: {checkpoint})" if checkpoint else ""))
     parser.add_argument("--model", help="such as atmnet-t, where the checkpoint does not say")
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+    told = "take the averaged weights (default: of a published file, as the paper does)"
+    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, help=told)
 
 
 def add_image_size(parser: argparse.ArgumentParser, help: str, default: tuple[int, int] | None = None) -> None:

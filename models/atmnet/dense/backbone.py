@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch.nn.functional as F
 from einops import rearrange
+from timm.models import is_model_in_modules
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
@@ -20,11 +21,15 @@ STRIDES = [4, 8, 16, 32]
 # Window attention at whatever size comes, its last stage shifted too, as dense prediction has it.
 SWIN = dict(strict_img_size=False, always_partition=True)
 
+# Modules of timm whose networks take any size by themselves: as published, these and ATMNet see images without padding. Swins could, but
+# are then compiled again for many sizes.
+ANY_SIZE = ["resnet", "convnext", "pvt_v2"]
+
 
 class Backbone(nn.Module):
-    """The timm model ``name`` with ``features_only``: images ``[B, 3, H, W]`` to four maps, each exactly half as large as the one before.
-    Images may have any size, if timm's network takes any (MaxViT, Hiera and CoaT do not); they are zero-padded on the right and below to
-    multiples of 32.
+    """The timm model ``name`` with ``features_only``: images ``[B, 3, H, W]`` to four maps, each about half as large as the one before.
+    Images may have any size, if timm's network takes any (MaxViT, Hiera and CoaT do not). An ATMNet, ResNet, ConvNeXt or PVTv2 sees them
+    as they are; for other networks, Swin too, they are zero-padded on the right and below to multiples of 32.
 
     BatchNorm stays as timm has it, trained and with running statistics; a detector of small batches freezes it from outside.
 
@@ -35,6 +40,7 @@ class Backbone(nn.Module):
     Attributes:
         net: The timm model.
         channels: Of the four maps.
+        multiple: What the sides of images are padded to multiples of; 1 without padding.
 
     Raises:
         ValueError: timm knows no such model, or it has no maps at strides 4, 8, 16 and 32.
@@ -45,15 +51,24 @@ class Backbone(nn.Module):
         self.net = _create(canonical_name(name), kwargs)
         self.channels: list[int] = self.net.feature_info.channels()
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        architecture = self.net.pretrained_cfg["architecture"]
+        self.multiple = 1 if architecture in VARIANTS or is_model_in_modules(architecture, ANY_SIZE) else STRIDES[-1]
 
     def no_weight_decay(self) -> set[str]:
         """timm's Swins exempt these too, but not as networks of features."""
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
 
+    def padded_size(self, images: Tensor) -> tuple[int, int]:
+        """Height and width with which the network sees the images."""
+        # Not by `-width % 32`: torch.compile cannot make a later resize's scale of a remainder.
+        height, width = ((length + self.multiple - 1) // self.multiple * self.multiple for length in images.shape[-2:])
+        return height, width
+
     def forward(self, x: Tensor) -> list[Tensor]:
-        height, width = x.shape[-2:]
-        # Not `-width % 32`: torch.compile cannot make a later resize's scale of a remainder.
-        maps = self.net(F.pad(x, (0, (width + 31) // 32 * 32 - width, 0, (height + 31) // 32 * 32 - height)))
+        if self.multiple > 1:
+            height, width = self.padded_size(x)
+            x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+        maps = self.net(x)
         return [rearrange(y, "b h w c -> b c h w") for y in maps] if self.channels_last else list(maps)
 
 

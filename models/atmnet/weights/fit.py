@@ -28,6 +28,8 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
         ValueError: with the names and shapes, and how ``source`` is called.
     """
     own = model.state_dict()
+    if "decode_head.conv_seg.weight" in own and any(name.startswith("head.classifier.") for name in weights):
+        raise ValueError(f"{source} holds a segmentation network of the earlier layout, whose heads were others: train it again")
     problems = [f"missing: {name} {list(own[name].shape)}" for name in own if name not in weights]
     problems += [f"unexpected: {name} {list(weights[name].shape)}" for name in weights if name not in own]
     problems += [

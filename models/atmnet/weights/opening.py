@@ -20,7 +20,7 @@ from .reader import Checkpoint, PathLike, read_checkpoint, read_json, reason
 FIGURES = ("epochs", "updates", "training_seconds", "images_per_second", "processes", "device", "mixed_precision", "versions")
 
 
-def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: bool = False) -> nn.Module:
+def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: bool | None = None) -> nn.Module:
     """The classifier that a checkpoint holds, in evaluation mode.
 
     Its ``pretrained_cfg`` tells what it was trained with, as far as the checkpoint does: ``timm.data.resolve_model_data_config`` finds
@@ -31,7 +31,7 @@ def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: 
             ``.safetensors``, a ``last.pt``, a ``.pth``, published or of timm or mmseg, or ``"hf-hub:USER/NAME"``; None for fresh weights
             of ``model``.
         model: Such as ``"atmnet-t"`` or any timm model; needed where the checkpoint does not say.
-        ema: Take the averaged weights, of a checkpoint that holds both.
+        ema: Take the averaged weights, of a checkpoint that holds both. None takes them of a published file, whose accuracy is theirs.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -120,7 +120,7 @@ def _timm_place(checkpoint: PathLike) -> str | None:
     return text if text.startswith("hf-hub:") or os.path.isfile(os.path.join(text, "config.json")) else None
 
 
-def _open_place(place: str, name: str | None, ema: bool) -> nn.Module:
+def _open_place(place: str, name: str | None, ema: bool | None) -> nn.Module:
     if ema:
         raise ValueError(f"{place} holds one set of weights, no averaged ones beside")
     model = create_at(place) if place.startswith("hf-hub:") else from_folder(place)

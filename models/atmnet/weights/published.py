@@ -1,10 +1,9 @@
-"""The authors' published files: their names for our parameters, and loading them."""
+"""Loading the authors' published files."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from einops import rearrange
 from timm.models._features import FeatureGetterNet
@@ -12,41 +11,21 @@ from torch import Tensor, nn
 
 from ..model import ATMNet
 from .fit import load_strict, unwrap
-from .reader import PathLike, read_torch, weights_in
-
-# Published name -> ours, first match wins. `blocks.i.j.downsample` stands in the last block of stage i and feeds stage i + 1.
-RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    (r"patch_embed\.proj\.", r"stem."),
-    (r"pos_blocks\.(\d+)\.proj\.", r"stages.\1.peg."),
-    (r"blocks\.(\d+)\.\d+\.downsample\.proj\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
-    (r"blocks\.(\d+)\.(\d+)\.offset_layer\.0\.", r"stages.\1.blocks.\2.offset.norm_"),
-    (r"blocks\.(\d+)\.(\d+)\.offset_layer\.1\.", r"stages.\1.blocks.\2.offset."),
-    (r"blocks\.(\d+)\.(\d+)\.atm\.atm_([chw])\.", r"stages.\1.blocks.\2.mixer.fc_\3."),
-    (r"blocks\.(\d+)\.(\d+)\.atm\.fusion\.", r"stages.\1.blocks.\2.mixer.logits."),
-    (r"blocks\.(\d+)\.(\d+)\.atm\.", r"stages.\1.blocks.\2.mixer."),
-    (r"blocks\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"head\.", r"head.fc."),
-]
-
-
-def from_official(name: str) -> str:
-    """Our name of a published parameter."""
-    for pattern, ours in RENAMES:
-        renamed, found = re.subn("^" + pattern, ours, name)
-        if found:
-            return renamed
-    return name
+from .naming import OF_SEGMENTER, from_official
+from .reader import PathLike, backbone_of, read_torch, weights_in
 
 
 def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema: bool = False) -> nn.Module:
     """Load a checkpoint of the published implementation into one of our models, and return the model. Prefixes of data parallelism and of
-    compiled models are taken off; of a network of mmseg the backbone is taken.
+    compiled models are taken off; of a network of mmseg the backbone is taken, unless the model is a segmenter too.
 
     Args:
         model: An ATMNet, or its ``features_only`` form, which takes the backbone and leaves its own per-stage norms as they are. A model
-            without a classifier (``num_classes=0``) leaves the published head out.
+            without a classifier (``num_classes=0``) leaves the published head out. Or a segmenter of ``create_segmenter``, which takes a
+            segmentation checkpoint whole, heads and per-stage norms.
         path_or_state_dict: The published file, its contents, a bare state dict, or either as timm and mmseg keep it.
-        ema: Take the file's ``model_ema`` (timm: ``state_dict_ema``) rather than its ``model`` (``state_dict``).
+        ema: Take the file's ``model_ema`` (timm: ``state_dict_ema``) rather than its ``model`` (``state_dict``). The published accuracy is
+            that of the averaged weights, which ``open_classifier`` and the evaluations take unasked; this function does not.
 
     Raises:
         FileNotFoundError: no such file.
@@ -65,7 +44,9 @@ def load_published(model: nn.Module, published: Mapping[str, Tensor], source: st
     if isinstance(model_to_load, FeatureGetterNet):
         model_to_load = model_to_load.model
     own = model_to_load.state_dict()
-    left_out = _left_out(model_to_load)
+    if not any(name.startswith(OF_SEGMENTER) for name in own):
+        published = backbone_of(published)
+    left_out = _left_out(model_to_load) if isinstance(model_to_load, ATMNet) else ()
     weights = {}
     for name, value in published.items():
         ours = from_official(name)

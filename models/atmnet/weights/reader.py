@@ -9,7 +9,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..strict_json import dumps
 from .digest import digest_of
+from .naming import OF_SEGMENTER, published_meta
 
 PathLike = str | os.PathLike[str]
 KINDS = (
@@ -47,13 +48,16 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)  # of training: model, num_classes, img_size, classes, recipe, ...
     published: bool = False  # named as in the authors' implementation
+    averaged: bool = False
 
 
-def read_checkpoint(checkpoint: PathLike, ema: bool = False, verify: bool = True) -> Checkpoint:
+def read_checkpoint(checkpoint: PathLike, ema: bool | None = False, verify: bool = True) -> Checkpoint:
     """The weights in an output folder (its best), a ``.safetensors``, a ``last.pt``, or a ``.pth``, published or of timm or mmseg.
 
+    Of a network of mmseg these are the backbone's, but of the authors' segmenters all.
+
     Args:
-        ema: Take the averaged ones, of what holds both.
+        ema: Take the averaged ones, of what holds both; None takes them of a published file, whose accuracy is theirs, and of no other.
         verify: Compare what is read with the digests in the file, where it has them.
 
     Raises:
@@ -68,20 +72,33 @@ def read_checkpoint(checkpoint: PathLike, ema: bool = False, verify: bool = True
         raise FileNotFoundError(f"there is no {path}; a checkpoint is {KINDS}")
     if path.suffix != ".safetensors":
         content = read_torch(path, verify=verify)
-        weights = weights_in(content, str(path), ema)
-        meta = content.get("meta") if _of_ours(content) else {}
-        if not isinstance(meta, Mapping):
-            raise ValueError(f"{path} is damaged: it does not say what it was trained as")
-        found = Checkpoint(path, weights, check_meta(path, meta), published="pos_blocks.0.proj.weight" in weights)
+        averaged = content.get("model_ema") is not None and not _of_ours(content) if ema is None else ema
+        weights = weights_in(content, str(path), averaged)
+        if _of_ours(content):
+            meta = content.get("meta")
+            if not isinstance(meta, Mapping):
+                raise ValueError(f"{path} is damaged: it does not say what it was trained as")
+            found = Checkpoint(path, weights, check_meta(path, meta), averaged=averaged)
+        else:
+            found = _of_others(path, content, weights, averaged)
     elif ema and path.name != "best_ema.safetensors":
         raise ValueError(f"{path} holds one set of weights: averaged ones are in an output folder's best_ema.safetensors")
     else:
-        found = read_safetensors(path, verify)
+        found = replace(read_safetensors(path, verify), averaged=bool(ema))
         if "model" not in found.meta:  # not written here: a bare state dict
-            weights = weights_in(found.weights, str(path), ema=False)
-            found = Checkpoint(path, weights, found.meta, published="pos_blocks.0.proj.weight" in weights)
+            bare = _of_others(path, {}, weights_in(found.weights, str(path), ema=False), found.averaged)
+            found = replace(bare, meta=found.meta | bare.meta)
     check_finite(path, found.weights)
     return found
+
+
+def _of_others(path: Path, content: Mapping[str, Any], weights: dict[str, Tensor], averaged: bool) -> Checkpoint:
+    """Weights that were not written here. The authors' segmenters stay whole."""
+    told = published_meta(content, weights)
+    if told is None:
+        weights = backbone_of(weights)
+        told = published_meta(content, weights)
+    return Checkpoint(path, weights, told or {}, told is not None, averaged)
 
 
 def read_safetensors(path: PathLike, verify: bool = True) -> Checkpoint:
@@ -135,7 +152,7 @@ def weights_in(content: Mapping[str, Any], source: str, ema: bool) -> dict[str, 
     """The state dict that a checkpoint's content holds or is, by the model's own names; raises as ``read_checkpoint``.
 
     It stands under ``model`` (here and in the published files) or ``state_dict`` (timm, mmseg). The prefixes of data parallelism and of
-    torch.compile are taken off, and of a segmenter or detector of mmseg the backbone is taken.
+    torch.compile are taken off.
     """
     ours = _of_ours(content)
     keys = ("ema" if ours else "model_ema", "state_dict_ema") if ema else ("model", "state_dict")
@@ -145,8 +162,7 @@ def weights_in(content: Mapping[str, Any], source: str, ema: bool) -> dict[str, 
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         averaged, places = "averaged " if ema else "", " or ".join(map(repr, keys[: 1 if ours else 2]))
         raise ValueError(f"{source} has no {averaged}weights under {places}; it has {', '.join(map(str, list(content)[:8]))}")
-    plain = {_without_wrappers(name): value for name, value in check_weights(weights, source).items()}
-    return plain if ours else _backbone_of(plain)
+    return {_without_wrappers(name): value for name, value in check_weights(weights, source).items()}
 
 
 def _without_wrappers(name: str) -> str:
@@ -156,11 +172,10 @@ def _without_wrappers(name: str) -> str:
     return name
 
 
-def _backbone_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def backbone_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of mmseg's and mmdetection's models the backbone. Ours hold a whole timm model there, ``backbone.net`` or ``backbone.backbone``."""
-    prefix = "backbone."
-    found = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    return weights if not found or any(name.startswith(("net.", "backbone.")) for name in found) else found
+    found = {name.removeprefix(OF_SEGMENTER): value for name, value in weights.items() if name.startswith(OF_SEGMENTER)}
+    return dict(weights) if not found or any(name.startswith(("net.", "backbone.")) for name in found) else found
 
 
 def check_weights(weights: Mapping[Any, Tensor], source: str) -> dict[str, Tensor]:

@@ -38,7 +38,12 @@ class ModelSettings:
         None, "start from these weights; a classifier of another size is replaced", metavar="CKPT", incidental=True, told="new weights"
     )
     finetune: bool = setting(False, "preset for --init-from: 384 pixels, 30 epochs at 5e-6")
-    ema: bool = setting(False, "--eval, --init-from: take the averaged weights of the checkpoint", incidental=True)
+    ema: bool | None = setting(
+        None,
+        "--eval, --init-from: take the averaged weights of the checkpoint",
+        incidental=True,
+        told="of a published file, as the paper evaluates, on with --eval; else off",
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class ScheduleSettings:
     sched_on_updates: bool = setting(False, "follow the schedule at every update rather than epoch")
     epochs: int = setting(300, "without --cooldown-epochs", at_least=1, told="300; with --finetune 30")
     warmup_epochs: int = setting(5, "the rate rises linearly from --warmup-lr", at_least=0, told="5; with --finetune 0")
-    cooldown_epochs: int = setting(10, "at --min-lr, after --epochs", at_least=0, told="10; with --finetune 0")
+    cooldown_epochs: int = setting(0, "at --min-lr, after --epochs", at_least=0)
     min_lr: float = setting(1e-5, "where the schedule ends", at_least=0, at_most=LARGEST_RATE, told="1e-5; with --finetune 5e-6")
     warmup_lr: float = setting(1e-6, "where the warm-up begins", at_most=LARGEST_RATE)
     decay_epochs: float = setting(90.0, "of --sched step", at_least=1)
@@ -148,7 +153,8 @@ def from_checkpoint(weights: Weights, given: Mapping[str, Any]) -> dict[str, Any
         raise UsageError(f"{weights.source} holds {held}, not --model {name}")
     trained = weights.meta | weights.meta.get("recipe", {})
     found = {key: trained[key] for key in FROM_CHECKPOINT if key in trained}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()} | {"model": name}
+    found |= {"model": name, "ema": weights.averaged}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
 
 
 def dependent(values: Mapping[str, Any]) -> dict[str, Any]:

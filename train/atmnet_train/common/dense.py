@@ -97,7 +97,7 @@ def start_weights(settings: BackboneSettings, accelerator: Accelerator, model: n
     """Starts the model from `--init-from` or `--backbone-weights`."""
     if settings.init_from:
         weights = read_weights(settings.init_from)
-        if weights.published:
+        if weights.published and "head" not in weights.meta:
             raise UsageError(f"{weights.source} holds a classifier, not a whole model: give it as --backbone-weights")
         load_weights(model, weights)
     elif settings.backbone_weights:

@@ -45,14 +45,14 @@ class Program(Generic[S]):
     def read(self, argv: Sequence[str] | None = None) -> tuple[S, Weights | None]:
         """The settings, and the weights that `--eval` names."""
         given = read_flags(self.name, self.description, self.settings, argv)
-        weights = read_weights(given["eval"], given.get("ema", False)) if given.get("eval") else None
+        weights = read_weights(given["eval"], given.get("ema")) if given.get("eval") else None
         if given.get("output", "output").strip() == "":
             raise UsageError("--output is given without a value")
         if weights is not None:
             given = {**self.trained(weights, given), **given}
         elif start := given.get("init_from") or given.get("backbone_weights"):
             model = given.get("model", defaults(self.settings)["model"])
-            given = {**arguments_of(start, model, given.get("ema", False)), **given}
+            given = {**arguments_of(start, model, bool(given.get("ema"))), **given}
         values = defaults(self.settings)
         for layer in self.dependent:
             values |= layer({**values, **given})

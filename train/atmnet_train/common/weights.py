@@ -20,6 +20,7 @@ class Weights:
     state: dict[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)  # of our own files: model, img_size, classes, ...
     published: bool = False  # named as in the authors' implementation
+    averaged: bool = False
 
     @property
     def num_classes(self) -> int | None:
@@ -35,13 +36,16 @@ class Weights:
         return self.meta[name]
 
 
-def read_weights(given: str, ema: bool = False) -> Weights:
-    """Reads an output folder (its best weights), a safetensors file, a `last.pt`, or a published checkpoint."""
+def read_weights(given: str, ema: bool | None = False) -> Weights:
+    """Reads an output folder (its best weights), a safetensors file, a `last.pt`, or a published checkpoint.
+
+    `ema` None takes the averaged weights of a published file, and of no other.
+    """
     try:
         found = read_checkpoint(given, ema, verify=environment_number("RANK", 0) <= 0)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"{error}; for weights that are not averaged leave --ema out" if ema else str(error)) from error
-    return Weights(str(found.path), dict(found.weights), found.meta, found.published)
+    return Weights(str(found.path), dict(found.weights), found.meta, found.published, found.averaged)
 
 
 def arguments_of(given: str, model: str, ema: bool) -> Values:

@@ -106,7 +106,12 @@ def resolve_classes(names: list[str], num_classes: int | None, pairs: Sequence[P
             f"Labels count classes, not shades of grey; if there are so many, say so by --classes or --num-classes. {ADVICE}"
         )
     check_labels(number, pairs, labels)
-    return names or [f"class {label}" for label in range(1, number + 1)]
+    return names or nameless(number)
+
+
+def nameless(number: int) -> list[str]:
+    """What classes without names are called."""
+    return [f"class {label}" for label in range(1, number + 1)]
 
 
 def check_labelled(labels: Sequence[bytes]) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from atmnet import VARIANTS
 from atmnet.dense.necks import NECKS
 from atmnet.dense.segmentation import HEADS
 
@@ -102,8 +103,18 @@ class Settings:
 
 def from_checkpoint(weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
     if "head" not in weights.meta:
-        raise UsageError(f"{weights.source} is not a model of train/ade20k.py: it does not say which head it has")
-    return trained_values(weights, FROM_CHECKPOINT)
+        raise UsageError(
+            f"{weights.source} is not a model of train/ade20k.py or the authors' segmentation: it does not say which head it has"
+        )
+    if not weights.published:
+        return trained_values(weights, FROM_CHECKPOINT)
+    depths = weights.meta["depths"]
+    model = next((name for name, arguments in VARIANTS.items() if arguments["depths"] == depths), given.get("model"))
+    if model is None:
+        raise UsageError(
+            f"{weights.source} holds an ATMNet of other depths than those published, {depths}: give --model and --model-kwargs"
+        )
+    return {"model": model, "head": weights.meta["head"]}
 
 
 def recipe(head: str) -> dict[str, Any]:

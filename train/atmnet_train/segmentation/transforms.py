@@ -12,25 +12,40 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from .colours import PhotometricDistortion, draw
+
 IGNORED = 255  # the label of pixels that do not count
 
 ELONGATION = 4  # the longer side of a resized image is at most so many times what the shorter should be
 
 
-class PhotometricDistort(v2.RandomPhotometricDistort):
-    """SSD's brightness, contrast, saturation and hue; the channels keep their order, as usual in segmentation."""
+def rescale(x: Tensor, side: int, ratio: float = 1.0) -> Tensor:
+    """An image, bilinearly without antialiasing, or labels, to the nearest, at the largest size within `ELONGATION * side` by `side`
+    times `ratio` in its proportions: as mmsegmentation and OpenCV do it."""
+    longer, shorter = int(ELONGATION * side * ratio), int(side * ratio)
+    scale = min(longer / max(x.shape[-2:]), shorter / min(x.shape[-2:]))
+    size = [max(1, int(length * scale + 0.5)) for length in x.shape[-2:]]
+    if isinstance(x, tv_tensors.Mask):
+        return v2.functional.resize(x, size)
+    resized = F.interpolate(x.as_subclass(Tensor)[None].float(), size, mode="bilinear")[0]  # of bytes themselves it is less exact
+    return tv_tensors.wrap(resized.round().byte(), like=x)
 
-    def __init__(self) -> None:
-        super().__init__(hue=(-0.1, 0.1))
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return super().make_params(flat_inputs) | {"channel_permutation": None}
+class RandomRescale:
+    """Image and labels at a ratio between two."""
+
+    def __init__(self, side: int, ratios: tuple[float, float]) -> None:
+        self.side, self.ratios = side, ratios
+
+    def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = draw(*self.ratios)
+        return rescale(image, self.side, ratio), rescale(labels, self.side, ratio)
 
 
 class DiverseCrop:
-    """A random crop, drawn again up to ten times while one class covers more than three quarters of its labelled pixels."""
+    """A random crop, drawn again up to ten times while one class covers three quarters of its labelled pixels or more."""
 
-    TRIES, LARGEST_SHARE = 10, 0.75
+    TRIES, LARGEST_SHARE = 11, 0.75
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -56,10 +71,9 @@ class TrainTransform:
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], augment: bool = True) -> None:
         self.size = size
-        shorter = range(size // 2, 2 * size + 1) if augment else [size]
-        self.resize = v2.RandomShortestSize(list(shorter), max_size=2 * ELONGATION * size)
+        self.resize: Any = RandomRescale(size, (0.5, 2.0) if augment else (1.0, 1.0))
         self.crop = DiverseCrop(size)
-        self.distort = v2.Compose([v2.RandomHorizontalFlip(0.5), PhotometricDistort()] if augment else [v2.Identity()])
+        self.distort = v2.Compose([v2.RandomHorizontalFlip(0.5), PhotometricDistortion()] if augment else [v2.Identity()])
         self.normalise = normalise(mean, std)
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,11 +87,11 @@ class EvalTransform:
     """The image normalised at each scale. At scale 1 its shorter side is `size`, its longer at most four times that."""
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], scales: Sequence[float] = (1.0,)) -> None:
-        self.resizes = [v2.Resize(round(scale * size), max_size=round(scale * ELONGATION * size)) for scale in scales]
+        self.size, self.scales = size, scales
         self.normalise = normalise(mean, std)
 
     def __call__(self, image: Tensor) -> list[Tensor]:
-        return [self.normalise(resize(image)) for resize in self.resizes]
+        return [self.normalise(rescale(image, self.size, scale)) for scale in self.scales]
 
 
 def normalise(mean: Sequence[float], std: Sequence[float]) -> v2.Transform:
