@@ -31,20 +31,13 @@ each_strategy = pytest.mark.parametrize(
 searched = partial(search, 3, 8)  # each example runs four kernels or more
 
 
-class Folding(dict):
-    """A tuned table that decides nothing else; folded, the gradient of x is scattered, else summed up by lines."""
-
-    def __init__(self, folded: bool) -> None:
-        super().__init__(token_mix=dict(FOLD=int(folded)), token_mix_backward=dict(FOLD=int(folded), LINES=int(not folded)))
-
-    def get(self, key, default=None):
-        return super().get(key.partition("/")[0], default)
-
-
 @contextlib.contextmanager
 def strategy(path: Path, folded: bool, deterministic: bool = False) -> Iterator[None]:
+    """Folded, the gradient of x is scattered, else summed up by lines."""
+    forced = {"token_mix": dict(FOLD=int(folded)), "token_mix_backward": dict(FOLD=int(folded), LINES=int(not folded))}
+    look_up = tables.config
     torch.use_deterministic_algorithms(deterministic)
-    with path.active(), mock.patch.object(tables, "table", lambda device: Folding(folded)):
+    with path.active(), mock.patch.object(tables, "config", lambda kernel, *of: forced.get(kernel) or look_up(kernel, *of)):
         yield
     torch.use_deterministic_algorithms(False)
 

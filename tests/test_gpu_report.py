@@ -255,8 +255,16 @@ def test_only(made):
     assert list(made(*steps, flags="--only c a")) == ["a", "c"]
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP as it is without nohup, under which the tests may run."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_interrupted(name, tmp_path):
+def test_interrupted(name, tmp_path, hangup):
     """By a signal: the step that runs is ended and noted."""
     stop = step("stop", f"import os, signal, time; print('so far', flush=True); os.kill(os.getppid(), signal.{name}); time.sleep(60)")
     with pytest.raises(KeyboardInterrupt):
@@ -265,7 +273,7 @@ def test_interrupted(name, tmp_path):
     assert (record["status"], record["result"]) == ("stopped", "so far")
 
 
-def test_under_nohup(made):
+def test_under_nohup(made, hangup):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     records = made(step("one", "import os, signal; os.kill(os.getppid(), signal.SIGHUP); print('on')"))
     assert records["one"]["result"] == "on"

@@ -272,7 +272,7 @@ def test_a_killed_data_worker_is_not_a_full_disk(
 
 
 def test_a_closed_terminal_asks_for_a_stop_unless_nohup_said_otherwise() -> None:
-    previous = signal.getsignal(signal.SIGHUP)
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with Stop() as stop:
             signal.raise_signal(signal.SIGHUP)

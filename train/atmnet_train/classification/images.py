@@ -94,7 +94,7 @@ class Folder(Dataset[tuple[Image.Image, int]]):
     """The images below `root`, labelled by the first folder on their way: what lies deeper belongs to it too."""
 
     def __init__(self, root: Path, classes: dict[str, int], tell: Tell = print) -> None:
-        start = len(os.fspath(root)) + 1
+        self.root, start = os.fspath(root), len(os.fspath(root)) + 1
         files = list_images(root, tell)
         self.samples = [(file, classes[name]) for file in files for name in [file[start:].split(os.sep, 1)[0]] if name in classes]
         if loose := len(files) - len(self.samples):
