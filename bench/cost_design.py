@@ -7,6 +7,7 @@ compiled in.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
 from typing import NamedTuple
@@ -31,6 +32,8 @@ from cost_resources import (
 )
 from work import Tokens
 
+from atm_triton.ops.token_mix.strategy import LONGEST_LINE
+
 Parts = dict[str, float]  # microseconds of each kernel, or of several small ones
 
 FOLD_SHARE = assumed(0.15, "of GEMM_RATE", "reached by the GEMMs of one small matrix per sample")
@@ -38,6 +41,7 @@ FOLD_BACK_SHARE = assumed(0.3, "of GEMM_RATE", "likewise, of their gradients")
 SAMPLE_SHARE = assumed(0.4, "of GEMM_RATE", "reached by GEMMs over one sample's tokens")
 WEIGHT_SHARE = assumed(0.5, "of GEMM_RATE", "reached by gradients of weights")
 SMALL_BACKWARD = assumed(15, "kernels", "7 GEMMs of samples, counted in a graph, and what Inductor joins the sums and casts into")
+SHARED_SECTION = assumed(1.0, "µs", "as SECTION, of a gather out of shared memory: tokens and offsets come at once, and no GEMM follows")
 LINE_WAIT = assumed(0.1, "µs", "that a program waits for each token of its line, though the next one's loads are under way")
 
 
@@ -46,6 +50,15 @@ class Compiled(NamedTuple):
 
     resident: int
     instructions: float
+
+
+class Shared(NamedTuple):
+    """A gather along one axis out of shared memory: instructions per token and channel of a tile, rows of zeros with them."""
+
+    resident: int  # by the Triton, of 3.6 and 3.9, that needs more registers
+    instructions: float  # of lines that are one piece, on average over the axes
+    positions: int  # of lines that a tile has room for, for a token of channels
+    channels: int
 
 
 class Lines(NamedTuple):
@@ -58,6 +71,7 @@ class Lines(NamedTuple):
 
 class Kernels(NamedTuple):
     gather: Compiled
+    shared: Shared
     doffset: Compiled
     scatter: Compiled
     dx: Lines
@@ -65,9 +79,9 @@ class Kernels(NamedTuple):
 
 # By channels of an offset.
 KERNELS = {
-    2: Kernels(Compiled(4, 65), Compiled(4, 71), Compiled(3, 94), Lines(20, 3.3, 6.2)),
-    4: Kernels(Compiled(5, 48), Compiled(5, 60), Compiled(4, 73), Lines(24, 3.1, 3.2)),
-    8: Kernels(Compiled(7, 33), Compiled(8, 39), Compiled(5, 64), Lines(28, 3.4, 1.8)),
+    2: Kernels(Compiled(4, 65), Shared(1, 29, 64, 64), Compiled(4, 71), Compiled(3, 94), Lines(20, 3.3, 6.2)),
+    4: Kernels(Compiled(5, 48), Shared(4, 15.5, 32, 64), Compiled(5, 60), Compiled(4, 73), Lines(24, 3.1, 3.2)),
+    8: Kernels(Compiled(7, 33), Shared(4, 16, 32, 64), Compiled(8, 39), Compiled(5, 64), Lines(28, 3.4, 1.8)),
 }
 
 
@@ -99,6 +113,20 @@ def gather(t: Tokens) -> float:
     resident, instructions = compiled(t).gather
     sections = min(128, t.H * t.W) / 16
     return Kernel("gather", tiles(t, 128, t.C // 64), resident, sections, instructions, passes=(3, 1)).microseconds(t)
+
+
+def gather_shared(t: Tokens) -> float:
+    """Both axes, one after the other; programs of 14 tiles, each line with a row of zeros, rounded up to a power of two."""
+    resident, instructions, positions, channels = compiled(t).shared
+    room = 1 << max(t.W, t.H).bit_length()
+    total = 0.0
+    for lines in (t.H, t.W):
+        tiles_of_sample = math.ceil(lines / max(1, positions // room))
+        programs = t.B * math.ceil(tiles_of_sample / 14) * t.C / channels
+        padded = instructions * tiles_of_sample * max(positions, room) / (t.W * t.H)
+        kernel = Kernel("gather shared", programs, resident, min(14, tiles_of_sample), padded, 0, passes=(2, 0.5), section=SHARED_SECTION)
+        total += kernel.microseconds(t)
+    return total
 
 
 def doffset(t: Tokens) -> float:
@@ -143,16 +171,16 @@ def fold_backward(t: Tokens) -> float:
     return 4 * SMALL_KERNEL + 36 * matrices(t) / BANDWIDTH + 18 * matrices(t) * t.C / (GEMM_RATE * FOLD_BACK_SHARE)
 
 
-def forward(t: Tokens, folded: bool) -> Parts:
-    x, parts = x_bytes(t), {"gather": gather(t), "sum of the means": SMALL_KERNEL, "alpha": alpha()}
+def forward(t: Tokens, folded: bool, shared: bool) -> Parts:
+    x, parts = x_bytes(t), {"gather": gather_shared(t) if shared else gather(t), "sum of the means": SMALL_KERNEL, "alpha": alpha()}
     if folded:
         return parts | {"fold": fold(t), "GEMM of 3C": gemm(t, 3, 3 * x + 6 * matrices(t), x, kept=2 * x)}
     branches = 3 * gemm(t, 1, x, x)
     return parts | {"branches": branches, "fuse": together(memory(3 * x, x, kept=2 * x)), "projection": gemm(t, 1, x, x, kept=x)}
 
 
-def backward(t: Tokens, folded: bool, by_lines: bool) -> Parts:
-    x, parts = x_bytes(t), {"gather": gather(t), "alpha": alpha()}
+def backward(t: Tokens, folded: bool, by_lines: bool, shared: bool) -> Parts:
+    x, parts = x_bytes(t), {"gather": gather_shared(t) if shared else gather(t), "alpha": alpha()}
     if folded:
         parts |= {"fold": fold(t), "dmatrices": 3 * gemm(t, 1, 2 * x, 4 * matrices(t), share=SAMPLE_SHARE)}
         parts |= {"small": SMALL_BACKWARD * SMALL_KERNEL + fold_backward(t)}
@@ -166,9 +194,10 @@ def backward(t: Tokens, folded: bool, by_lines: bool) -> Parts:
 
 def alternatives(t: Tokens) -> dict[str, Parts]:
     found = {}
-    for folded in (False, True):
-        how = ", folded" if folded else ""
-        found["forward" + how] = forward(t, folded)
+    in_one_piece = max(t.W, t.H) < LONGEST_LINE  # of a line
+    for folded, shared in itertools.product((False, True), (False, True)[: 1 + in_one_piece]):
+        how = (", folded" if folded else "") + (", gathered by lines" if shared else "")
+        found["forward" + how] = forward(t, folded, shared)
         for by_lines in (False, True):
-            found[f"backward{how}, {'by lines' if by_lines else 'scattered'}"] = backward(t, folded, by_lines)
+            found[f"backward{how}, {'summed up by lines' if by_lines else 'scattered'}"] = backward(t, folded, by_lines, shared)
     return found

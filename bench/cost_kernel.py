@@ -17,18 +17,19 @@ class Kernel:
     programs: float
     resident: int  # programs per multiprocessor
     sections: float  # of a program: dependent gathers with their GEMM; a GEMM alone counts half
-    instructions: int = 0  # per token and channel
+    instructions: float = 0  # per token and channel
     gathers: int = 1  # of both axes, over all programs
     gemms: int = 0  # [C, C], over all tokens
     passes: tuple[float, float] = (0, 0)  # over x and over the offsets, read or written
     scatters: bool = False
+    section: float = SECTION  # microseconds
 
     def microseconds(self, t: Tokens) -> float:
         rounds = self.programs / SMS / self.resident
         rounds = rounds if rounds > 4 else math.ceil(rounds - 0.01)  # few programs leave multiprocessors idle in the last round
         return together(
             self.gathers * l1(t),
-            rounds * (PROLOGUE + self.sections * SECTION),
+            rounds * (PROLOGUE + self.sections * self.section),
             issue(t, self.instructions),
             self.gemms * gemm_flops(t) / GEMM_RATE,
             (self.passes[0] * x_bytes(t) + self.passes[1] * offset_bytes(t)) / BANDWIDTH,

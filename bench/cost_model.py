@@ -12,6 +12,7 @@ import cost_design
 import cost_measured
 import cost_resources
 import torch
+from cost_design import Parts
 from cost_resources import CEILINGS, Constant, offset_bytes, x_bytes
 from rich.console import Console
 from rich.table import Table
@@ -24,11 +25,14 @@ AT_224 = list(cost_measured.KERNELS)
 AT_800X1280 = [Tokens(16, 200, 320, 64, 32), Tokens(16, 100, 160, 128, 32), Tokens(16, 50, 80, 320, 80), Tokens(16, 25, 40, 512, 64)]
 
 
-def strategy(t: Tokens) -> tuple[bool, bool, bool]:
-    """The default strategy: whether it folds forward, whether backward, and whether dx is summed up by lines."""
+def defaults(t: Tokens) -> tuple[Parts, Parts]:
+    """Cost of a forward and of a backward by the default strategy."""
     x = torch.empty(t.B, t.H, t.W, t.C, dtype=torch.bfloat16, device="meta")
-    backward = next(candidates("token_mix_backward", x, t.G))
-    return bool(next(candidates("token_mix", x, t.G))["FOLD"]), bool(backward["FOLD"]), bool(backward["LINES"])
+    forward, backward = (next(candidates(kernel, x, t.G)) for kernel in ("token_mix", "token_mix_backward"))
+    return (
+        cost_design.forward(t, bool(forward["FOLD"]), bool(forward["SHARED"])),
+        cost_design.backward(t, bool(backward["FOLD"]), bool(backward["LINES"]), bool(backward["SHARED"])),
+    )
 
 
 def predicted_ms(shape: str, dtype: str, what: str, device: str, commit: str = "") -> float | None:
@@ -39,9 +43,7 @@ def predicted_ms(shape: str, dtype: str, what: str, device: str, commit: str = "
     if commit == cost_measured.COMMIT:
         microseconds = cost_measured.predicted_us(t, both)
         return microseconds and microseconds / 1e3
-    folded, folded_backward, by_lines = strategy(t)
-    parts = [cost_design.forward(t, folded), *([cost_design.backward(t, folded_backward, by_lines)] if both else [])]
-    return sum(us for part in parts for us in part.values()) / 1e3
+    return sum(us for parts in defaults(t)[: 1 + both] for us in parts.values()) / 1e3
 
 
 # ---- the command
@@ -69,10 +71,9 @@ def alternatives(stages: list[Tokens]) -> Table:
         mb = f"x {x_bytes(t) / 1e6:.0f} MB, offsets {offset_bytes(t) / 1e6:.0f} MB"
         at_best = [1e6 * limit([token_mix(t)], 2, backward, CEILINGS) for backward in (False, True)]
         table.add_row(f"stage {number}: {t}", "limit forward; forward+backward", f"{at_best[0]:.0f}; {at_best[1]:.0f}", mb)
-        folded, folded_backward, by_lines = strategy(t)
-        defaults = cost_design.forward(t, folded), cost_design.backward(t, folded_backward, by_lines)
+        by_default = defaults(t)
         for title, parts in cost_design.alternatives(t).items():
-            star = "*" if parts in defaults else ""
+            star = "*" if parts in by_default else ""
             table.add_row("", f"{title} {star}", f"{sum(parts.values()):.0f}", ", ".join(f"{name} {us:.0f}" for name, us in parts.items()))
         table.add_section()
     return table

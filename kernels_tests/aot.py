@@ -45,11 +45,11 @@ class Resources:
     shared: int  # bytes
     instructions: collections.Counter
     code: list[tuple[int, int]] = field(default_factory=list)  # NVIDIA: addresses, each with where it jumps to, or with itself
+    innermost: collections.Counter = field(default_factory=collections.Counter)  # NVIDIA: instructions of loops without a loop in them
 
     def issued(self, trips: int) -> int:
         """Instructions of one thread, if its innermost loops are run through ``trips`` times, and all branches taken."""
-        loops = [(to, at) for at, to in self.code if to < at]
-        inner = [loop for loop in loops if not any(loop[0] <= a and b < loop[1] for a, b in loops)]
+        inner = innermost_loops(self.code)
         return sum(trips if any(a <= at <= b for a, b in inner) else 1 for at, _ in self.code)
 
     def count(self, pattern: str) -> int:
@@ -91,8 +91,16 @@ def all_resources(compiled: list) -> list[Resources]:
         lines = [line for line in lines if line[1] != "NOP"]
         jumps = [re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None for _, name, rest in lines]
         code = [(int(at, 16), int(jump[1] if jump else at, 16)) for (at, _, _), jump in zip(lines, jumps, strict=True)]
-        found.append(Resources(*registers_and_spills(kernel.asm["cubin"]), kernel.metadata.shared, names, code))
+        inner = innermost_loops(code)
+        looped = collections.Counter(line[1] for line, (at, _) in zip(lines, code, strict=True) if any(a <= at <= b for a, b in inner))
+        found.append(Resources(*registers_and_spills(kernel.asm["cubin"]), kernel.metadata.shared, names, code, looped))
     return found
+
+
+def innermost_loops(code: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first and the last address of each: a jump back makes a loop."""
+    loops = [(to, at) for at, to in code if to < at]
+    return [loop for loop in loops if not any(loop[0] <= a and b < loop[1] for a, b in loops)]
 
 
 def _amd_resources(compiled) -> Resources:

@@ -81,6 +81,24 @@ def test_machine_code(kernels):
             assert use.count(rf"REDG.*F32x{min(S, 4)}") > 0 and use.count(r"REDG.*ADD\.F32\.") == 0, f"{name}: {use.instructions}"
 
 
+def test_lines_are_gathered_out_of_shared_memory(kernels):
+    """Each word stored once and read twice, without shuffles; a token's words side by side, one to a thread, each in a bank of its own."""
+    _, target, found = kernels
+    for variant, compiled, use in found:
+        if not variant.name.startswith("token_mix_gather_lines"):
+            continue
+        has, code = variant.config, compiled.asm["ttgir"]
+        assert has["BLOCK_E"] * has["CHANNELS"] * 2 >= 128  # bytes, of which each bank has 4
+        layouts = set(re.findall(r"tt\.gather .*-> tensor<\d+xi\d+, (#\w+)>", code))
+        assert all(re.search(rf"^{layout} = #ttg.blocked<{{sizePerThread = \[2\]", code, re.M) for layout in layouts) and layouts
+        if target == "gfx942":
+            continue
+        words = has["BLOCK_L"] * has["BLOCK_Q"] * has["BLOCK_E"] // (32 * has["num_warps"])
+        width = ".64" if has["CHANNELS"] == 4 else ""
+        loop = {name: n for name, n in use.innermost.items() if name.startswith(("LDS", "STS", "SHFL"))}  # over further pieces
+        assert loop == {f"LDS{width}": 2 * words, f"STS{width}": words}, variant.name
+
+
 def test_a_warp_covers_adjacent_channels_of_a_token(kernels):
     """In every gathering tile [tokens, offset channels, channels of an offset]; over tokens, each thread reads a cache line of its own."""
     for variant, compiled, _ in kernels[2]:

@@ -62,6 +62,19 @@ def test_shapes_do_not_recompile(name):
     assert [kind for kind, _ in graphs] == ["forward", "backward"]
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_gathered_out_of_shared_memory(dynamic):
+    """Two launches that fill the same tensors, in one graph for all sizes: right for any, though chosen for the first."""
+    compiled, graphs = capture(OPERATORS["token_mix"].function, dynamic)
+    for shape in (Shape(2, 20, 30, 4, 4), *((Shape(3, 17, 16, 4, 4), Shape(5, 9, 100, 4, 4)) if dynamic else ())):
+        compiled(*meta_inputs("token_mix", shape)).sum().backward()
+    assert len(graphs) == 2
+    for _, graph in graphs:
+        assert written(graph)[:2] == 2 * [["gathered_ptr", "partial_ptr"]]
+        copies = [node for node in graph.graph.nodes if node.target in (torch.ops.aten.clone.default, torch.ops.aten.copy.default)]
+        assert all(node.meta["val"].dim() < 5 for node in copies)  # of matrices and of the upstream gradient, but not of what is gathered
+
+
 def test_the_mixer_is_kernels_and_products_without_copies():
     """Contiguous tokens stay where they are: no clone, no copy, no transposed token tensor around the kernels."""
     mixer = ActiveTokenMixer(32, share=2).to("meta", torch.bfloat16)

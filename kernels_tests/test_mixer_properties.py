@@ -33,8 +33,9 @@ searched = partial(search, 3, 8)  # each example runs four kernels or more
 
 @contextlib.contextmanager
 def strategy(path: Path, folded: bool, deterministic: bool = False) -> Iterator[None]:
-    """Folded, the gradient of x is scattered, else summed up by lines."""
-    forced = {"token_mix": dict(FOLD=int(folded)), "token_mix_backward": dict(FOLD=int(folded), LINES=int(not folded))}
+    """Folded, tokens are gathered from global memory and their gradient is scattered; else out of shared memory, and summed up by lines."""
+    forced = {"token_mix": dict(FOLD=int(folded), SHARED=int(not folded))}
+    forced["token_mix_backward"] = forced["token_mix"] | dict(LINES=int(not folded))
     look_up = tables.config
     torch.use_deterministic_algorithms(deterministic)
     with path.active(), mock.patch.object(tables, "config", lambda kernel, *of: forced.get(kernel) or look_up(kernel, *of)):

@@ -13,7 +13,9 @@ from cases import INTERPRETER
 from atm_triton.testing import OPERATORS, Shape, assert_as_exact, exact_gradients, gradients, make
 from atm_triton.tuning import tables
 
-SHAPE, WIDE = Shape(2, 9, 12, 3, 2), Shape(2, 9, 12, 9, 2)  # the second: more channels than a block of the GEMM
+SHAPE = Shape(2, 9, 12, 3, 2)
+WIDE = Shape(2, 9, 12, 9, 2)  # more channels than a block of the GEMM
+WORDS = Shape(2, 9, 12, 3, 4)  # of four channels of 16 bits
 
 # operator, kernel or helper, what it says, what it says when broken
 MUTATIONS = [
@@ -66,6 +68,29 @@ MUTATIONS = [
     ("token_mix", "_token_mix_gather_kernel", "a + t * (b - a)", "a"),
     ("token_mix unfolded", "_token_mix_gather_kernel", "axis * plane", "0 * plane"),
     ("token_mix", "_token_mix_gather_kernel", "gathered_ptr += BLOCK_N * C", "gathered_ptr += 0 * C"),
+    ("token_mix shared", "_token_mix_gather_lines_kernel", "else base + tl.cast(B, tl.int64) * (H * W) * C", "else base"),
+    ("token_mix shared", "_token_mix_gather_lines_kernel", "(W, H, 1, W) if ALONG_W else (H, W, W, 1)", "(W, H, 1, W)"),
+    ("token_mix shared", "_token_mix_gather_lines_kernel", "u + t * (v - u)", "u"),
+    ("token_mix shared", "_token_mix_gather_lines_kernel", "tl.program_id(1) * (BLOCK_E * CHANNELS // S)", "0"),
+    ("token_mix shared", "_token_mix_gather_lines_kernel", "(0 if ALONG_W else C)", "0"),
+    ("token_mix shared", "_token_mix_gather_lines_kernel", "begin % pieces * PIECE", "0"),
+    ("token_mix shared", "_token_mix_gather_lines_kernel", "high + 1, PIECE", "high, PIECE"),
+    ("token_mix shared", "_token_mix_gather_lines_kernel", "tl.where(other == start, 0,", "tl.where(other == start, PIECE,"),
+    ("token_mix shared", "_token_mix_gather_lines_kernel", "first_line + BLOCK_L, 0", "first_line + BLOCK_L, start"),
+    ("token_mix words", "_token_mix_gather_lines_kernel", "a | other_a", "a"),
+    ("token_mix shared", "_pick", "BLOCK_Q - 1).to(tl.int32) * N\n    after", "BLOCK_Q - 2).to(tl.int32) * N\n    after"),
+    ("token_mix shared", "_pick", "(first + 1)", "first"),
+    ("token_mix words", "_words", "second.to(tl.uint64) << 32", "first.to(tl.uint64) << 32"),
+    ("token_mix words", "_words", "odds.to(tl.uint32) << 16", "evens.to(tl.uint32) << 16"),
+    ("token_mix words", "_channel", "i < 2", "i < 3"),
+    ("token_mix words", "_channel", "i % 2 == 0", "i % 2 == 1"),
+    ("token_mix shared", "_add_up", "sums[i] + ", ""),
+    (
+        "token_mix shared",
+        "_fold_rows",
+        "tl.sum(tl.reshape(values, (PARTS, ROWS, N)), 0)",
+        "tl.max(tl.reshape(values, (PARTS, ROWS, N)), 0)",
+    ),
     ("token_mix", "_walk", "row + rows + wraps.to(tl.int32)", "row + rows"),
     ("token_mix", "_token_mix_pooled_kernel", "((k // C) * O)[:, None] * C", "0"),
     ("token_mix", "_token_mix_pooled_kernel", "s + bias[None, :]", "s"),
@@ -109,30 +134,37 @@ BY_LENGTH = [pytest.param(*of, marks=() if of is FIRST[of[1]] else pytest.mark.e
 
 @pytest.fixture(autouse=True)
 def strategy(request, monkeypatch):
-    """The mixer folded, its gradient scattered; or not folded, and summed up line by line. Means of several blocks and programs."""
+    """The mixer folded, its gradient scattered; or not folded, and summed up line by line. Means of several blocks and programs.
+
+    Or gathered out of shared memory, lines in pieces of 7 tokens, in words of one channel or of four.
+    """
     name = request.node.callspec.params["name"]
-    image = "9x12/C18/G9/float32" if "wide" in name else "9x12/C6/G3/float32"
+    image = "9x12/C18/G9/float32" if "wide" in name else "9x12/C12/G3/bfloat16" if "words" in name else "9x12/C6/G3/float32"
     folded = int("unfolded" not in name)
+    words = 4 if "words" in name else 1
+    lines = dict(CHANNELS=words, TOGETHER=3, BLOCK_L=2, BLOCK_Q=8, BLOCK_E=2, ROWS=4, num_warps=4)
     gather = dict(BLOCK_N=16, BLOCK_G=8, BLOCK_S=2, TOKENS=32, num_warps=4)
     fold = dict(BLOCK_N=16, BLOCK_O=16, BLOCK_K=16, num_warps=4)
-    chosen = {f"token_mix/{image}": dict(FOLD=folded), f"token_mix_backward/{image}": dict(FOLD=folded, LINES=1 - folded)}
-    chosen |= {f"token_mix_gather/{image}": gather, f"token_mix_fold/{image}": fold}
+    common = dict(FOLD=folded, SHARED=int("shared" in name or "words" in name))
+    chosen = {f"token_mix/{image}": common, f"token_mix_backward/{image}": common | dict(LINES=1 - folded)}
+    chosen |= {f"token_mix_gather/{image}": gather, f"token_mix_gather_lines/{image}": lines, f"token_mix_fold/{image}": fold}
     look_up = tables.config  # which takes candidates alone
     monkeypatch.setattr(tables, "config", lambda kernel, x, *of: chosen.get(tables.key(kernel, x, of[0])) or look_up(kernel, x, *of))
 
 
 def guarded(t: torch.Tensor) -> torch.Tensor:
     """Between bands of NaN, so that a broken mask reads those and not what the process happens to hold there."""
-    band = torch.full((4 * t.numel() + 64,), float("nan"))
+    band = torch.full((4 * t.numel() + 64,), float("nan"), dtype=t.dtype)
     return torch.cat([band, t.detach().flatten(), band])[band.numel() : band.numel() + t.numel()].view(t.shape)
 
 
 def check(name: str) -> None:
-    """The comparison that test_cases.py makes, in float32. Forward first: a kernel broken there never gets to write gradients astray."""
+    """The comparison that test_cases.py makes. Forward first: a kernel broken there never gets to write gradients astray."""
     name, _, way = name.partition(" ")
     deterministic = way == "deterministic"
-    operator, shape = OPERATORS[name], WIDE if way == "wide" else SHAPE
-    inputs = tuple(guarded(t).requires_grad_() for t in make(operator, shape, torch.float32, "cpu"))
+    operator, shape = OPERATORS[name], dict(wide=WIDE, words=WORDS).get(way, SHAPE)
+    dtype = torch.bfloat16 if way == "words" else torch.float32
+    inputs = tuple(guarded(t).requires_grad_() for t in make(operator, shape, dtype, "cpu"))
     with INTERPRETER.active():
         forward = operator.function(*inputs)
     assert_as_exact(forward, operator.definition(*inputs), operator.definition(*(t.double() for t in inputs)))

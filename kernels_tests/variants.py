@@ -76,6 +76,7 @@ def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
     yield from each(offset_fc, "offset_fc_dw", O, ("", dict(C=C, O=O, CHUNK=offset_fc.CHUNK)))
 
     yield from each(token_mix, "token_mix_gather", G, ("", line))
+    yield from each(token_mix, "token_mix_gather_lines", G, *both)
     yield from each(token_mix, "token_mix_pooled", C, ("", dict(C=C, O=C)))
     yield from each(token_mix, "token_mix_alpha", C, ("", dict(C=C, F=C // 4)))
     yield from each(token_mix, "token_mix_fold", G, ("", dict(C=C, O=C)), float32=("bias",))

@@ -19,6 +19,7 @@ from .alpha import _token_mix_alpha_kernel, _token_mix_pooled_kernel
 from .fold import _token_mix_fold_kernel
 from .fuse import _token_mix_fuse_backward_kernel, _token_mix_fuse_kernel
 from .gather import _token_mix_gather_kernel
+from .gather_lines import _token_mix_gather_lines_kernel
 from .scatter import _token_mix_doffset_kernel, _token_mix_dx_kernel
 
 
@@ -42,6 +43,17 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
         yield tile(16, 64, TOKENS=128, num_warps=12 - warps)
         for tokens, together in ((16, 256), (32, 128)):
             yield tile(tokens, 64, TOKENS=together, num_warps=8)
+    elif kernel == "token_mix_gather_lines":
+        channels = _word(x, groups)
+        words = C // channels
+        block_q = min(triton.next_power_of_2(max(H, W, 1) + 1), strategy.LONGEST_LINE)
+        # Tiles of 128 bytes for a token, which touch every bank once; at last, with two channels to a word, of 64 for smaller programs.
+        for block_e, warps, together in ((16, 4, 14), (16, 4, 7), (16, 8, 7)) if channels == 4 else ((32, 8, 14), (32, 8, 7), (16, 4, 14)):
+            block_e = min(triton.next_power_of_2(words), block_e)
+            block_l = max(1, (4 if channels == 4 else 8) * 32 * warps // (block_q * block_e))
+            rows = max(1, min(block_l * block_q, 32 * warps // block_e))
+            tile = dict(BLOCK_L=block_l, BLOCK_Q=block_q, BLOCK_E=block_e, ROWS=rows)
+            yield dict(CHANNELS=channels, TOGETHER=together) | tile | dict(num_warps=warps)
     elif kernel in ("token_mix_pooled", "token_mix_alpha"):
         hidden = {} if kernel == "token_mix_pooled" else dict(BLOCK_F=max(16, triton.next_power_of_2(bottleneck(C))))
         for channels in (32, 16) if half else (16,):
@@ -63,6 +75,12 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
         for elements, warps in ((1024, 1), (2048, 2), (2048, 1), (4096, 4)):
             block_g = min(triton.next_power_of_2(groups), max(1, elements // (block_q * block_s)))
             yield dict(BLOCK_Q=block_q, BLOCK_G=block_g, BLOCK_S=block_s, num_warps=warps)
+
+
+def _word(x: Tensor, groups: int) -> int:
+    """Channels that are gathered together out of shared memory: of 16 bits, sharing an offset."""
+    share = int(x.shape[3]) // groups
+    return 1 if x.element_size() != 2 else 4 if share % 4 == 0 else 2 if share % 2 == 0 else 1
 
 
 def _block(C: int, most: int) -> int:
@@ -88,20 +106,21 @@ def _check_size(x: Tensor, channels: int) -> None:
         )
 
 
-def folds(x: Tensor, groups: int) -> bool:
-    """Tell whether alpha and the projection are folded into matrices for each sample."""
-    return bool(_config("token_mix", x, groups)["FOLD"])
+def has(choice: str, kernel: str, x: Tensor, groups: int) -> bool:
+    """Tell whether the strategy of ``kernel``, one of strategy.py's, has that choice."""
+    return bool(_config(kernel, x, groups)[choice])
 
 
-def folds_backward(x: Tensor, groups: int) -> bool:
-    return bool(_config("token_mix_backward", x, groups)["FOLD"])
+def gather(x: Tensor, offset: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
+    """The tokens gathered along W and along H, ``[2, B, H, W, C]``, and the means of those and of the tokens themselves, ``[B, 3, C]``.
 
-
-def gather(x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens gathered along W and along H, ``[2, B, H, W, C]``, and the means of those and of the tokens themselves, ``[B, 3, C]``."""
+    ``shared``: out of shared memory, a line at a time.
+    """
     B, H, W, C, G, S = _sizes(x, offset)
     offset, stride = token_stride(offset)
     _check_size(x, max(C, stride, 2 * G))
+    if shared:
+        return _gather_lines(x, offset, stride)
     config = _config("token_mix_gather", x, G)
     tiles = triton.cdiv(H * W, config["TOKENS"]) + 1  # one idle tile avoids 0/1 specialization of dynamic shapes
     gathered = x.new_empty(2, B, H, W, C)
@@ -109,6 +128,23 @@ def gather(x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     grid = (B * tiles, triton.cdiv(G, config["BLOCK_G"]))
     with torch.cuda.device_of(x):
         wrap_triton(_token_mix_gather_kernel)[grid](x, offset, gathered, partial, B, H * W, H, max(W, 1), tiles, G, S, stride, **config)
+    return gathered, partial.sum(1) / max(H * W, 1)
+
+
+def _gather_lines(x: Tensor, offset: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    B, H, W, C, G, S = _sizes(x, offset)
+    config = _config("token_mix_gather_lines", x, G)
+    lines, piece, together = config["BLOCK_L"], config["BLOCK_Q"] - 1, config["TOGETHER"]
+    along_w, along_h = triton.cdiv(H, lines) * triton.cdiv(W, piece), triton.cdiv(W, lines) * triton.cdiv(H, piece)
+    tiles = triton.cdiv(torch.sym_max(along_w, along_h), together) + 1  # one idle tile, as above
+    gathered = x.new_empty(2, B, H, W, C)
+    partial = torch.empty(B, tiles, 3, C, dtype=torch.float32, device=x.device)
+    grid = (B * tiles, triton.cdiv(C // config["CHANNELS"], config["BLOCK_E"]))
+    offset_w, offset_h = offset.chunk(2, -1)
+    with torch.cuda.device_of(x):
+        kernel = wrap_triton(_token_mix_gather_lines_kernel)
+        kernel[grid](x, offset_w, gathered, partial, B, H, W, tiles, G, S, stride, True, **config)
+        kernel[grid](x, offset_h, gathered, partial, B, H, W, tiles, G, S, stride, False, **config)
     return gathered, partial.sum(1) / max(H * W, 1)
 
 
@@ -179,7 +215,7 @@ def scatter(dgathered: list[Tensor], x: Tensor, offset: Tensor, dmean: Tensor, *
     """
     B, H, W, C, G, S = _sizes(x, offset)
     offset, stride = token_stride(offset)
-    lines = deterministic or _config("token_mix_backward", x, G)["LINES"]
+    lines = deterministic or has("LINES", "token_mix_backward", x, G)
     config = _config("token_mix_doffset", x, G)
     tiles = triton.cdiv(H * W, config["BLOCK_N"])
     grid = (B * tiles * triton.cdiv(G, config["BLOCK_G"]),)

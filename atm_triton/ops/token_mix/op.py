@@ -13,7 +13,7 @@ between them.
 Backward: everything is gathered again; only x, the offsets, the means and the weights as they are given are saved. The GEMMs are PyTorch's
 (plain.py). The gradient of x is summed up line by line in a fixed order, or, on long lines, where that is more work, atomically.
 
-One file a step: gather.py, alpha.py, fold.py or fuse.py, scatter.py; launch.py says how they are launched.
+One file a step: gather.py or gather_lines.py, alpha.py, fold.py or fuse.py, scatter.py; launch.py says how they are launched.
 """
 
 from __future__ import annotations
@@ -32,10 +32,19 @@ from .launch import candidates
 
 __all__ = ["KERNELS", "candidates", "token_mix"]
 KERNELS = {
-    "token_mix": ("token_mix", "token_mix_gather", "token_mix_pooled", "token_mix_alpha", "token_mix_fold", "token_mix_fuse"),
+    "token_mix": (
+        "token_mix",
+        "token_mix_gather",
+        "token_mix_gather_lines",
+        "token_mix_pooled",
+        "token_mix_alpha",
+        "token_mix_fold",
+        "token_mix_fuse",
+    ),
     "token_mix_backward": (
         "token_mix_backward",
         "token_mix_gather",
+        "token_mix_gather_lines",
         "token_mix_pooled",
         "token_mix_alpha",
         "token_mix_fuse_backward",
@@ -70,11 +79,11 @@ def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Te
     """y and the means. The parameters are cast here, so that autograd keeps them and no copies under autocast."""
     weights = parameters.to(x.dtype)
     groups = offset.shape[3] // 2
-    folded = launch.folds(_image(x, offset), groups)
+    folded = launch.has("FOLD", "token_mix", _image(x, offset), groups)
     if not runs_kernels(x):
         return plain.token_mix_forward(x, offset, weights, folded)
     x, weights = _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
-    gathered, means = launch.gather(x, offset)
+    gathered, means = launch.gather(x, offset, launch.has("SHARED", "token_mix", x, groups))
     _, alpha = launch.alpha(means, weights.branches(), weights)
     if folded:
         y = launch.fold(gathered, x, groups, *fold(alpha, weights))
@@ -121,7 +130,7 @@ def _gradients(
     dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, parameters: Weights, deterministic: bool
 ) -> tuple[Tensor, Tensor, Weights]:
     weights = parameters.to(x.dtype)
-    folded = launch.folds_backward(_image(x, offset), offset.shape[3] // 2)
+    folded = launch.has("FOLD", "token_mix_backward", _image(x, offset), offset.shape[3] // 2)
     if not runs_kernels(x):
         dx, doffset, dweights = plain.token_mix_backward(dy, x, offset, means, weights, folded)
     else:
@@ -134,7 +143,7 @@ def _kernel_gradients(
 ) -> tuple[Tensor, Tensor, Weights]:
     dy, x, weights = dy.contiguous(), x.contiguous(), Weights(*(t.contiguous() for t in weights))
     image = _image(x, offset)
-    gathered, _ = launch.gather(image, offset)
+    gathered, _ = launch.gather(image, offset, launch.has("SHARED", "token_mix_backward", image, offset.shape[3] // 2))
     s, alpha = launch.alpha(means, weights.branches(), weights)
     tokens = [*gathered.flatten(2, 3).unbind(0), x]
     if folded:

@@ -1,4 +1,4 @@
-"""Strategies of token_mix: its kernels, and what they fold and sum up by lines; or, compiled, plain PyTorch.
+"""Strategies of token_mix: its kernels, what they fold, gather and sum up by lines; or, compiled, plain PyTorch.
 
 bench/cost_model.py says what is expected of each, and test_cost_model.py compares it with the defaults here.
 """
@@ -15,6 +15,7 @@ from ..._triton import why_plain
 from ...tuning import tables
 
 FOLDED_FROM = 4  # tokens of a sample per channel, from which its matrices of C * C cost less than they save
+SHORTEST_SHARED = 16  # tokens of a line, from which it is gathered out of shared memory by default, up to LONGEST_LINE
 LONGEST_LINE = 64  # whose dx is summed up in registers by default: at worst the work grows with its square, of atomics with its length
 
 
@@ -23,17 +24,21 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     C, H, W = int(x.shape[3]), tables._hint(x.shape[1]), tables._hint(x.shape[2])
     # Folding saves 1 GEMM of 4 over the tokens forward, 5 of 11 backward, and a pass over the branches.
     folded = int(H * W >= FOLDED_FROM * C)
+    # In words of four channels: with two, Triton 3.6 gives threads so many registers that one program fills a multiprocessor.
+    shared = int(x.element_size() == 2 and C // groups % 4 == 0 and SHORTEST_SHARED <= max(H, W) < LONGEST_LINE)
     if kernel == "token_mix":
-        yield dict(FOLD=folded)
-        yield dict(FOLD=1 - folded)
+        yield dict(FOLD=folded, SHARED=shared)
+        yield dict(FOLD=1 - folded, SHARED=shared)
+        yield dict(FOLD=folded, SHARED=1 - shared)
         return
     lines = int(max(H, W) <= LONGEST_LINE)
     # The gradient of a sample's matrices may leave float16's range.
     foldings = (folded, 1 - folded) if x.dtype != torch.float16 else (0,)
-    yield dict(FOLD=foldings[0], LINES=lines)
-    yield dict(FOLD=foldings[0], LINES=1 - lines)
+    yield dict(FOLD=foldings[0], LINES=lines, SHARED=shared)
+    yield dict(FOLD=foldings[0], LINES=1 - lines, SHARED=shared)
     for other in foldings[1:]:
-        yield dict(FOLD=other, LINES=lines)
+        yield dict(FOLD=other, LINES=lines, SHARED=shared)
+    yield dict(FOLD=foldings[0], LINES=lines, SHARED=1 - shared)
 
 
 def is_plain_faster(x: Tensor, groups: int) -> bool:
