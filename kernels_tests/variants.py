@@ -1,4 +1,4 @@
-"""Every kernel as its operator launches it, for the channels of the network's stages: what is compiled ahead of time."""
+"""Kernels as their operators launch them, for the channels of the network's stages: what is compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Variant:
 
 
 def variants(stage: str, dtype: str, target: int | str = 90, candidates: bool = False) -> list[Variant]:
-    """As launched on ``target``: with the default configuration of each kernel alone, or with every candidate's."""
+    """Kernels as launched on ``target``: with the default configuration of each alone, or with every candidate's."""
     return list(_variants(stage, dtype, candidates))
 
 

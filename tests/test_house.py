@@ -94,7 +94,7 @@ LAYERS = (
 
 
 def layer(module: str) -> int:
-    """Of the line that names the module or, at most precisely, a package around it."""
+    """Number of the line that names the module or, at most precisely, a package around it."""
     around = {part: number for number, parts in enumerate(LAYERS) for part in parts if f"{module}.".startswith(f"{part}.") or not part}
     return around[max(around, key=len)]
 
