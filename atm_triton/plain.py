@@ -53,7 +53,7 @@ def offset_fc_backward(
 def offset_fc_parameter_grads(
     product: Tensor, dbias: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All four parameter gradients follow from ``product = doffset.T @ xhat`` and ``dbias``: the norm is affine in xhat."""
+    """The four parameter gradients follow from ``product = doffset.T @ xhat`` and ``dbias``: the norm is affine in xhat."""
     dnorm_weight = (weight.to(product.dtype) * product).sum(0)
     dnorm_bias = dbias @ weight.to(product.dtype)
     dweight = product * norm_weight.to(product.dtype) + dbias[:, None] * norm_bias.to(product.dtype)
@@ -192,7 +192,7 @@ def token_mix_forward(x: Tensor, offset: Tensor, weights: Weights, folded: bool)
 
 
 def _mean(tokens: Tensor) -> Tensor:
-    """Over the tokens, ``[B, C]``."""
+    """Mean over the tokens, ``[B, C]``."""
     B, T, _ = tokens.shape
     count = max(T, 1)  # of no tokens zero, as NaN would reach the weights' gradients
     if tokens.dtype in (torch.float16, torch.bfloat16):
@@ -261,7 +261,7 @@ def unfolded_gradients(
     alpha: Tensor,
     weights: Weights,
 ) -> tuple[Gradients, list[Tensor]]:
-    """Likewise. ``fused``: the tokens before the projection; ``dalpha``, ``dshift``: as algebra.py takes them."""
+    """Gradients, likewise. ``fused``: the tokens before the projection; ``dalpha``, ``dshift``: as algebra.py takes them."""
     acc = alpha.dtype
     dweights = torch.stack([d.flatten(0, 1).mT @ t.flatten(0, 1) for d, t in zip(dbranches, gathered, strict=True)]).to(acc)
     dproj = (dy.flatten(0, 1).mT @ fused.flatten(0, 1)).to(acc)

@@ -191,7 +191,7 @@ LARGE = 2**20  # and of one with so many values enough
 
 
 def error(actual: Tensor, exact: Tensor) -> float:
-    """Relative, in the L2 norm, over all but the NaNs of ``exact``; NaN where ``actual`` has one more."""
+    """Error relative to ``exact``, in the L2 norm, over all but its NaNs; NaN where ``actual`` has one more."""
     known = ~exact.isnan()
     actual, exact = actual.detach().to(exact)[known], exact[known]
     if exact.numel() == 0:

@@ -33,7 +33,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     block_s = triton.next_power_of_2(C // groups)
 
     def tile(tokens: int, channels: int, **others: int) -> dict[str, int]:
-        """Fewer tokens where more channels than that share an offset."""
+        """Blocks of a tile: fewer tokens where more channels than that share an offset."""
         return dict(BLOCK_N=max(16, tokens // max(1, block_s // channels)), BLOCK_G=max(1, channels // block_s), BLOCK_S=block_s) | others
 
     if kernel == "token_mix_gather":
@@ -81,7 +81,7 @@ def _sizes(x: Tensor, offset: Tensor) -> tuple[int, int, int, int, int, int]:
 
 
 def _check_size(x: Tensor, channels: int) -> None:
-    """Inside a sample the kernels count in 32 bits."""
+    """Refuse samples that are too large for the kernels, which count in 32 bits inside one."""
     if x.shape[1] * x.shape[2] * channels >= 2**31:
         raise ValueError(
             f"token_mix: a sample must have fewer than 2^31 values, got x {checks.show(x)} with {channels} channels or offsets"

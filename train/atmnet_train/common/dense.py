@@ -89,7 +89,7 @@ def build_model(settings: BackboneSettings, create: Callable[..., Any]) -> Any:
 
 
 def network(model: nn.Module) -> Any:
-    """timm's, inside."""
+    """The network of timm inside a model."""
     return next(module for module in model.modules() if isinstance(module, Backbone)).net
 
 
