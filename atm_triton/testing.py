@@ -110,7 +110,7 @@ OPERATORS = {
         lambda x, norm_weight, norm_bias, weight, bias: reference.offset_fc(x, norm_weight, norm_bias, weight, bias + 1),
         elementwise=(0, 0),
         writes=[["offset_ptr", "mean_ptr", "rstd_ptr"]],
-        writes_backward=[["dx_ptr"], ["product_ptr", "dbias_ptr"]],
+        writes_backward=[["dx_ptr"], ["dscaled_weight_ptr", "dbias_ptr"]],
         constants=(1e-5,),
         mean=0.5,
     ),

@@ -124,7 +124,7 @@ TOKENS = {
     "dh",
     "dc",
     "partial",
-    "product",
+    "dscaled_weight",
     "gathered",
     "d",
     "d_w",

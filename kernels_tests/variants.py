@@ -21,7 +21,7 @@ STAGES = {
 }  # channels, channels per offset, tokens along an axis at 224 x 224
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SIZES = ("N", "B", "H", "W", "T", "TILES")
-FLOAT32 = ("mean", "rstd", "product", "dbias", "partial", "means", "pooled", "alpha", "dmean")
+FLOAT32 = ("mean", "rstd", "dscaled_weight", "dbias", "partial", "means", "pooled", "alpha", "dmean")
 
 
 @dataclass(frozen=True)

@@ -113,11 +113,11 @@ def gather(x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def alpha(means: Tensor, branches: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """The mean of the branches' sum ``[B, O]``, and the fusion's weights ``[B, 3, O]`` made of it."""
+    """The mean of the branches' sum ``[B, O]``, and the weights of the branches ``[B, 3, O]`` that follow from it."""
     B, _, C = means.shape
     C, O = int(C), int(branches.shape[1])  # noqa: E741
     tokens = branches.new_empty(B, 1, 1, O)  # what names the configuration: no image size, the dtype of the weights
-    pooled, made = means.new_empty(B, O), means.new_empty(B, 3, O)
+    pooled, alpha = means.new_empty(B, O), means.new_empty(B, 3, O)
     bottleneck = weights.fc1_weight, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias
     config = _config("token_mix_pooled", tokens, O)
     grid = (triton.cdiv(B, config["BLOCK_B"]), triton.cdiv(O, config["BLOCK_C"]))
@@ -125,8 +125,8 @@ def alpha(means: Tensor, branches: Tensor, weights: Weights) -> tuple[Tensor, Te
         wrap_triton(_token_mix_pooled_kernel)[grid](means, branches, weights.bias_w, weights.bias_h, pooled, B, C, O, **config)
         config = _config("token_mix_alpha", tokens, O)
         grid = (triton.cdiv(B, config["BLOCK_B"]), triton.cdiv(O, config["BLOCK_C"]))
-        wrap_triton(_token_mix_alpha_kernel)[grid](pooled, *bottleneck, made, B, O, int(weights.fc1_weight.shape[0]), **config)
-    return pooled, made
+        wrap_triton(_token_mix_alpha_kernel)[grid](pooled, *bottleneck, alpha, B, O, int(weights.fc1_weight.shape[0]), **config)
+    return pooled, alpha
 
 
 def fold(gathered: Tensor, x: Tensor, groups: int, matrices: Tensor, bias: Tensor) -> Tensor:
@@ -165,10 +165,10 @@ def fuse_backward(dy: Tensor, branches: list[Tensor], alpha: Tensor, weights: We
     tiles = triton.cdiv(H * W, config["BLOCK_N"]) + 1  # one idle tile, as in gather
     partial = torch.empty(B, tiles, 4, C, dtype=torch.float32, device=dy.device)
     grid = (B * tiles, triton.cdiv(C, config["BLOCK_C"]))
-    made = *dbranches, y, partial
+    results = *dbranches, y, partial
     with torch.cuda.device_of(dy):
         kernel = wrap_triton(_token_mix_fuse_backward_kernel)
-        kernel[grid](dy, *branches, alpha, weights.bias_w, weights.bias_h, *made, H * W, tiles, C, **config)
+        kernel[grid](dy, *branches, alpha, weights.bias_w, weights.bias_h, *results, H * W, tiles, C, **config)
     return dbranches, y, partial.sum(1)
 
 
