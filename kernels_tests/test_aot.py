@@ -23,7 +23,7 @@ OLDER = 24 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0
 
 
 def spills(size: int, registers: int, few: int = 16) -> bool:
-    """Tell of spills but for a few values that ptxas keeps on the stack though it has registers: more would cost a program each."""
+    """Tell of spills, but for a few values that ptxas keeps despite free registers: more would cost a multiprocessor a program."""
     return size > max(OLDER, few if registers < 255 else 0)
 
 
