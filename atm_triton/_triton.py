@@ -50,7 +50,7 @@ def triton_op(name: str) -> Callable[[Callable], Any]:
 
 
 def refuse_second_derivative(backward: Any) -> None:
-    """Of an operator's ``backward``, an operator too."""
+    """Make an operator's ``backward``, an operator too, refuse to be differentiated."""
     name = backward._name.removesuffix("_backward")
 
     def refuse(ctx: Any, *_: Any) -> None:
@@ -77,7 +77,7 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def why_plain(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a tensor on ``device`` of ``dtype`` takes the plain PyTorch path; None where it runs the Triton kernels."""
+    """Reason why a tensor on ``device`` of ``dtype`` takes the plain PyTorch path; None where it runs the Triton kernels."""
     if triton is None:
         return "Triton is not installed"
     if dtype not in KERNEL_DTYPES:

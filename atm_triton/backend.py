@@ -32,15 +32,21 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """Name of a GPU; of the CPU, its processor and threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    processor = platform.processor() or platform.machine()
+    return f"{processor}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{processor}, {device.type}"
+
+
 def backend_info(device: torch.device | str | int | None = None, dtype: torch.dtype = torch.float32) -> BackendInfo:
     """Tell which path tensors of ``dtype`` on ``device`` take, and why. By default the current GPU if there is one, else the CPU."""
     device = default_device() if device is None else torch.device(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"backend_info: there is no {device} here; torch {torch.__version__} sees {torch.cuda.device_count()} GPUs")
     why = why_plain(device, dtype)
-    name, configs = platform.processor() or platform.machine(), "none: no kernels run"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+    configs = "none: no kernels run"
     if why is None:
         configs = "defaults"
         if device.type == "cuda":
@@ -49,7 +55,7 @@ def backend_info(device: torch.device | str | int | None = None, dtype: torch.dt
     return BackendInfo(
         backend="triton" if why is None else "pytorch",
         reason=why or f"Triton kernels for {dtype} on {device.type}",
-        device=f"{device} ({name})",
+        device=f"{device} ({device_name(device)})",
         torch=torch.__version__,
         triton=getattr(triton, "__version__", None),
         configs=configs,

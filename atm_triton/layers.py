@@ -62,7 +62,7 @@ def _map(name: str, x: Tensor, channels: int) -> Tensor:
 
 @torch.fx.wrap
 def _mean(x: Tensor) -> Tensor:
-    """Over the tokens; of no tokens zero, as NaN would reach the weights' gradients."""
+    """Mean over the tokens; of no tokens zero, as NaN would reach the weights' gradients."""
     return x.mean((1, 2)) if x.shape[1] * x.shape[2] else x.sum((1, 2))
 
 

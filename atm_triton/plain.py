@@ -46,17 +46,17 @@ def offset_fc_backward(
     scaled = (doffset.to(x.dtype) @ weight).to(acc) * norm_weight.to(acc)
     dx = (scaled - scaled.mean(-1, keepdim=True) - xhat * (scaled * xhat).mean(-1, keepdim=True)) * rstd.unsqueeze(-1)
     doffset = rearrange(doffset, "b h w n -> (b h w) n").to(acc)
-    product = doffset.mT @ rearrange(xhat, "b h w c -> (b h w) c")
-    return dx.to(x.dtype), *offset_fc_parameter_grads(product, doffset.sum(0), norm_weight, norm_bias, weight)
+    dscaled_weight = doffset.mT @ rearrange(xhat, "b h w c -> (b h w) c")
+    return dx.to(x.dtype), *offset_fc_parameter_grads(dscaled_weight, doffset.sum(0), norm_weight, norm_bias, weight)
 
 
 def offset_fc_parameter_grads(
-    product: Tensor, dbias: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
+    dscaled_weight: Tensor, dbias: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All four parameter gradients follow from ``product = doffset.T @ xhat`` and ``dbias``: the norm is affine in xhat."""
-    dnorm_weight = (weight.to(product.dtype) * product).sum(0)
-    dnorm_bias = dbias @ weight.to(product.dtype)
-    dweight = product * norm_weight.to(product.dtype) + dbias[:, None] * norm_bias.to(product.dtype)
+    """The four parameter gradients follow from that of ``weight * norm_weight``, ``doffset.T @ xhat``, and ``dbias``."""
+    dnorm_weight = (weight.to(dscaled_weight.dtype) * dscaled_weight).sum(0)
+    dnorm_bias = dbias @ weight.to(dscaled_weight.dtype)
+    dweight = dscaled_weight * norm_weight.to(dscaled_weight.dtype) + dbias[:, None] * norm_bias.to(dscaled_weight.dtype)
     return dnorm_weight.to(norm_weight.dtype), dnorm_bias.to(norm_bias.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
 
 
@@ -192,7 +192,7 @@ def token_mix_forward(x: Tensor, offset: Tensor, weights: Weights, folded: bool)
 
 
 def _mean(tokens: Tensor) -> Tensor:
-    """Over the tokens, ``[B, C]``."""
+    """Mean over the tokens, ``[B, C]``."""
     B, T, _ = tokens.shape
     count = max(T, 1)  # of no tokens zero, as NaN would reach the weights' gradients
     if tokens.dtype in (torch.float16, torch.bfloat16):
@@ -261,7 +261,7 @@ def unfolded_gradients(
     alpha: Tensor,
     weights: Weights,
 ) -> tuple[Gradients, list[Tensor]]:
-    """Likewise. ``fused``: the tokens before the projection; ``dalpha``, ``dshift``: as algebra.py takes them."""
+    """Gradients, likewise. ``fused``: the tokens before the projection; ``dalpha``, ``dshift``: as algebra.py takes them."""
     acc = alpha.dtype
     dweights = torch.stack([d.flatten(0, 1).mT @ t.flatten(0, 1) for d, t in zip(dbranches, gathered, strict=True)]).to(acc)
     dproj = (dy.flatten(0, 1).mT @ fused.flatten(0, 1)).to(acc)

@@ -1,4 +1,4 @@
-"""Every operator's definition in plain PyTorch: the specification, which tests hold everything else to.
+"""The definition of every operator in plain PyTorch: the specification, which tests hold everything else to.
 
 Layout is channels last, ``x [B, H, W, C]``. Offsets are in tokens. Arithmetic is in float32 at least, results in the input's dtype.
 Autograd of these functions defines the gradients.

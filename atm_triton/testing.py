@@ -110,7 +110,7 @@ OPERATORS = {
         lambda x, norm_weight, norm_bias, weight, bias: reference.offset_fc(x, norm_weight, norm_bias, weight, bias + 1),
         elementwise=(0, 0),
         writes=[["offset_ptr", "mean_ptr", "rstd_ptr"]],
-        writes_backward=[["dx_ptr"], ["product_ptr", "dbias_ptr"]],
+        writes_backward=[["dx_ptr"], ["dscaled_weight_ptr", "dbias_ptr"]],
         constants=(1e-5,),
         mean=0.5,
     ),
@@ -191,7 +191,7 @@ LARGE = 2**20  # and of one with so many values enough
 
 
 def error(actual: Tensor, exact: Tensor) -> float:
-    """Relative, in the L2 norm, over all but the NaNs of ``exact``; NaN where ``actual`` has one more."""
+    """Error relative to ``exact``, in the L2 norm, over all but its NaNs; NaN where ``actual`` has one more."""
     known = ~exact.isnan()
     actual, exact = actual.detach().to(exact)[known], exact[known]
     if exact.numel() == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 import atm_triton
+from atm_triton.backend import device_name
 
 MODEL, MODE = "atmnet_t", "default"  # that results are of, unless they say otherwise; mode: of torch.compile
 
@@ -23,12 +23,6 @@ def commit() -> str:
     except OSError:  # no git here
         described = ""
     return described or f"release {atm_triton.__version__}"
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def describe(device: torch.device, model: str, mode: str, commit: str) -> dict[str, Any]:

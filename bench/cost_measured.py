@@ -22,7 +22,7 @@ def mean(t: Tokens, blocks: int, resident: int, sections: float, instructions: i
 
 
 def fwd(t: Tokens, blocks: int, resident: int, sections: float, instructions: int) -> Kernel:
-    """Every block of outputs gathers all inputs."""
+    """The kernel fwd, where every block of outputs gathers all inputs."""
     return Kernel("fwd", tiles(t, 64, blocks), resident, sections, instructions, gathers=blocks, gemms=4, passes=(2, 1))
 
 

@@ -55,7 +55,7 @@ def stages(rows: list[Row]) -> dict[str, dict[int, dict[str, Row]]]:
 
 
 def charts_of(rows: list[Row], number: str) -> dict[str, list[Row]]:
-    """Ours of what has ``number``, by what was timed."""
+    """Rows of ours that have ``number``, by what was timed."""
     charts: dict[str, list[Row]] = {}
     for row in rows:
         if row[number] and row["implementation"] in LABELS:

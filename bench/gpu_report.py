@@ -57,7 +57,7 @@ def build_parser(names: list[str]) -> argparse.ArgumentParser:
 
 
 class Report:
-    """All that is known so far, as files."""
+    """The state of a report: all that is known so far, as files."""
 
     def __init__(self, place: Place, about: dict[str, Any], records: dict[str, summary.Record], order: list[str]) -> None:
         self.place, self.about, self.records, self.order = place, about, records, order
@@ -87,7 +87,7 @@ class Report:
         return record
 
     def write(self, job: str = "", rows: Sequence[Row] = (), log: str = "") -> None:
-        """All files. ``rows`` replace those of the same job."""
+        """Write all files. ``rows`` replace those of the same job."""
         results = self.place.results
         if rows:
             kept = report.read(results) if results.is_file() else []
@@ -101,7 +101,7 @@ class Report:
 
 
 def says_less(record: summary.Record, rows: list[Row], earlier: summary.Record | None) -> bool:
-    """Than an earlier attempt: one that was cut short, and has neither measured a speed nor a result; a speed alone outdoes failure."""
+    """Tell whether it was cut short and says less than an earlier attempt: no speed and no result; a speed alone outdoes failure."""
     if earlier is None or record["status"].startswith((DONE, FAILED)) or any(row.get("images_per_s") for row in rows):
         return False
     return bool(rows) or not record["result"] or earlier["status"].startswith(FAILED)
@@ -137,7 +137,7 @@ def stretch(minutes: float, steps: Sequence[Step]) -> float:
 
 
 def run(step: Step, place: Place, budget: float, console: Console) -> str:
-    """Its status."""
+    """Status of the step."""
     waiting = console.status(f"{step.name}, up to {budget:.0f} s") if console.is_terminal else nullcontext()
     with waiting:
         return process.run(step.command(place), place.log(step.name), budget, ROOT, environment(place.dry))

@@ -75,7 +75,7 @@ class Bench:
         return jobs
 
     def network_jobs(self, dtype: torch.dtype, sizes: Sizes, what: str, *implementations: str) -> list[Job]:
-        """All of them in turns; one that is named alone by itself."""
+        """Jobs of all implementations in turns; one that is named alone, by itself."""
         jobs = []
         for size, batch in sizes.items():
             case = Case(what, size, batch, dtype, implementations or networks.ALL)

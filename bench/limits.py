@@ -16,6 +16,7 @@ import sys
 import atmnet
 import timm
 import torch
+from atmnet.variants import VARIANT_NAMES
 from rich.console import Console
 from rich.table import Table
 from timing import quantiles
@@ -32,7 +33,7 @@ def model_name(text: str) -> str:
     """Name of an ATMNet, as timm knows it."""
     name = atmnet.canonical_name(text)
     if not timm.is_model(name) or not isinstance(timm.create_model(name), atmnet.ATMNet):  # not on_meta: some models read values
-        raise argparse.ArgumentTypeError(f"{text} is no ATMNet: give atmnet-xt, -t, -s, -b or -l")
+        raise argparse.ArgumentTypeError(f"{text} is no ATMNet: give one of {VARIANT_NAMES}")
     return name
 
 

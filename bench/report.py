@@ -88,7 +88,7 @@ def _table(rows: list[Row], keys: tuple[str, ...], cell: Callable[[Row], str]) -
 
 
 def _details(rows: list[Row]) -> Iterator[str]:
-    """All that was measured of ours, of the faster where eager and compiled were timed."""
+    """Rows of all that was measured of ours, of the faster where eager and compiled were timed."""
     keys, best = ("name", "what", "shape", "dtype", "batch"), {}
     for row in rows:
         if row["implementation"] in LABELS and row["p50_ms"]:
@@ -160,7 +160,7 @@ def _training(rows: list[Row]) -> Iterator[str]:
 
 
 def tables(rows: list[Row]) -> list[str]:
-    """All that is in a results file."""
+    """Tables of all that is in a results file."""
     operators, networks, training = ([row for row in rows if row["section"] == section] for section in ("operator", "network", "training"))
     lines = ["Medians; in brackets, how many times as fast as the published formulation.", ""]
     lines += ["A training step is forward and backward in the dtype named, without autocast and without an optimizer's step.", ""]

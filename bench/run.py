@@ -87,7 +87,7 @@ def ceilings_in(rows: Iterable[Row], dtype: torch.dtype) -> limits.Ceilings | No
 
 
 def went_wrong(row: Row) -> bool:
-    """Others may lack the memory, ours may not."""
+    """Tell whether a row is of what went wrong: others may lack the memory, ours may not."""
     ill = ("wrong", "failed", "out of memory") if row.get("implementation") in report.LABELS else ("wrong", "failed")
     return row["section"] == "failed" or str(row.get("note", "")).startswith(ill)
 
@@ -128,14 +128,14 @@ def measure(todo: list[Job], device: torch.device, file: Path, about: Row, minut
     done = {row["job"] for row in kept} - again
 
     def keep(found: list[Row], title: str = "") -> None:
-        """Instead of what a job that went wrong has left."""
+        """Keep what was found, instead of what a job that went wrong has left."""
         for key in [key for key, row in rows.items() if title and row.get("job") == title]:
             del rows[key]
         rows.update({tuple(str(row.get(name, "")) for name in KEY): row | about for row in found})
         report.write(file, rows.values())
 
     def run(job: Job) -> list[Row]:
-        """Whatever happens, the other jobs are done too."""
+        """Run a job so that, whatever happens, the other jobs are done too."""
         try:
             ceilings = ceilings_in(rows.values(), job.dtype)
             if ceilings is None:

@@ -124,7 +124,7 @@ def _cpu(rows: list[Row]) -> Iterator[tuple[str, str, bool | None]]:
 
 
 def judge(rows: list[Row]) -> list[tuple[str, str, str]]:
-    """Each target, what was measured, and whether it is met."""
+    """Judge each target: what was measured, and whether it is met."""
     cpu = "threads" in rows[0]["device"]
     words = {True: "yes", False: "**no**", None: "not measured"}
     return [(target, "" if met is None else text, words[met]) for target, text, met in (_cpu(rows) if cpu else _gpu(rows))]

@@ -1,4 +1,4 @@
-"""What the tests of adapters and of hooks share: mixers, an adapter, and which operators are called."""
+"""Mixers, an adapter, and which operators are called: shared by the tests of adapters and of hooks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def operators(function: Callable[..., Tensor], *inputs: Tensor) -> set[str]:
 
 
 def record(function: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[set[str]]]:
-    """Compiled whole, and which operators of this library each of its graphs has."""
+    """Compile whole, and tell which operators of this library each of the graphs has."""
     graphs: list[set[str]] = []
 
     def backend(graph: torch.fx.GraphModule, _) -> Callable[..., Tensor]:

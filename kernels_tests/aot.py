@@ -19,7 +19,7 @@ TARGETS = (80, 90, 100, 120, "gfx942")
 
 
 class Multiprocessor(NamedTuple):
-    """What its programs share: NVIDIA's streaming multiprocessor, AMD's compute unit."""
+    """A GPU's multiprocessor (NVIDIA's streaming multiprocessor, AMD's compute unit), with what its programs share."""
 
     warps: int
     registers: int  # per thread, all warps together: of 32 lanes on NVIDIA, of 64 on AMD
@@ -38,7 +38,7 @@ MULTIPROCESSORS = {
 
 @dataclass
 class Resources:
-    """What one compiled kernel needs per thread, and its instructions by name (AMD: instructions of its assembly)."""
+    """Needs of one compiled kernel per thread, and its instructions by name (AMD: instructions of its assembly)."""
 
     registers: int
     spills: int  # bytes of stack or local memory on NVIDIA, spilled vector registers on AMD
@@ -82,7 +82,7 @@ def resources(compiled) -> Resources:
 
 
 def all_resources(compiled: list) -> list[Resources]:
-    """Of kernels for one target."""
+    """Resources of kernels for one target."""
     if compiled and "amdgcn" in compiled[0].asm:
         return [_amd_resources(kernel) for kernel in compiled]
     found = []
@@ -118,7 +118,7 @@ def registers_and_spills(cubin: bytes) -> tuple[int, int]:
 
 
 def _disassembled(compiled: list) -> list[list[tuple[str, str, str]]]:
-    """Of each kernel, its instructions: addresses, names and the rest. In one go: the disassembler takes a third of a second to start."""
+    """Instructions of each kernel: addresses, names and the rest. In one go: the disassembler takes a third of a second to start."""
     codes = [_instructions(kernel.asm["cubin"]) for kernel in compiled]
     target = f"SM{compiled[0].metadata.target.arch}"
     assembly = _run("nvdisasm", b"".join(codes), "--no-dataflow", "--binary", target)
@@ -129,7 +129,7 @@ def _disassembled(compiled: list) -> list[list[tuple[str, str, str]]]:
 
 
 def _instructions(cubin: bytes) -> bytes:
-    """Of its kernel, 16 bytes each: the section .text.<kernel> of an ELF file, whose table names each with where it lies and its length."""
+    """Instructions of its kernel, 16 bytes each: section .text.<kernel> of an ELF file, whose table gives the place and length of each."""
     table, size, count, names = *struct.unpack_from("<Q", cubin, 40), *struct.unpack_from("<HHH", cubin, 58)
     sections = [struct.unpack_from("<I20xQQ", cubin, table + i * size) for i in range(count)]
     (code,) = (cubin[at : at + length] for name, at, length in sections if cubin.startswith(b".text.", sections[names][1] + name))

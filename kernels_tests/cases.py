@@ -1,4 +1,4 @@
-"""On which shapes and where the operators of ``atm_triton.testing`` are tested."""
+"""Shapes and paths on which the operators of ``atm_triton.testing`` are tested."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STAGE_3 = Shape(2, 6, 10, 80, 4)  # its channels, over which the interpreter loo
 
 @dataclass(frozen=True)
 class Path:
-    """Where a case runs."""
+    """The device and dtypes with which a case runs."""
 
     name: str
     device: str

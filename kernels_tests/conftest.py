@@ -1,4 +1,4 @@
-"""Shared by all kernel tests: Triton without a GPU, and hypothesis settings fit for an interpreter."""
+"""Fixtures of all kernel tests: Triton without a GPU, and hypothesis settings fit for an interpreter."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from atm_triton.ops import offset_fc
 
 
 def _round_to_bf16(a: np.ndarray) -> np.ndarray:
-    """To nearest even, as hardware does; the interpreter truncates."""
+    """Round to nearest even, as hardware does; the interpreter truncates."""
     bits = np.ascontiguousarray(a, np.float32).view(np.uint32)
     return np.where(np.isnan(a), 0x7FC0, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 

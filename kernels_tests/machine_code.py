@@ -1,4 +1,4 @@
-"""What every launch configuration becomes on every target, as a table whose changes show in a diff.
+"""Machine code of every launch configuration on every target, as a table whose changes show in a diff.
 
 python kernels_tests/machine_code.py                         all of it: half an hour on two cores
 python kernels_tests/machine_code.py --only token_mix_dx     the rows of kernels with this in their name; the others stay
@@ -72,7 +72,7 @@ def key(row: Row) -> tuple[str, ...]:
 
 
 def read() -> dict[tuple[str, ...], Row]:
-    """Empty for a Triton that has no table."""
+    """Rows of the table; empty for a Triton that has none."""
     if not TABLE.is_file():
         return {}
     with TABLE.open(newline="") as file:
@@ -94,7 +94,7 @@ def everything() -> list[tuple[str, int | str, Variant]]:
 
 
 def compile_number(number: int) -> Row:
-    """Of ``everything``: a process cannot send a kernel to another."""
+    """Compile one of ``everything`` by its number: a process cannot send a kernel to another."""
     stage, target, variant = everything()[number]
     return row(stage, target, variant, resources(variant.compile(target)))
 

@@ -149,7 +149,7 @@ def test_norms_by_parametrization_train_as_if_called(norm):
 
 @pytest.mark.parametrize("name", [*LAYERS, "logits"])
 def test_other_layers_in_their_places(name):
-    """Without a bias, with one more, of another class: each is what it computes."""
+    """Layers without a bias, with one more, of another class: each is what it computes."""
     mixer, x = make()
     expected = mixer(x)
     put(mixer, name, nn.Sequential)
@@ -282,7 +282,7 @@ def test_adapters_after_compiling(kind):
 
 @pytest.mark.parametrize("name", [*LAYERS, "logits"])
 def test_another_forward_after_compiling(name):
-    """Also where another layer is called already, so that this one's state decides nothing."""
+    """Compilation sees a layer that changes also where another is called already, so that this one's state decides nothing."""
     mixer, x = make()
     compiled, graphs = record(mixer)
     for changed in (name, "proj" if name == "fc_w" else "fc_w"):
@@ -348,7 +348,7 @@ def test_autocast_with_adapters(path):
 @pytest.mark.parametrize("size", [(0, 3, 5), (2, 0, 5), (2, 3, 0)], ids=str)
 @on_every_path
 def test_nothing_with_adapters(path, size):
-    """No sample, row or column: gradients of zero, not NaN, which the mean of nothing is."""
+    """Images without a sample, row or column get gradients of zero, not NaN, which the mean of nothing is."""
     mixer, x = adapted()
     mixer.to(path.device)
     with path.active():

@@ -1,4 +1,4 @@
-"""Every kernel compiles ahead of time for every target, without spills and with loads as wide as the data allows."""
+"""Compilation of every kernel ahead of time for every target, without spills and with loads as wide as the data allows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OLDER = 24 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 0
 
 
 def spills(size: int, registers: int, few: int = 16) -> bool:
-    """But for a few values that ptxas keeps on the stack though it has registers: more of them would cost a multiprocessor a program."""
+    """Tell of spills, but for a few values that ptxas keeps despite free registers: more would cost a multiprocessor a program."""
     return size > max(OLDER, few if registers < 255 else 0)
 
 
@@ -42,7 +42,7 @@ COMPILED = QUICK + [
 
 @pytest.fixture(scope="module", params=COMPILED, ids=lambda of: f"{of[0]}-{of[1]}")
 def kernels(request) -> tuple[str, int | str, list[Kernel]]:
-    """Every kernel for one stage and target, compiled once for all tests of it."""
+    """The kernels of one stage and target, compiled once for all tests of them."""
     stage, target = request.param
     found = variants(stage, "bf16", target)
     compiled = [variant.compile(target) for variant in found]
@@ -50,7 +50,7 @@ def kernels(request) -> tuple[str, int | str, list[Kernel]]:
 
 
 def test_machine_code(kernels):
-    """No spills; loads as wide as the data allows; products on the matrix units; vector atomics."""
+    """Machine code has no spills; loads as wide as the data allows; products on the matrix units; vector atomics."""
     stage, target, found = kernels
     S = STAGES[stage][1]
     # Neighbouring offset channels point to different tokens: a gathered load can span the channels of one offset, no more.
@@ -100,7 +100,7 @@ def test_lines_are_gathered_out_of_shared_memory(kernels):
 
 
 def test_a_warp_covers_adjacent_channels_of_a_token(kernels):
-    """In every gathering tile [tokens, offset channels, channels of an offset]; over tokens, each thread reads a cache line of its own."""
+    """Threads lie along channels in every gathering tile [tokens, offset channels, channels]; over tokens, each would read a line alone."""
     for variant, compiled, _ in kernels[2]:
         code = compiled.asm["ttgir"]
         orders = dict(re.findall(r"^(#\w+) = #ttg.blocked<{.*order = \[2, (\d), \d\]}>", code, re.M))
@@ -142,7 +142,7 @@ TOKENS = {
     "dh",
     "dc",
     "partial",
-    "product",
+    "dscaled_weight",
     "gathered",
     "d",
     "d_w",
@@ -152,7 +152,7 @@ TOKENS = {
 
 
 def first_additions(code: str, names: list[str]) -> set[tuple[str, str]]:
-    """To which argument how many bits are first added, in the kernel's intermediate code."""
+    """Pairs of an argument and how many bits are first added to it, in the kernel's intermediate code."""
     pointers = {f"%{argument}": argument.removesuffix("_ptr") for argument in names if argument.endswith("_ptr")}
     bits = set()
     for line in code.splitlines():

@@ -1,4 +1,4 @@
-"""What the library says of itself, and that it needs neither Triton nor a GPU."""
+"""Statements of the library about itself, and that it needs neither Triton nor a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which operators a model calls, found without a trace, and the inputs made for them."""
+"""Operators that a model calls, found without a trace, and the inputs made for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atm_triton.tuning.calls import Shape as Recorded
 
 
 class Stack(nn.Module):
-    """With everything that a forward pass could change."""
+    """A module with everything that a forward pass could change."""
 
     def __init__(self) -> None:
         super().__init__()

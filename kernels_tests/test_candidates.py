@@ -1,4 +1,4 @@
-"""Every launch configuration that tuning may choose: valid, no two the same, and right."""
+"""Launch configurations that tuning may choose: valid, no two the same, and right."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_candidate_is_right(name, dtype, which, monkeypatch):
 
 
 def try_candidates(operator, name, shape, dtype, which, chosen) -> dict[str, list[tables.Config]]:
-    """Each by itself, and what was tried."""
+    """Run each candidate by itself, and return those that were tried."""
     inputs = make(operator, shape, dtype, "cpu")
     exact = exact_gradients(operator.definition, inputs)
 

@@ -1,4 +1,4 @@
-"""Every operator of the table, on every path, shape and dtype."""
+"""Operators of the table, on every path, shape and dtype."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ COMPILATIONS = [
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_compile(name, path, dynamic, backend):
-    """fullgraph, the same as eager; one compilation per shape if static, two for all shapes if not."""
+    """Compiles whole, the same as eager; one compilation per shape if static, two for all shapes if not."""
     if path is INTERPRETER and backend == "inductor":
         pytest.skip("Inductor would compile the kernels for a GPU")
     operator = OPERATORS[name]
@@ -193,7 +193,7 @@ def test_forward_mode_is_refused():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_flops(name):
-    """As many as the definition's GEMMs, and those per value that are in none."""
+    """FLOPs are as many as the definition's GEMMs, and those per value that are in none."""
     operator = OPERATORS[name]
 
     def count(function) -> int:

@@ -1,4 +1,4 @@
-"""What trains the mixer beside it: activation checkpointing, DDP, FSDP2 and CUDA graphs."""
+"""Training of the mixer with activation checkpointing, DDP, FSDP2 and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def one_process(path: Path) -> Iterator[None]:
 
 
 def double(_, bucket):  # without annotations, which DDP cannot read where they are strings
-    """What DDP does to gradients, made to show: the mean over one process would not."""
+    """Double what DDP does to gradients, so that it shows: the mean over one process would not."""
     return dist.all_reduce(bucket.buffer().mul_(2), async_op=True).get_future().then(lambda done: done.value()[0])
 
 
@@ -116,7 +116,7 @@ def test_fsdp2(how, dtype, path, one_process):
 
 
 def not_recorded(graphs: list[tuple[str, torch.fx.GraphModule]]) -> list[str]:
-    """What keeps graphs off CUDA graphs: the first node of each that torch cannot record, and tensors that are not on the device."""
+    """Obstacles to CUDA graphs: the first node of each graph that torch cannot record, and tensors that are not on the device."""
     nodes = [node for _, graph in graphs for node in graph.graph.nodes]
     for node in nodes:
         if isinstance(node.meta.get("val"), dict):  # which torch 2.11 cannot read

@@ -1,4 +1,4 @@
-"""What a GPU would run: graphs compiled on meta tensors hold the Triton kernels and nothing around them."""
+"""Graphs as a GPU would run them: compiled on meta tensors, they hold the Triton kernels and nothing around them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_launches(C):
 
 
 def saved_bytes(function, *inputs: torch.Tensor) -> int:
-    """What autograd keeps of one call besides parameters."""
+    """Bytes that autograd keeps of one call besides parameters."""
     kept: dict[int, int] = {}
 
     def keep(t: torch.Tensor) -> torch.Tensor:

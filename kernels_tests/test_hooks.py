@@ -40,7 +40,7 @@ class DoubleGradient(torch.autograd.Function):
 
 
 class Doubled(nn.Module):
-    """What a layer becomes by ``double``."""
+    """A layer as ``double`` makes it."""
 
     def __init__(self, layer: nn.Module, how: str) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_sharded_layers(names, one_process):
 
 
 def test_weights_kept_elsewhere_until_a_layer_is_called():
-    """By Accelerate, whose hooks replace a layer's forward."""
+    """Hooks of Accelerate replace a layer's forward and bring its weights."""
     mixer, x = make()
     expected = mixer(x)
     accelerate = pytest.importorskip("accelerate")

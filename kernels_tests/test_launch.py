@@ -77,7 +77,7 @@ def test_without_a_gpu_the_default(put, device):
 @pytest.mark.parametrize("entry", [{"BLOCK_N": 2}, {"BLOCK_M": 2, "num_warps": 4}, DEFAULT | {"BLOCK_N": 5}, DEFAULT | {"BLOCK_C": 64}, {}])
 @pytest.mark.parametrize("folder", ["user", "shipped"])
 def test_what_is_no_candidate_is_passed_over_and_told_once(put, folder, entry):
-    """It may come from another version, or from whoever can write the file: a wrong block would leave results unwritten."""
+    """Tables may come from another version, or from whoever can write the file: a wrong block would leave results unwritten."""
     put(folder, {"configs": {KEY: entry}})
     with pytest.warns(UserWarning, match=rf"{folder}.nvidia-h200-sxm\.json: {KEY} is .*no candidate.*tune again") as told:
         assert look_up() == look_up() == DEFAULT

@@ -1,4 +1,4 @@
-"""What must hold for token_mix whatever its input, searched by hypothesis: folded and not, plain and on the kernels in the interpreter."""
+"""Properties of token_mix whatever its input, searched by hypothesis: folded and not, plain and on the kernels in the interpreter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ searched = partial(search, 3, 8)  # each example runs four kernels or more
 
 @contextlib.contextmanager
 def strategy(path: Path, folded: bool, deterministic: bool = False) -> Iterator[None]:
-    """Folded, tokens are gathered from global memory and their gradient is scattered; else out of shared memory, and summed up by lines."""
+    """Force a strategy: folded, tokens are gathered from global memory and their gradient is scattered; else out of shared memory, and summed up by lines."""
     forced = {"token_mix": dict(FOLD=int(folded), SHARED=int(not folded))}
     forced["token_mix_backward"] = forced["token_mix"] | dict(LINES=int(not folded))
     look_up = tables.config
@@ -99,7 +99,7 @@ def test_rows_and_columns_may_change_places(path, folded, shape, seed):
 @each_strategy
 @searched(shape=shapes, seed=seeds, extreme=st.sampled_from([math.inf, -math.inf, 1e30, -1e4, 3e9]))
 def test_far_offsets_read_zero(path, folded, shape, seed, extreme):
-    """Both gathered branches vanish: y does not depend on their weights, nor on the offsets."""
+    """The gathered branches vanish: y does not depend on their weights, nor on the offsets."""
     x, offset, *weights = draw(shape, seed)
     far = torch.full_like(offset, extreme).requires_grad_()
     with strategy(path, folded):
@@ -125,7 +125,7 @@ def test_a_nan_offset_stays_in_its_sample(path, folded, shape, seed):
 @pytest.mark.parametrize("shape", [Shape(2, 0, 4, 3, 2), Shape(2, 3, 0, 3, 2), Shape(2, 0, 0, 3, 2), Shape(0, 0, 0, 3, 2)], ids=str)
 @pytest.mark.parametrize("path", [PLAIN, INTERPRETER], ids=str)
 def test_images_without_tokens(path, shape, dtype, folded):
-    """Nothing, and gradients of zero: not NaN, which the mean of nothing is."""
+    """Results are empty, and gradients zero: not NaN, which the mean of nothing is."""
     if dtype not in path.dtypes:
         pytest.skip("no kernels in it")
     inputs = make(OPERATORS["token_mix"], shape, dtype, "cpu")
@@ -138,7 +138,7 @@ def test_images_without_tokens(path, shape, dtype, folded):
 
 @pytest.mark.parametrize("path", [PLAIN, INTERPRETER], ids=str)
 def test_long_sums_stay_in_the_range_of_float16(path):
-    """Of x and dy that agree in sign at every one of 5184 tokens: where the definition's gradients are finite, ours are."""
+    """Sums of x and dy that agree in sign at every one of 5184 tokens: where the definition's gradients are finite, ours are."""
     C, side = 8, 72
     generator = torch.Generator().manual_seed(0)
     inputs = [t.detach() * 0.02 for t in make(OPERATORS["token_mix"], Shape(1, side, side, 4, 2), torch.float16, "cpu")]
@@ -156,7 +156,7 @@ def test_long_sums_stay_in_the_range_of_float16(path):
 @pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
 @searched(shape=shapes, seed=seeds)
 def test_nothing_is_read_outside(path, folded, deterministic, shape, seed):
-    """Every tensor lies between guard bands of NaN; one value read from there would show."""
+    """Tensors lie between guard bands of NaN; one value read from there would show."""
 
     def guarded(t: Tensor) -> Tensor:
         band = torch.full((4 * t.numel() + 64,), math.nan)

@@ -153,7 +153,7 @@ def strategy(request, monkeypatch):
 
 
 def guarded(t: torch.Tensor) -> torch.Tensor:
-    """Between bands of NaN, so that a broken mask reads those and not what the process happens to hold there."""
+    """Put a tensor between bands of NaN, so that a broken mask reads those and not what the process happens to hold there."""
     band = torch.full((4 * t.numel() + 64,), float("nan"), dtype=t.dtype)
     return torch.cat([band, t.detach().flatten(), band])[band.numel() : band.numel() + t.numel()].view(t.shape)
 

@@ -1,4 +1,4 @@
-"""What must hold for any input, searched by hypothesis, on the plain path and on the real kernels in the interpreter."""
+"""Properties that hold for any input, searched by hypothesis, on the plain path and on the real kernels in the interpreter."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_offset_fc_of_one_channel_is_the_norms_bias(path):
 
 @searched(shape=shapes, seed=seeds, name=st.sampled_from(sorted(OPERATORS)), dtype=st.sampled_from(INTERPRETER.dtypes))
 def test_gradients_of_the_kernels(shape, seed, name, dtype):
-    """On drawn shapes, against the float64 definition, by the tolerance rule."""
+    """Gradients on drawn shapes are the float64 definition's, by the tolerance rule."""
     # Of too few tokens or channels the rule would compare two single roundings.
     if name == "offset_fc":
         shape = Shape(2, shape.H + 4, shape.W + 4, shape.G + 3, shape.S)

@@ -1,4 +1,4 @@
-"""What kernels need of a GPU, told before they run: compiled for a GPU that is not there, whose driver refuses to launch."""
+"""Needs of kernels, told before they run: compiled for a GPU that is not there, whose driver refuses to launch."""
 
 from __future__ import annotations
 

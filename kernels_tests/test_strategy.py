@@ -1,4 +1,4 @@
-"""Which way token_mix takes when compiled: the operator, or plain PyTorch, without a guard on the image's size."""
+"""The way that token_mix takes when compiled: the operator, or plain PyTorch, without a guard on the image's size."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_no_size_is_guarded_on():
 
 
 def test_what_was_measured_on_a_gpu_decides_there(monkeypatch):
-    """For the very size, channels, offsets and dtype, and with or without gradients."""
+    """Measurements decide for the very size, channels, offsets and dtype, and with or without gradients."""
     size = "5x7/C16/G8/bfloat16"
     table = {f"token_mix_plain/{size}": dict(PLAIN=1), f"token_mix_plain_training/{size}": dict(PLAIN=0)}
     monkeypatch.setitem(tables._tables, torch.device("meta"), table)

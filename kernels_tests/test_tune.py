@@ -36,7 +36,7 @@ INPUTS = torch.randn(1, 3, 4, 8), torch.randn(1, 3, 4, 4)
 
 
 class Gathers(nn.Module):
-    """Both axes: two calls that share their kernels' configurations."""
+    """Gathers along both axes: two calls that share their kernels' configurations."""
 
     def forward(self, x, offset):
         return axial_gather(x, offset, "w") + axial_gather(x, offset, "h")
@@ -277,7 +277,7 @@ def test_what_a_choice_leads_to_is_tuned_too(clock, monkeypatch):
 
 
 def test_plain_pytorch_is_a_candidate_of_what_is_compiled(clock, monkeypatch):
-    """Faster in a forward pass, slower with gradients."""
+    """Plain PyTorch is faster in a forward pass, slower with gradients."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # nothing here compiles for a GPU that is not there
 
     def microseconds(run):

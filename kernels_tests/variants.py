@@ -1,4 +1,4 @@
-"""Every kernel as its operator launches it, for the channels of the network's stages: what is compiled ahead of time."""
+"""Kernels as their operators launch them, for the channels of the network's stages: what is compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STAGES = {
 }  # channels, channels per offset, tokens along an axis at 224 x 224
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SIZES = ("N", "B", "H", "W", "T", "TILES")
-FLOAT32 = ("mean", "rstd", "product", "dbias", "partial", "means", "pooled", "alpha", "dmean")
+FLOAT32 = ("mean", "rstd", "dscaled_weight", "dbias", "partial", "means", "pooled", "alpha", "dmean")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Variant:
 
 
 def variants(stage: str, dtype: str, target: int | str = 90, candidates: bool = False) -> list[Variant]:
-    """As launched on ``target``: with the default configuration of each kernel alone, or with every candidate's."""
+    """Kernels as launched on ``target``: with the default configuration of each alone, or with every candidate's."""
     return list(_variants(stage, dtype, candidates))
 
 

@@ -1,4 +1,4 @@
-"""Shared by the tests of the programs."""
+"""Fixtures of the tests of the programs."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ def reset_accelerate() -> None:
 
 @pytest.fixture
 def fresh_accelerate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """For running a training program in this process."""
+    """Prepare for running a training program in this process."""
     monkeypatch.chdir(tmp_path)  # whatever a failing test writes
     torch.set_num_threads(1)
     yield

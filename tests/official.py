@@ -1,4 +1,4 @@
-"""Our weights as the published code would write them."""
+"""Weights of this library as the published code would write them."""
 
 import re
 

@@ -65,7 +65,7 @@ def run_page(page: Path, slow: bool = True) -> None:
 
 
 def _run_bash(code: str, where: str) -> None:
-    """With this Python's programs first, as in an activated environment."""
+    """Run code with this Python's programs first, as in an activated environment."""
     environment = os.environ | {"PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], env=environment, capture_output=True, text=True)
     print(done.stdout)

@@ -34,7 +34,7 @@ class Published:
         return block % self.period == 0 and block != self.depths[stage] - 1
 
     def shapes(self, head: str) -> dict[str, tuple[int, ...]]:
-        """Of every entry of the state dict."""
+        """Shapes of every entry of the state dict."""
         shapes: dict[str, tuple[int, ...]] = {}
 
         def layer(name: str, *weight: int, bias: bool = True) -> None:
@@ -91,7 +91,7 @@ class Published:
         return shapes
 
     def weights(self, head: str) -> Weights:
-        """Random, so that every one of them matters."""
+        """Weights drawn at random, so that every one of them matters."""
         generator = torch.Generator().manual_seed(0)
 
         def draw(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -167,7 +167,7 @@ def fcn_head(w: Weights, maps: Sequence[Tensor]) -> Tensor:
 
 
 def fpn_head(w: Weights, maps: Sequence[Tensor]) -> Tensor:
-    """With the FPN before it."""
+    """Logits of the FPN head, with the FPN before it."""
 
     def conv(name: str, x: Tensor) -> Tensor:
         kernel = w[f"neck.{name}.conv.weight"]

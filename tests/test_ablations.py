@@ -44,7 +44,7 @@ def deformable(x: Tensor, offset: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(2, 5, 7, 6), (1, 1, 4, 6), (1, 6, 1, 6)], ids=str)
 @pytest.mark.parametrize("spread", [0.3, 4.0])
 def test_planar_gather_is_a_deformable_convolution(shape: tuple[int, ...], spread: float) -> None:
-    """With its gradients; the larger spread leaves the image on every side."""
+    """Gradients agree too; the larger spread leaves the image on every side."""
     x = torch.randn(shape, dtype=torch.double, requires_grad=True)
     offset = (torch.randn(*shape[:3], 4, dtype=torch.double) * spread).requires_grad_()
     dy = torch.randn(shape, dtype=torch.double)
@@ -59,7 +59,7 @@ def test_planar_gather_is_a_deformable_convolution(shape: tuple[int, ...], sprea
 
 @pytest.mark.parametrize("axis", ["w", "h"])
 def test_planar_gather_along_one_axis_is_the_axial_one(axis: str) -> None:
-    """At whole positions too, where the gradient of an offset is that of its right side."""
+    """Gathers agree at whole positions too, where the gradient of an offset is that of its right side."""
     x = torch.randn(2, 5, 6, 4, dtype=torch.double, requires_grad=True)
     offset = torch.randn(2, 5, 6, 2, dtype=torch.double) * 3
     offset[:, :2] = offset[:, :2].round()
@@ -130,7 +130,7 @@ def test_zero_mixes_tokens_through_the_fusion_alone() -> None:
 
 
 def test_the_planar_mixer_compiles() -> None:
-    """In one graph, for images of any size."""
+    """Compiles into one graph, for images of any size."""
     mixer = PlanarMixer(8, 2)
     compiled = torch.compile(mixer, fullgraph=True, backend="eager", dynamic=True)
     for height, width in ((4, 5), (6, 3)):
@@ -156,7 +156,7 @@ def test_networks(options: dict) -> None:
 
 
 def test_what_networks_have_of_their_own() -> None:
-    """Each lacks what it is named for, and shares the rest with the paper's."""
+    """Networks lack what each is named for, and share the rest with the paper's."""
     x, whole = torch.randn(1, 3, 40, 40), small().eval()
     pegs = {f"stages.{i}.peg.{part}" for i in (0, 1) for part in ("weight", "bias")}
     layers = {f"stages.{i}.blocks.0.offset.{part}" for i in (0, 1) for part in ("norm_weight", "norm_bias", "weight", "bias")}

@@ -85,7 +85,7 @@ def test_it_overfits_four_images_and_eval_says_what_training_said(
 @pytest.mark.parametrize("head", ["semantic-fpn", "upernet"])
 @pytest.mark.usefixtures("no_curves")
 def test_interrupted_it_goes_on_exactly(head: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With everything random: augmentation, stochastic depth, dropout."""
+    """Run with everything random: augmentation, stochastic depth, dropout."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = [*SHORT, "--head", head, "--drop-path", 0.3, "--checkpoint-steps", 2]
     run(data, whole, *flags)

@@ -37,7 +37,7 @@ def hsv(rgb: np.ndarray) -> np.ndarray:
 
 
 def rgb(of: np.ndarray) -> np.ndarray:
-    """Its inverse, rounded down to bytes: the value and the levels below it, dealt out by the sixth of the circle."""
+    """Inverse of ``hsv``, rounded down to bytes: the value and the levels below it, dealt out by the sixth of the circle."""
     hue, saturation, value = of[..., 0] / 30, of[..., 1] / 255, of[..., 2]
     sixth, part = np.floor(hue).astype(int), hue - np.floor(hue)
     levels = [value, value * (1 - saturation), value * (1 - saturation * part), value * (1 - saturation * (1 - part))]
@@ -51,7 +51,7 @@ def convert(x: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
 
 
 def assert_close(actual: Tensor, expected: np.ndarray) -> None:
-    """All within a step of bytes, and almost all equal: what is whole but for rounding may be rounded down to the next."""
+    """Compare: all within a step of bytes, and almost all equal; what is whole but for rounding may be rounded down to the next."""
     difference = np.abs(array(actual) - expected)
     assert actual.dtype == torch.uint8 and difference.max() <= 1 and (difference > 0).mean() < 0.05
 
@@ -113,7 +113,7 @@ def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("ratio", "size"), [(0.5, (171, 256)), (1.37, (468, 701))])
 def test_images_are_resized_without_antialiasing(ratio: float, size: tuple[int, int], photograph: Tensor):
-    """To the largest size within the ratio times 1368 x 342, in place of 2048 x 512."""
+    """Resizes to the largest size within the ratio times 1368 x 342, in place of 2048 x 512."""
     resized = rescale(tv_tensors.Image(photograph), 342, ratio)
     assert tuple(resized.shape[1:]) == size
     assert np.abs(array(resized.as_subclass(Tensor)) - bilinear(array(photograph), *size)).max() <= 0.51

@@ -62,7 +62,7 @@ def test_images_of_other_families_are_padded_to_multiples_of_32(name):
 @pytest.mark.parametrize("name", SMALL)
 @torch.no_grad()
 def test_the_maps_are_timms(name):
-    """At timm's own image size, where all Swins but their last stage attend alike."""
+    """Maps are timm's at its own image size, where all Swins but their last stage attend alike."""
     backbone = small(name)
     plain = timm.create_model(name, features_only=True, **SMALL[name]).eval()
     plain.load_state_dict(backbone.net.state_dict())

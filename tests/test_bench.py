@@ -60,7 +60,7 @@ def no_compiler(monkeypatch):
 
 @pytest.fixture
 def known_ceilings(monkeypatch):
-    """Which take seconds to measure, as test_runs_through does."""
+    """Ceilings that need not be measured, which takes seconds, as test_runs_through does."""
     monkeypatch.setattr(limits, "measure_ceilings", lambda *_: CEILINGS)
 
 
@@ -86,7 +86,7 @@ def test_steps_take_turns_in_any_order(monkeypatch):
 
 
 def assert_figures(rows: list[targets.Row]) -> None:
-    """All that is derived from a median."""
+    """Check all that is derived from a median."""
     layers = {operator.name: operator.layer for operator in operators.OPERATORS}
     same = functools.partial(pytest.approx, rel=1e-4)  # of five digits
     for row in [row for row in rows if row["section"] != "ceiling"]:
@@ -212,7 +212,7 @@ def test_a_job_that_fails_ends_no_other_and_is_done_again(tmp_path, monkeypatch,
 
 
 def test_what_is_wrong_is_known_until_it_is_measured_again(tmp_path, known_ceilings):
-    """However the attempt ends."""
+    """Rows that are wrong stay so however the attempt ends."""
     file, about = tmp_path / "results.csv", dict(device="this")
 
     def job(title, note):
@@ -335,7 +335,7 @@ def test_others_take_every_size(size):
 
 
 def test_gpu_plan():
-    """What the targets are about comes first; every network runs all that it is compared with, and every title is there once."""
+    """Jobs about the targets come first; every network runs all that it is compared with, and every title is there once."""
     jobs = run.plan(run.build_parser().parse_args(["--device", "cuda"]))
     titles = [job.title for job in jobs]
     assert len(set(titles)) == len(titles)

@@ -1,4 +1,4 @@
-"""What the benchmark's results say: the targets, the tables, and the README's."""
+"""Reports of the benchmark's results: the targets, the tables, and the README's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import targets
 
 
 def gpu_rows(ours: float, memory: float = 1) -> list[targets.Row]:
-    """As a GPU's results file would have them: everything takes 1 ms, and ours ``ours``."""
+    """Rows as a GPU's results file would have them: everything takes 1 ms, and ours ``ours``."""
     blank = dict.fromkeys((*report.TEXT, *report.ABOUT), "") | dict.fromkeys(report.NUMBERS)
     rows, names = [], {"published": 1.0, "plain, compiled": 1.0, "eager": 1.0, "compiled": ours}
     for shape in ("128x56x56x64/G32", "128x28x28x128/G32", "128x14x14x320/G80", "128x7x7x512/G64"):
@@ -54,7 +54,7 @@ def test_one_slow_stage_or_size_misses_its_target():
 
 
 def test_block_of_the_page(tmp_path):
-    """Of 224 x 224, in whichever order that was measured."""
+    """Figures are of 224 x 224, in whichever order that was measured."""
     report.write(tmp_path / "gpu-2026-01-01.csv", gpu_rows(ours=0.05))
     block = report.block(report.newest(tmp_path).values())
     assert "ATMNet-T, 224 × 224, batch 128, on " in block and "| 800" not in block

@@ -68,7 +68,7 @@ def inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Of boxes pair by pair."""
+    """Generalized IoU of boxes pair by pair."""
 
     def area(boxes: Tensor) -> Tensor:
         return (boxes[:, 2:] - boxes[:, :2]).prod(1)
@@ -144,7 +144,7 @@ def test_losses_of_a_stage(heads, features, proposals, targets, stage):
 
 
 def test_mask_loss_is_of_the_positives(heads, features, proposals, targets):
-    """Against all-negative logits, whose loss is known."""
+    """Compare with all-negative logits, whose loss is known."""
     head = heads.stages[0].train()
     torch.nn.init.zeros_(head.mask_predictor.mask_fcn_logits.weight)
     torch.nn.init.constant_(head.mask_predictor.mask_fcn_logits.bias, -20)

@@ -62,7 +62,7 @@ def test_every_variant_reads_its_published_weights(name):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_published_file(tmp_path, published, zipped):
-    """As the published code writes it: weights, their moving average, the optimizer's state, the command line's arguments."""
+    """File as the published code writes it: weights, their moving average, the optimizer's state, the command line's arguments."""
     content = {
         "model": {f"module.{name}": value for name, value in published.items()},
         "model_ema": {name: value + 1 for name, value in published.items()},

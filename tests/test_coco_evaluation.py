@@ -54,7 +54,7 @@ def random_truth(rng: np.random.Generator) -> Split:
 
 
 def random_detections(rng: np.random.Generator, split: Split) -> dict[int, dict[str, Tensor]]:
-    """Near the objects, some twice or of another class, and some anywhere, with scores that are often equal."""
+    """Detections near the objects, some twice or of another class, and some anywhere, with scores that are often equal."""
     found: dict[int, dict[str, Tensor]] = {}
     for image in split.images:
         rows = [row for row in split.annotations if row["image_id"] == image["id"]]

@@ -199,7 +199,7 @@ def test_ways_to_train(flags: str, shapes: Path, tmp_path: Path, capsys: pytest.
 
 @pytest.fixture
 def planned(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Task]:
-    """What a run would train, without training it."""
+    """Plan what a run would train, without training it."""
     tasks: list[Task] = []
     monkeypatch.setattr(coco, "fit", lambda run, accelerator, task, resume: tasks.append(task))
 

@@ -17,7 +17,7 @@ from atm_triton.ops.token_mix.launch import candidates
 
 
 def test_kernels_measured_on_an_h200():
-    """All but fwd at stage 4."""
+    """Predictions agree but for fwd at stage 4."""
     measured = cost_measured.measured()
     ratios = {(t, name): cost_measured.predicted(t)[name] / us for (t, name), us in measured.items()}
     off = [key for key, ratio in ratios.items() if not 0.75 <= ratio <= 1.25]
@@ -60,7 +60,7 @@ def test_a_gather_out_of_shared_memory_has_the_room_that_it_is_said_to_have():
 
 @pytest.mark.parametrize("stages", [cost_model.AT_224, cost_model.AT_800X1280])
 def test_the_default_is_the_cheapest_predicted(stages):
-    """Or within a twentieth of it."""
+    """Defaults cost at most a twentieth more than the cheapest."""
     for t in stages:
         forward, backward = (sum(parts.values()) for parts in cost_model.defaults(t))
         costs = {title: sum(parts.values()) for title, parts in cost_design.alternatives(t).items()}
@@ -83,7 +83,7 @@ def test_ceilings_are_those_measured():
 
 
 def test_token_mix_as_it_was_measured():
-    """Of the two stages that were timed as a whole."""
+    """Predictions of the two stages that were timed as a whole."""
     rows = report.read(report.RESULTS / "nvidia-h200-2026-11-26.csv")
     timed = [row for row in rows if row["section"] == "operator" and row["implementation"] == "compiled"]
     for row in timed:

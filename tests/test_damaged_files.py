@@ -36,7 +36,7 @@ def classifier() -> nn.Module:
 
 
 def prefixed(state: State, prefix: str) -> State:
-    """As parallel and compiled models and mmseg name them; the last beside weights of heads."""
+    """State as parallel and compiled models and mmseg name it; the last beside weights of heads."""
     heads = {f"{head}.conv.weight": torch.zeros(1) for head in ("decode_head", "auxiliary_head") if prefix == "backbone."}
     return {f"{prefix}{name}": value for name, value in state.items()} | heads
 
@@ -238,7 +238,7 @@ def test_names_that_are_no_paths() -> None:
 
 
 def test_a_whole_segmenter_is_no_foreign_backbone() -> None:
-    """Ours too begin with `backbone.`."""
+    """Segmenters of ours too begin with `backbone.`."""
     from atmnet.weights.reader import backbone_of, weights_in
 
     state = {"backbone.net.stem.weight": torch.zeros(1), "head.classifier.weight": torch.zeros(1)}

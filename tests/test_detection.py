@@ -153,7 +153,7 @@ def test_layers_run_in_bfloat16_and_losses_in_float32_under_autocast(detector):
 
 
 def test_regions_are_read_at_the_maps_strides_whatever_was_padded():
-    """Of an image of 65 pixels in a batch of 96, first."""
+    """The first image has 65 pixels in a batch of 96."""
     maps = {f"p{level}": torch.randn(1, 4, 96 >> level, 96 >> level) for level in (2, 3, 4, 5)}
     boxes = [torch.tensor([[8.0, 8, 60, 60]])]
     torch.testing.assert_close(roi_align(7)(maps, boxes, [(65, 65)]), roi_align(7)(maps, boxes, [(96, 96)]))
@@ -196,7 +196,7 @@ def test_images_are_normalised_as_the_backbone_expects():
 
 
 def test_a_copy_is_a_detector_of_its_own():
-    """As the averaged model of a training is."""
+    """Copies are made, as the averaged model of a training is."""
     model = tiny("cascade-mask-rcnn").train()
     twin = copy.deepcopy(model)
     losses = []
@@ -227,7 +227,7 @@ def test_names_what_it_knows():
 
 @pytest.mark.parametrize("detector", [pytest.param("retinanet", marks=pytest.mark.exhaustive), "mask-rcnn"])
 def test_the_pyramid_compiles_whole(detector):
-    """It is what train/coco.py compiles. Much smaller images would make the coarsest map one pixel, which is another graph."""
+    """The pyramid is what train/coco.py compiles. Much smaller images would make the coarsest map one pixel, which is another graph."""
     pyramid = create_detector("test_resnet", detector, dim=16).backbone.train()
     compiled = Compiled(pyramid, "aot_eager")
     for height, width in twelve_sizes(300, 600):

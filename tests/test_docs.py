@@ -19,7 +19,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From top to bottom, in a folder that has the repository's train/."""
+    """Run a page from top to bottom, in a folder that has the repository's train/."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What train/imagenet.py --eval measures, of checkpoints from here and from elsewhere."""
+"""Measurements of train/imagenet.py --eval, of checkpoints from here and from elsewhere."""
 
 import argparse
 import json

@@ -48,7 +48,7 @@ def test_a_program_of_pytorchs_operators(program, model):
 
 @torch.no_grad()
 def test_downsampling_is_traced_for_any_batch():
-    """Compiled for one image on a CPU, it goes a way of its own."""
+    """Downsampling compiled for one image on a CPU goes a way of its own."""
     layer = Downsample(4, 6)
     program = torch.export.export(layer, (torch.randn(2, 8, 10, 4),), dynamic_shapes=({0: Dim.AUTO, 1: Dim.AUTO, 2: Dim.AUTO},))
     for shape in ((1, 9, 7, 4), (3, 16, 12, 4)):

@@ -81,7 +81,7 @@ LAUNCHER = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 
 
 @pytest.mark.parametrize("launcher", ["", DEAF], ids=["deaf child", "both deaf"])
 def test_a_step_over_budget_is_killed_with_its_children_and_the_rest_goes_on(launcher, made, monkeypatch):
-    """Though they ignore SIGTERM; what it has printed is kept."""
+    """Children are killed though they ignore SIGTERM; what the step has printed is kept."""
     monkeypatch.setattr(process, "PATIENCE", 0.5)
     slow = step("slow", launcher + LAUNCHER.format(f"{DEAF}time.sleep(99)"), seconds=1)
     records = made(slow, step("next", "print('here')", seconds=3), flags="--minutes 0.1")
@@ -91,7 +91,7 @@ def test_a_step_over_budget_is_killed_with_its_children_and_the_rest_goes_on(lau
 
 
 def test_what_a_launcher_has_launched_has_the_time_to_end(made, tmp_path):
-    """Though the launcher is gone at once."""
+    """Children have the time though the launcher is gone at once."""
     mark = tmp_path / "mark"
     end = f"lambda *_: (time.sleep(0.5), open({str(mark)!r}, 'w'), exit())"
     child = f"import signal, time; signal.signal(signal.SIGTERM, {end}); time.sleep(99)"
@@ -130,7 +130,7 @@ def test_no_step_outlives_a_report_that_is_killed(tmp_path):
 
 @pytest.mark.parametrize(("minutes", "reached"), [(6, 5), (3, 5), (14, len(STEPS))])
 def test_what_is_reached_though_every_step_takes_all_its_time(minutes, reached, made, monkeypatch):
-    """In six minutes a whole network and a training program, and in fourteen everything."""
+    """Steps reached in six minutes are a whole network and a training program, and in fourteen everything."""
     clock = [0.0]
 
     def run(step, place, budget, console):
@@ -198,7 +198,7 @@ def test_old_files_are_not_taken_for_new(name, made, tmp_path, capsys):
 
 @pytest.mark.parametrize("column", ["device", "torch", "triton", "commit"])
 def test_resume_goes_on_with_no_others_results(column, made, tmp_path, capsys):
-    """Though nothing else is left of the report."""
+    """Results of others are not gone on with, though nothing else is left of the report."""
     about = gpu_report.describe(torch.device("cpu"), "atmnet_t", "default", "this")
     file = tmp_path / "out" / "results.csv"
     report.write(file, [dict(section="ceiling", what="copy", gb_per_s=1) | about | {column: "other"}])
@@ -265,7 +265,7 @@ def hangup():
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_interrupted(name, tmp_path, hangup):
-    """By a signal: the step that runs is ended and noted."""
+    """Signals end the step that runs, which is noted."""
     stop = step("stop", f"import os, signal, time; print('so far', flush=True); os.kill(os.getppid(), signal.{name}); time.sleep(60)")
     with pytest.raises(KeyboardInterrupt):
         gpu_report.main(["--dry-run", "--out", str(tmp_path)], [stop])

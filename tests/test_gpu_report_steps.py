@@ -1,4 +1,4 @@
-"""What the steps of make gpu-report do, and what is read of it."""
+"""Steps of make gpu-report, and what is read of their results."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_measured_jobs_are_written_and_not_measured_again(one_operator, tmp_path
 
 
 def test_every_speed_says_what_of(tmp_path):
-    """In whichever order they were measured."""
+    """Speeds say what of, in whichever order they were measured."""
     todo = measure.plan("networks", dry=True)[1]
     of = dict(section="network", job=todo[0].title, shape="32x32", dtype="bfloat16", batch="2")
     rows = [("training step", "compiled", 5), ("inference", "compiled", 20), ("training step", "Swin-T, compiled", 6)]

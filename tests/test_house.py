@@ -53,6 +53,7 @@ FACTS = {
     ),
     "reading weights": (r"torch\.load\(|safe_open\(|load_file\(", {"models/atmnet/weights/reader.py"}),
     "the device of choice": (r"cuda.* if torch\.cuda\.is_available\(\)", {"atm_triton/backend.py"}),
+    "the name of a device": (r"platform\.processor\(", {"atm_triton/backend.py"}),
     "a model that is not there": (r"list_models\(", {"models/atmnet/variants.py"}),
     "channels of images": (r'"in_chans", 3', {"models/atmnet/images.py"}),
     "the tolerance rule": (r"\.finfo\(.*promote_types", {"atm_triton/testing.py"}),
@@ -94,7 +95,7 @@ LAYERS = (
 
 
 def layer(module: str) -> int:
-    """Of the line that names the module or, at most precisely, a package around it."""
+    """Number of the line that names the module or, at most precisely, a package around it."""
     around = {part: number for number, parts in enumerate(LAYERS) for part in parts if f"{module}.".startswith(f"{part}.") or not part}
     return around[max(around, key=len)]
 

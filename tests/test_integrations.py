@@ -74,7 +74,7 @@ def test_torchvisions_backbone_with_fpn():
 
 
 def test_a_step_of_timms_training_script(tmp_path: Path):
-    """What train.py of timm does with a model, in its order and with its arguments."""
+    """Steps that train.py of timm takes with a model, in its order and with its arguments."""
     for number, name in enumerate(("cat", "dog")):
         (tmp_path / "data" / name).mkdir(parents=True)
         for image in range(2):

@@ -1,4 +1,4 @@
-"""What it takes at least: bytes and operations of every layer, and the larger of both limits."""
+"""Limits: bytes and operations of every layer, and the time that the larger of both takes at least."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_stage_1():
 @pytest.mark.parametrize("size", [(224, 224), (230, 353)])
 @pytest.mark.parametrize("name", ["atmnet_xt", "atmnet_t", "atmnet_b"])
 def test_operations_are_the_profile(name, size):
-    """But for what the paper counts of norms, and what folding the projection saves."""
+    """Operations agree but for what the paper counts of norms, and what folding the projection saves."""
     with torch.device("meta"):
         model = timm.create_model(name)
     layers = [layer for part in limits.network(model, 1, size).values() for layer in part]

@@ -69,7 +69,7 @@ def test_twelve_sizes_take_two_compilations_in_training(stages):
 
 @pytest.mark.parametrize("stages", STAGES)
 def test_twelve_sizes_take_two_compilations_in_evaluation(stages):
-    """On CPU, at batch 1, PyTorch would choose convolutions by size: sizes on both sides of each choice."""
+    """Sizes lie on both sides of each choice of convolutions that PyTorch would make by size, on CPU, at batch 1."""
     model = timm.create_model("atmnet_xt", num_classes=10, **stages).eval()
     compiled = Compiled(model, "aot_eager")
     with torch.no_grad():
@@ -143,7 +143,7 @@ def target():
 
 
 def kernels(graph: torch.fx.GraphModule) -> Counter[str]:
-    """How often the graph runs each Triton kernel."""
+    """Number of times that the graph runs each Triton kernel."""
     names: Counter[str] = Counter()
     for node in graph.graph.nodes:
         if "triton_kernel_wrapper" in str(node.target):
@@ -153,7 +153,7 @@ def kernels(graph: torch.fx.GraphModule) -> Counter[str]:
 
 
 def test_the_kernels_are_in_the_graph(target):
-    """What a GPU would run, looked at on meta tensors: every operator as its kernel, forward and backward, and no token copied for it."""
+    """Graphs for a GPU, looked at on meta tensors: every operator as its kernel, forward and backward, and no token copied for it."""
     graphs = []
 
     def keep(graph, inputs):

@@ -1,4 +1,4 @@
-"""Our ATMNet-xT computes the published network.
+"""ATMNet-xT computes the published network.
 
 ``fixtures/official_xt_*.safetensors`` hold what the authors' implementation returns in float64 on weights drawn from each parameter's name.
 Their metadata say which image; of stages and of the image's gradient every 13th value is kept, of the largest map every 4th row and

@@ -68,7 +68,7 @@ def test_every_channel_has_offsets_of_its_own():
 
 
 def test_position_encodings_are_exempt_from_weight_decay():
-    """As the backbone's are; a training program asks every module."""
+    """Encodings are exempt as the backbone's are; a training program asks every module."""
     exempt = {
         f"{name}.{p}"
         for name, module in ATMFPN([8]).named_modules()
@@ -148,7 +148,7 @@ def test_twelve_sizes_of_images_take_two_compilations():
 
 
 class Maps(nn.Module):
-    """In place of a backbone: maps of its shapes, at no cost."""
+    """Maps of a backbone's shapes in place of a backbone, at no cost."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()

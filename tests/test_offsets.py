@@ -1,4 +1,4 @@
-"""What is collected of a model's offsets, and the pictures, histograms and page of it."""
+"""Offsets collected from a model, and the pictures, histograms and page of them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_histograms_add_up_and_keep_their_size(tmp_path: Path) -> None:
 
 
 def coloured(path: Path) -> tuple[int, int]:
-    """How many pixels of a picture are reddish, and bluish."""
+    """Numbers of pixels of a picture that are reddish, and bluish."""
     red, _, blue = np.asarray(Image.open(path).convert("RGB")).astype(int).transpose(2, 0, 1)
     return int((red - blue > 100).sum()), int((blue - red > 60).sum())
 
@@ -155,7 +155,7 @@ def browser() -> Iterator[Any]:
 
 
 def shown(browser: Any, axis: str) -> dict[tuple[int, int], int]:
-    """Where the page shows samples, by column and row, and how many."""
+    """Samples that the page shows, by column and row, and how many."""
     found = browser.execute_script(
         f"return [...document.querySelectorAll('.sample.{axis}')].map(s => [s.dataset.x, s.dataset.y, s.dataset.count])"
     )

@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_left_out(trained: tuple[nn.Module, Path], images
 def test_wrong_arguments(
     trained: tuple[nn.Module, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
-    """Before anything is computed or written."""
+    """Arguments are refused before anything is computed or written."""
     line = ["offsets", "--checkpoint", str(trained[1]), "--images", str(images), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stop:
         main([*line, *more])

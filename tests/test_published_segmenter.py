@@ -70,7 +70,7 @@ def test_logits_of_semantic_fpn_are_the_published_ones():
 
 
 def test_it_is_read_whole_by_others_names_too(tmp_path: Path):
-    """Of a parallel model, and bare as safetensors; a classifier would get the backbone alone."""
+    """Files of a parallel model, and bare as safetensors; a classifier would get the backbone alone."""
     weights = SMALL.weights("upernet")
     torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "parallel.pth")
     save_file(weights, tmp_path / "bare.safetensors")
@@ -105,7 +105,7 @@ def test_the_program_evaluates_it(file: Path, tmp_path: Path):
 
 
 def test_weight_decay_of_upernet_is_the_authors():
-    """What they exempt by name, and no other tensor."""
+    """Parameters that they exempt by name are exempt, and no other tensor."""
     with torch.device("meta"):
         model = atmnet.create_segmenter("atmnet_l", "upernet")
     decayed, exempt = make_optimizer(OptimizerSettings(), model, "upernet").param_groups

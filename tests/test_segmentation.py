@@ -46,7 +46,7 @@ def test_a_large_image_of_odd_size():
 
 @pytest.mark.parametrize("head", ["semantic-fpn", "upernet"])
 def test_padding_is_cut_off_after_the_logits_are_enlarged(head: str):
-    """Where a backbone needs any: zeros on the right and below."""
+    """Padding where a backbone needs any: zeros on the right and below."""
     model = create_segmenter("test_efficientnet", head, num_classes=5).eval()
     image = torch.randn(1, 3, 50, 70)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_twelve_sizes_of_maps_take_two_compilations(head: type[nn.Module], train
 
 
 class Pyramid(Backbone):
-    """In place of a network, whose compilation is tested elsewhere and takes long."""
+    """Pyramid in place of a network, whose compilation is tested elsewhere and takes long."""
 
     def __init__(self, multiple: int) -> None:
         nn.Module.__init__(self)
@@ -103,7 +103,7 @@ class Pyramid(Backbone):
 
 
 class First(nn.Module):
-    """In place of a head."""
+    """First map in place of a head."""
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         return maps[0]
@@ -111,7 +111,7 @@ class First(nn.Module):
 
 @pytest.mark.parametrize("multiple", [1, 32])
 def test_sizes_of_images_take_two_compilations(multiple: int):
-    """With and without padding, which these sizes need or do not."""
+    """Compiles with and without padding, which these sizes need or do not."""
     model = Segmenter(Pyramid(multiple), None, First()).eval()
     run, compilations = compiled(model)
     for height, width in ((50, 70), (33, 161), (64, 70), (45, 96), (128, 64), (96, 96)):

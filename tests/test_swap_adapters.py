@@ -63,7 +63,7 @@ def close(actual: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def assert_same_swapped(model: nn.Module, change: Callable[[nn.Module], None], expected_operators: set[str]) -> None:
-    """After a change, the published code and its replacement compute the same."""
+    """Check that the published code and its replacement compute the same after a change."""
     swapped = copy.deepcopy(model)
     swap(swapped)
     plain = run(swapped)
@@ -239,7 +239,7 @@ def test_adapters_before_and_after_compiling(model, name):
 
 
 def test_attention_with_an_adapter_is_left():
-    """Its weight alone would begin the mixer without what the adapter has learned."""
+    """The weight alone would begin the mixer without what the adapter has learned."""
     model = timm.create_model("test_vit")
     model.blocks[0].attn.proj = LoRA(model.blocks[0].attn.proj)
     report = swap(model, "*.attn")

@@ -88,7 +88,7 @@ def swin(**kwargs) -> nn.Module:
 
 
 def attention_to_itself(attention: nn.Module, x: Tensor) -> Tensor:
-    """What every token gets that attends to nothing else."""
+    """Result for every token that attends to nothing else."""
     return attention.proj(attention.qkv(x).chunk(3, -1)[2])
 
 
@@ -221,7 +221,7 @@ def test_a_pyramid():
 
 
 def test_attention_of_other_networks_is_left():
-    """It takes other tokens: SAM's maps, and CaiT's without its class token."""
+    """Attention of other tokens: SAM's maps, and CaiT's without its class token."""
     model = timm.create_model("samvit_base_patch16", embed_dim=32, depth=1, num_heads=2, img_size=64)
     report = swap(model, lambda name, module: name.endswith("attn"))
     assert not report.changed and len(report.left) == 1

@@ -21,7 +21,7 @@ def often(name: str) -> tuple[pytest.MarkDecorator, ...]:
 @pytest.mark.parametrize("name", [pytest.param(name, marks=often(name)) for name in VARIANTS])
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.method)
 def test_parameters_and_macs_are_the_papers(part: Part, name: str) -> None:
-    """Within 1 %, of which the paper's rounding takes up to half in tables without decimals (25 M +- 0.5)."""
+    """Numbers agree within 1 %, of which the paper's rounding takes up to half in tables without decimals (25 M +- 0.5)."""
     parameters, macs = part.paper[list(VARIANTS).index(name)]
     ours = measure(name, part.method)
     rounding = 0.05 if part.method == "semantic-fpn" else 0.5

@@ -1,4 +1,4 @@
-"""What the training program refuses, before long work, and what it says: the values met and what to do."""
+"""Refusals of the training program, before long work, and what it says: the values met and what to do."""
 
 import json
 import math

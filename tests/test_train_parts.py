@@ -72,7 +72,7 @@ def test_an_epoch_entered_in_the_middle_goes_on_as_it_would_have() -> None:
 
 
 def test_updates_between_evaluations_go_on_through_endless_shuffles() -> None:
-    """Of 10 images, epochs of 4 updates of 4: every image comes equally often, whatever the epochs and processes."""
+    """Epochs of 4 updates of 4, of 10 images: every image comes equally often, whatever the epochs and processes."""
     seen: list[int] = []
     for epoch in range(5):
         samplers = [GlobalBatchSampler(10, 2, 1, 2, rank, seed=7, updates_per_epoch=4) for rank in range(2)]
@@ -262,7 +262,7 @@ def test_a_dataset_by_name(small_run: SmallRun, two_classes: Path, tmp_path: Pat
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """As timm's streamed data sets."""
+    """Samples in a stream, as timm's streamed data sets give them."""
 
     epochs: list[int] = []  # noqa: RUF012 (shared on purpose)
 
@@ -356,7 +356,7 @@ def test_a_backbone_takes_a_classifiers_weights(name: str) -> None:
 def test_updates_that_are_synced_together_are_recorded_as_one_by_one(
     small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU, where a sync at every update would cost time."""
+    """Sync rarely, as on a GPU, where a sync at every update would cost time."""
     small_run(two_classes, tmp_path / "each", "-b", "2")
     begin = engine.Engine.__init__
 

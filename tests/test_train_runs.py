@@ -123,7 +123,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(images: Path) -> list[object]:
-    """Everything random switched on: mixup, RandAugment, erasing, stochastic depth, EMA, accumulation."""
+    """Settings with everything random switched on: mixup, RandAugment, erasing, stochastic depth, EMA, accumulation."""
     return [
         *TINY,
         "--data-dir",
@@ -235,7 +235,7 @@ def one(whole_batch: list[object], tmp_path_factory: pytest.TempPathFactory, run
 
 @pytest.fixture(scope="module")
 def stopped(whole_batch: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two processes, in the middle of an epoch."""
+    """Run of two processes, stopped in the middle of an epoch."""
     output = tmp_path_factory.mktemp("stopped")
     process = start_and_wait(output, 3, *whole_batch, "--batch-size", 8, processes=2)
     process.send_signal(signal.SIGTERM)  # the launcher passes it on, and then ends by it itself

@@ -1,4 +1,4 @@
-"""What the training programs can be told: command lines, configuration files, recipes, and which of them has the last word."""
+"""Settings of the training programs: command lines, configuration files, recipes, and which of them has the last word."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def test_no_two_components_have_a_setting_of_one_name(name: str) -> None:
 
 
 def test_a_flag_over_the_file_over_the_checkpoint_over_the_model_over_the_default(tmp_path: Path) -> None:
-    """Each in turn is the last to say what drop path and image size are."""
+    """Flag, file, checkpoint, model and default are in turn the last to say what drop path and image size are."""
     meta = {"model": "atmnet_b", "img_size": 64, "recipe": {"crop_pct": 0.5, "model_kwargs": ["period=1"]}, "classes": []}
     torch.save({"progress": {}, "model": {"w": torch.zeros(1)}, "ema": None, "meta": meta}, tmp_path / "last.pt")
     file = tmp_path / "my.yaml"

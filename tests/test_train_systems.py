@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 @pytest.fixture
 def fewer_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Neither os.sched_getaffinity, nor SIGUSR1 and SIGHUP, nor EDQUOT: macOS lacks the first, Windows all."""
+    """Systems without os.sched_getaffinity, SIGUSR1 and SIGHUP, or EDQUOT: macOS lacks the first, Windows all."""
     lacking: list[tuple[ModuleType, str]] = [
         (os, "sched_getaffinity"),
         (signal, "SIGUSR1"),

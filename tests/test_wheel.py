@@ -1,4 +1,4 @@
-"""What users install: a wheel with the three packages, which import from anywhere and build a model."""
+"""Wheel as users install it: three packages, which import from anywhere and build a model."""
 
 from __future__ import annotations
 

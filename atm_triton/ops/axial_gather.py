@@ -168,7 +168,7 @@ TILES = (
 
 @tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
-    """None depends on H or W, so that dynamic shapes need one compilation."""
+    """Yield configurations, none of which depends on H or W, so that dynamic shapes need one compilation."""
     block_s = triton.next_power_of_2(int(x.shape[3]) // groups)
     most = triton.next_power_of_2(groups)
     positions = "BLOCK_N"

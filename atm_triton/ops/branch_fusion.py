@@ -118,7 +118,7 @@ TILES = (Tile(2048, 128, 4), Tile(1024, 128, 4), Tile(2048, 128, 8), Tile(4096, 
 
 @tables.distinct
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
-    """None depends on H or W, so that dynamic shapes need one compilation."""
+    """Yield configurations, none of which depends on H or W, so that dynamic shapes need one compilation."""
     for tile in TILES:
         block_c = min(triton.next_power_of_2(int(x.shape[3])), tile.channels)
         elements = tile.elements if kernel == "branch_fusion_fwd" else 2 * tile.elements

@@ -14,7 +14,7 @@ def show(t: Tensor) -> str:
 
 
 def tensors(op: str, **given: object) -> None:
-    """All ordinary tensors of a floating-point dtype, on one device, and differentiated in reverse, once, by autograd."""
+    """Refuse all but ordinary tensors of a floating-point dtype, on one device, and differentiated in reverse, once, by autograd."""
     for name, t in given.items():
         if not isinstance(t, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__module__}.{type(t).__qualname__}")
@@ -54,5 +54,5 @@ def to_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def autocast_off(x: Tensor) -> AbstractContextManager:
-    """Inside an operator, whose arguments are cast already: what it computes in float32 stays so."""
+    """Switch autocast off inside an operator, whose arguments are cast already: what it computes in float32 stays so."""
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)

@@ -64,7 +64,7 @@ def _tap_addresses(offset, position, length, step, source, s, S: tl.constexpr):
 
 @jit
 def _load_taps(x_ptr, at, step, in_first, in_second, BLOCK_S: tl.constexpr):
-    """Both taps in float32, zero outside."""
+    """The two taps in float32, zero outside."""
     first = tl.load(tl.max_contiguous(x_ptr + at, (1, 2, 4 * BLOCK_S)), mask=in_first, other=0.0)
     second = tl.load(tl.max_contiguous(x_ptr + at + step, (1, 2, 4 * BLOCK_S)), mask=in_second, other=0.0)
     return first.to(tl.float32), second.to(tl.float32)

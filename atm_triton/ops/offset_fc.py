@@ -4,9 +4,9 @@ A program owns BLOCK_N tokens by BLOCK_O offset channels. It walks over the chan
 variance (the second time they come from the cache), and a third time to normalise them on their way into the GEMM: the normalised
 tokens are never written.
 
-Backward: with xhat the normalised tokens before the affine map, P = doffset.T @ xhat [O, C] and dbias = the sum of doffset give all four
-parameter gradients (plain.offset_fc_parameter_grads), so one GEMM over all tokens serves them; tokens are split over programs, each
-writes its own partial P, and a small sum adds them in a fixed order.
+Backward: with xhat the normalised tokens before the affine map, doffset.T @ xhat [O, C], the gradient of the weight scaled by the norm's,
+and dbias, the sum of doffset, give all four parameter gradients (plain.offset_fc_parameter_grads), so one GEMM over all tokens serves them;
+tokens are split over programs, each writes its own part, and a small sum adds them in a fixed order.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _offset_fc_dw_kernel(
     x_ptr,  # [N, C]
     mean_ptr,  # [N] float32
     rstd_ptr,  # [N] float32
-    product_ptr,  # [SPLITS, O, C] float32
+    dscaled_weight_ptr,  # [SPLITS, O, C] float32: doffset.T @ xhat
     dbias_ptr,  # [SPLITS, O] float32
     N,
     CHUNK: tl.constexpr,  # tokens per split, a multiple of BLOCK_N
@@ -144,7 +144,7 @@ def _offset_fc_dw_kernel(
     split = tl.program_id(0)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    product = tl.zeros((BLOCK_O, BLOCK_C), tl.float32)
+    dscaled_weight = tl.zeros((BLOCK_O, BLOCK_C), tl.float32)
     dbias = tl.zeros((BLOCK_O,), tl.float32)
     first = split.to(tl.int64) * CHUNK
     for i in range(0, CHUNK // BLOCK_N):
@@ -158,11 +158,11 @@ def _offset_fc_dw_kernel(
         dbias += tl.sum(doffset.to(tl.float32), 0)
         rounded = xhat.to(x.dtype)
         doffset = tl.trans(doffset.to(x.dtype))
-        product = tl.dot(doffset, rounded, product, input_precision="ieee")
+        dscaled_weight = tl.dot(doffset, rounded, dscaled_weight, input_precision="ieee")
         if x.dtype != tl.float32:  # what rounding xhat to 16 bits lost: the norm's gradients are small differences of these sums
-            product = tl.dot(doffset, (xhat - rounded.to(tl.float32)).to(x.dtype), product)
-    at = product_ptr + (split.to(tl.int64) * O + o)[:, None] * C + c[None, :]
-    tl.store(at, product, mask=(o < O)[:, None] & (c < C)[None, :])
+            dscaled_weight = tl.dot(doffset, (xhat - rounded.to(tl.float32)).to(x.dtype), dscaled_weight)
+    at = dscaled_weight_ptr + (split.to(tl.int64) * O + o)[:, None] * C + c[None, :]
+    tl.store(at, dscaled_weight, mask=(o < O)[:, None] & (c < C)[None, :])
     if tl.program_id(2) == 0:
         tl.store(dbias_ptr + split * O + o, dbias, mask=o < O)
 
@@ -254,15 +254,15 @@ def _offset_fc_backward(
     dx = torch.empty_like(x)
     dx_config, dw_config = (tables.config(kernel, x, O, candidates) for kernel in KERNELS["offset_fc_backward"])
     splits = triton.cdiv(N, CHUNK) + 1  # one idle split avoids 0/1 specialization of dynamic shapes
-    product = x.new_empty(splits, O, C, dtype=torch.float32)
+    dscaled_weight = x.new_empty(splits, O, C, dtype=torch.float32)
     dbias = x.new_empty(splits, O, dtype=torch.float32)
     grid = (splits, triton.cdiv(O, dw_config["BLOCK_O"]), triton.cdiv(C, dw_config["BLOCK_C"]))
     with torch.cuda.device_of(x):
         wrap_triton(_offset_fc_dx_kernel)[(triton.cdiv(N, dx_config["BLOCK_N"]),)](
             doffset, x, mean, rstd, norm_weight, weight, dx, N, C, O, **dx_config
         )
-        wrap_triton(_offset_fc_dw_kernel)[grid](doffset, x, mean, rstd, product, dbias, N, CHUNK, C, O, **dw_config)
-    return dx, *plain.offset_fc_parameter_grads(product.sum(0), dbias.sum(0), norm_weight, norm_bias, weight)
+        wrap_triton(_offset_fc_dw_kernel)[grid](doffset, x, mean, rstd, dscaled_weight, dbias, N, CHUNK, C, O, **dw_config)
+    return dx, *plain.offset_fc_parameter_grads(dscaled_weight.sum(0), dbias.sum(0), norm_weight, norm_bias, weight)
 
 
 def _setup_context(ctx, inputs, output):

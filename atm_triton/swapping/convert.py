@@ -28,7 +28,7 @@ VISION_TRANSFORMERS = ("timm.models.vision_transformer", "timm.layers.attention"
 
 
 class Unsuitable(Exception):
-    """Why a layer is left as it is."""
+    """Reason why a layer is left as it is."""
 
 
 class Replacement(NamedTuple):

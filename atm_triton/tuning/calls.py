@@ -57,7 +57,7 @@ def find_calls(model: nn.Module, *inputs: Any) -> list[Call]:
 
 
 def fresh(call: Call, device: torch.device) -> tuple[Any, ...]:
-    """Its arguments anew, of random numbers, for gradients."""
+    """Arguments of a call anew, of random numbers, for gradients."""
     generator = torch.Generator(device).manual_seed(0)
     arguments: list[Any] = []
     for argument, given in zip(call.op._schema.arguments, call.arguments, strict=True):

@@ -33,7 +33,7 @@ SHIPPED = Path(__file__).parent / "configs"
 
 
 def _user_cache() -> Path:
-    """Without a home, a folder that nobody else can have put there, or one that holds nothing."""
+    """Folder for the user's tables; without a home, one that nobody else can have put there, or one that holds nothing."""
     cache = Path(os.path.expanduser("~/.cache/atm_triton"))
     if cache.is_absolute():
         return cache
@@ -82,7 +82,7 @@ def table_files(device: torch.device) -> list[Path]:
 
 
 def _content(file: Path) -> bytes:
-    """Of a regular file: a pipe would never answer."""
+    """Content of a regular file: a pipe would never answer."""
     with open(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise OSError("no regular file")

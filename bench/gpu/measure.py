@@ -64,7 +64,7 @@ def networks(bench: Bench, dry: bool) -> list[Job]:
 
 
 def sizes(bench: Bench, dry: bool) -> list[Job]:
-    """float32, and larger images."""
+    """Jobs in float32, and of larger images."""
     square, others, stages = (SQUARE_QUICK, OTHERS_QUICK, DRY_STAGES) if dry else (SQUARE, OTHERS, STAGES)
     found = bench.operator_jobs(chosen("token_mix"), FP32, square, stages)
     for dtype, at in ((FP32, square), (BF16, others)):

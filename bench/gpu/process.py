@@ -15,7 +15,7 @@ GUARD = ["sh", "-c", "read _; kill -KILL 0"]  # its input ends with this process
 
 
 def run(command: list[str], log: Path, seconds: float, folder: Path, environment: Mapping[str, str]) -> str:
-    """Its status. What it prints goes to ``log``; nothing that it has started outlives it, or this process."""
+    """Status of the command. What it prints goes to ``log``; nothing that it has started outlives it, or this process."""
     with log.open("wb") as output, subprocess.Popen(GUARD, stdin=subprocess.PIPE, process_group=0) as guard:
         how = dict(stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder, process_group=guard.pid)
         process = subprocess.Popen(command, env={**os.environ, **environment}, **how)

@@ -44,7 +44,7 @@ class ImageError(ValueError):
 
 @cache
 def formats() -> tuple[str, ...]:
-    """What Pillow decodes itself, the usual ones first."""
+    """Formats that Pillow decodes itself, the usual ones first."""
     Image.preinit()
     Image.init()
     return tuple(name for name in Image.ID if name not in UNDECODED | PROGRAMS)
@@ -112,7 +112,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's, from 2 to 8; 1 where there is none that can be read, as viewers have it."""
+    """Orientation of an image by EXIF, from 2 to 8; 1 where there is none that can be read, as viewers have it."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
         return found if found in TURNS else 1
@@ -203,7 +203,7 @@ def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def count_passed_over(passed_over: dict[str, str]) -> str:
-    """In words: ``3 .txt, 1 without ending``."""
+    """Count in words: ``3 .txt, 1 without ending``."""
     return ", ".join(f"{count} {what}" for what, count in Counter(passed_over.values()).most_common())
 
 
@@ -240,8 +240,8 @@ def _at(place: str) -> Found:
 
 
 def _match(pattern: str) -> Iterator[Found]:
-    """What a pattern names, without what is hidden and not named so. ``scan`` finds ``**``: ``glob`` follows links in circles, and those of
-    two links take it forever."""
+    """Yield what a pattern names, without what is hidden and not named so. ``scan`` finds ``**``: ``glob`` follows links in circles, and
+    those of two links take it forever."""
     parts = pattern.split(os.sep)
     named = {*parts, "", ".", ".."}
     first = parts.index("**") if "**" in parts else len(parts)

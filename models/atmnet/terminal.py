@@ -1,4 +1,4 @@
-"""What the commands and the training programs print."""
+"""Output of the commands and the training programs."""
 
 import io
 import sys

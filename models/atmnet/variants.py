@@ -25,6 +25,10 @@ VARIANTS: dict[str, dict[str, Any]] = dict(
     atmnet_l=dict(depths=(3, 4, 24, 3), dims=(96, 192, 384, 768), period=6),
 )
 
+# In help texts and messages.
+VARIANT_NAMES = "atmnet" + ", ".join(name.removeprefix("atmnet").replace("_", "-") for name in VARIANTS)
+MODEL_NAMES = f"{VARIANT_NAMES}, or any timm model"
+
 default_cfgs = generate_default_cfgs(
     {
         f"{name}.untrained": dict(

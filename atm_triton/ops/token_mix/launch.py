@@ -34,7 +34,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     block_s = triton.next_power_of_2(C // groups)
 
     def tile(tokens: int, channels: int, **others: int) -> dict[str, int]:
-        """Fewer tokens where more channels than that share an offset."""
+        """Blocks of a tile: fewer tokens where more channels than that share an offset."""
         return dict(BLOCK_N=max(16, tokens // max(1, block_s // channels)), BLOCK_G=max(1, channels // block_s), BLOCK_S=block_s) | others
 
     if kernel == "token_mix_gather":
@@ -52,8 +52,8 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
             block_e = min(triton.next_power_of_2(words), block_e)
             block_l = max(1, (4 if channels == 4 else 8) * 32 * warps // (block_q * block_e))
             rows = max(1, min(block_l * block_q, 32 * warps // block_e))
-            tile = dict(BLOCK_L=block_l, BLOCK_Q=block_q, BLOCK_E=block_e, ROWS=rows)
-            yield dict(CHANNELS=channels, TOGETHER=together) | tile | dict(num_warps=warps)
+            blocks = dict(BLOCK_L=block_l, BLOCK_Q=block_q, BLOCK_E=block_e, ROWS=rows)
+            yield dict(CHANNELS=channels, TOGETHER=together) | blocks | dict(num_warps=warps)
     elif kernel in ("token_mix_pooled", "token_mix_alpha"):
         hidden = {} if kernel == "token_mix_pooled" else dict(BLOCK_F=max(16, triton.next_power_of_2(bottleneck(C))))
         for channels in (32, 16) if half else (16,):
@@ -99,7 +99,7 @@ def _sizes(x: Tensor, offset: Tensor) -> tuple[int, int, int, int, int, int]:
 
 
 def _check_size(x: Tensor, channels: int) -> None:
-    """Inside a sample the kernels count in 32 bits."""
+    """Refuse samples that are too large for the kernels, which count in 32 bits inside one."""
     if x.shape[1] * x.shape[2] * channels >= 2**31:
         raise ValueError(
             f"token_mix: a sample must have fewer than 2^31 values, got x {checks.show(x)} with {channels} channels or offsets"
@@ -149,11 +149,11 @@ def _gather_lines(x: Tensor, offset: Tensor, stride: int) -> tuple[Tensor, Tenso
 
 
 def alpha(means: Tensor, branches: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """The mean of the branches' sum ``[B, O]``, and the fusion's weights ``[B, 3, O]`` made of it."""
+    """The mean of the branches' sum ``[B, O]``, and the weights of the branches ``[B, 3, O]`` that follow from it."""
     B, _, C = means.shape
     C, O = int(C), int(branches.shape[1])  # noqa: E741
     tokens = branches.new_empty(B, 1, 1, O)  # what names the configuration: no image size, the dtype of the weights
-    pooled, made = means.new_empty(B, O), means.new_empty(B, 3, O)
+    pooled, alpha = means.new_empty(B, O), means.new_empty(B, 3, O)
     bottleneck = weights.fc1_weight, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias
     config = _config("token_mix_pooled", tokens, O)
     grid = (triton.cdiv(B, config["BLOCK_B"]), triton.cdiv(O, config["BLOCK_C"]))
@@ -161,8 +161,8 @@ def alpha(means: Tensor, branches: Tensor, weights: Weights) -> tuple[Tensor, Te
         wrap_triton(_token_mix_pooled_kernel)[grid](means, branches, weights.bias_w, weights.bias_h, pooled, B, C, O, **config)
         config = _config("token_mix_alpha", tokens, O)
         grid = (triton.cdiv(B, config["BLOCK_B"]), triton.cdiv(O, config["BLOCK_C"]))
-        wrap_triton(_token_mix_alpha_kernel)[grid](pooled, *bottleneck, made, B, O, int(weights.fc1_weight.shape[0]), **config)
-    return pooled, made
+        wrap_triton(_token_mix_alpha_kernel)[grid](pooled, *bottleneck, alpha, B, O, int(weights.fc1_weight.shape[0]), **config)
+    return pooled, alpha
 
 
 def fold(gathered: Tensor, x: Tensor, groups: int, matrices: Tensor, bias: Tensor) -> Tensor:
@@ -201,10 +201,10 @@ def fuse_backward(dy: Tensor, branches: list[Tensor], alpha: Tensor, weights: We
     tiles = triton.cdiv(H * W, config["BLOCK_N"]) + 1  # one idle tile, as in gather
     partial = torch.empty(B, tiles, 4, C, dtype=torch.float32, device=dy.device)
     grid = (B * tiles, triton.cdiv(C, config["BLOCK_C"]))
-    made = *dbranches, y, partial
+    results = *dbranches, y, partial
     with torch.cuda.device_of(dy):
         kernel = wrap_triton(_token_mix_fuse_backward_kernel)
-        kernel[grid](dy, *branches, alpha, weights.bias_w, weights.bias_h, *made, H * W, tiles, C, **config)
+        kernel[grid](dy, *branches, alpha, weights.bias_w, weights.bias_h, *results, H * W, tiles, C, **config)
     return dbranches, y, partial.sum(1)
 
 

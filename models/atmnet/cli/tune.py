@@ -13,7 +13,7 @@ from atm_triton.backend import default_device
 from atm_triton.tuning import tables
 
 from ..images import channels
-from ..variants import canonical_name, check_known
+from ..variants import MODEL_NAMES, canonical_name, check_known
 from .arguments import image_size, whole_number
 
 HELP = "find the fastest launch configurations for a model on this GPU, and keep them for it"
@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, help="atmnet-xt, -t, -s, -b, -l, or any timm model made of this library's operators")
+    add("--model", required=True, help=f"{MODEL_NAMES} made of this library's operators")
     add("--resolution", type=image_size, nargs="+", required=True, metavar="PIXELS", help="such as 224 384 800x1280 (height x width)")
     add("--dtype", choices=DTYPES, default="bf16", help="16 bits by autocast, as in training (default: %(default)s)")
     add("--batch", type=whole_number(1), default=128, metavar="N", help="images at a time, as many as in use (default: %(default)s)")

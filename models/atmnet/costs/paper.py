@@ -116,7 +116,7 @@ def cost(model: str, options: dict[str, Any], size: tuple[int, int] = (224, 224)
 
 
 def tables(numbers: list[int]) -> Iterator[Table]:
-    """Each as soon as it is counted."""
+    """Yield each table as soon as it is counted."""
     if 1 in numbers:
         yield variants()
     for part in PARTS:

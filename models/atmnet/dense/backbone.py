@@ -1,4 +1,4 @@
-"""Any timm backbone as dense prediction takes it: four NCHW maps at strides 4, 8, 16 and 32."""
+"""Backbones of timm as dense prediction takes them: four NCHW maps at strides 4, 8, 16 and 32."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Pyramid(nn.Module):
 
 
 class RetinaNetFromOne(RetinaNet):
-    """torchvision's, with labels from 1 like its R-CNNs', though it has no class for the background."""
+    """RetinaNet of torchvision, with labels from 1 like its R-CNNs', though it has no class for the background."""
 
     def compute_loss(self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]) -> dict[str, Tensor]:
         return super().compute_loss([target | {"labels": target["labels"] - 1} for target in targets], head_outputs, anchors)

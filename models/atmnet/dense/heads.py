@@ -33,7 +33,7 @@ class ConvModule(nn.Module):
 
 
 class DecodeHead(nn.Module):
-    """What the heads have in common: a classifier after dropout."""
+    """Base of the heads: a classifier after dropout."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()

@@ -72,7 +72,7 @@ def create_at(place: str, **kwargs: Any) -> nn.Module:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a folder says of its model; raises as ``from_folder``."""
+    """Description of a model by its folder; raises as ``from_folder``."""
     path = Path(folder) / "config.json"
     config = read_json(path)
     if not isinstance(config.get("architecture"), str):

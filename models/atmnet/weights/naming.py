@@ -30,7 +30,7 @@ RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 
 
 def from_official(name: str) -> str:
-    """Our name of a published parameter. The heads of segmenters have the same names here."""
+    """Name here of a published parameter. The heads of segmenters have the same names here."""
     if name.startswith(OF_SEGMENTER):
         inner = name.removeprefix(OF_SEGMENTER)
         of_map = re.sub(r"^norm_(\d+)\.", r"norms.\1.", inner)
@@ -43,7 +43,7 @@ def from_official(name: str) -> str:
 
 
 def published_meta(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """What a file of the authors tells of its weights: ``model``, or of a segmenter ``depths``, ``head`` and ``num_classes``; None for
+    """Description of weights by a file of the authors: ``model``, or of a segmenter ``depths``, ``head`` and ``num_classes``; None for
     any other file."""
     if "pos_blocks.0.proj.weight" in weights:
         model = MODELS.get(str(getattr(content.get("args"), "model", "")))

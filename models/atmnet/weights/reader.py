@@ -121,7 +121,7 @@ def read_safetensors(path: PathLike, verify: bool = True) -> Checkpoint:
 
 
 def safetensors_metadata(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, str]:
-    """What is said of weights as safetensors holds it, text alone, JSON of what is none; and the digest of all that."""
+    """Description of weights as safetensors holds it, text alone, JSON of what is none; and the digest of all that."""
     said = {name: value if isinstance(value, str) else dumps(value) for name, value in metadata.items()}
     return said | {DIGEST: digest_of([dict(weights), said])}
 
@@ -173,7 +173,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def backbone_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of mmseg's and mmdetection's models the backbone. Ours hold a whole timm model there, ``backbone.net`` or ``backbone.backbone``."""
+    """Backbone of mmseg's and mmdetection's models. Ours hold a whole timm model there, ``backbone.net`` or ``backbone.backbone``."""
     found = {name.removeprefix(OF_SEGMENTER): value for name, value in weights.items() if name.startswith(OF_SEGMENTER)}
     return dict(weights) if not found or any(name.startswith(("net.", "backbone.")) for name in found) else found
 
@@ -227,7 +227,7 @@ def read_json(path: PathLike) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in a line, without the advice to load a file by executing it."""
+    """Reason for what went wrong, in a line, without the advice to load a file by executing it."""
     text = str(error)
     if isinstance(error, (EOFError, IndexError)) or getattr(error, "errno", None) == errno.EINVAL:
         return "it breaks off"

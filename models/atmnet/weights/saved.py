@@ -1,4 +1,4 @@
-"""Our own files: safetensors."""
+"""Files of this library: safetensors."""
 
 from __future__ import annotations
 

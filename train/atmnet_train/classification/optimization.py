@@ -14,7 +14,7 @@ from .settings import AugmentationSettings, OptimizerSettings, ScheduleSettings
 
 
 def learning_rate(optimizer: OptimizerSettings, schedule: ScheduleSettings, global_batch: int) -> float:
-    """Scaled linearly with the global batch, which is what one update sees however it is spread."""
+    """Rate scaled linearly with the global batch, which is what one update sees however it is spread."""
     lr = optimizer.lr if optimizer.lr is not None else optimizer.lr_base * global_batch / optimizer.lr_base_size
     if schedule.sched != "step" and lr < schedule.min_lr:
         raise UsageError(

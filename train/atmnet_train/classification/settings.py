@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atmnet import canonical_name
+from atmnet.variants import MODEL_NAMES
 
 from ..common.config import read_config
 from ..common.errors import UsageError
@@ -27,7 +28,7 @@ class ModelSettings:
 
     model: str = setting(
         "atmnet_t",
-        "atmnet-xt, -t, -s, -b, -l, or any timm model",
+        MODEL_NAMES,
         read=canonical_name,
         incidental=True,
         told="atmnet-t; with --eval, the checkpoint's",

@@ -178,7 +178,7 @@ META: dict[str, tuple[type, ...]] = {"model": (str,), "classes": (list,), "order
 
 
 def read_state(path: Path, verify: bool) -> dict[str, Any]:
-    """All of a last.pt; with `verify`, compared with the digests in it."""
+    """State in a last.pt; with `verify`, compared with the digests in it."""
     try:
         state = dict(read_torch(path, mmap=True, verify=verify))
     except (FileNotFoundError, ValueError) as error:
@@ -194,7 +194,7 @@ def read_state(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def is_progress(found: dict[str, Any]) -> bool:
-    """Whether these are the values of a Progress."""
+    """Tell whether these are the values of a Progress."""
 
     def is_right(value: Any, default: Any) -> bool:
         kinds = (int, float) if isinstance(default, float) else type(default)
@@ -209,7 +209,7 @@ def is_progress(found: dict[str, Any]) -> bool:
 
 
 def way_on(path: Path) -> str:
-    """What there is beside a last.pt that is damaged."""
+    """Advice on what there is beside a last.pt that is damaged."""
     best = [beside.name for beside in sorted(path.parent.glob("best*.safetensors"))]
     return (
         f". {' and '.join(best)} beside it may be whole: start anew from them with --init-from {path.parent} and another --output"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from atmnet import Backbone, canonical_name
+from atmnet.variants import MODEL_NAMES
 from timm.optim import create_optimizer_v2
 from timm.optim import param_groups_weight_decay as split_by_weight_decay
 from torch import nn
@@ -24,7 +25,7 @@ class BackboneSettings:
 
     model: str = setting(
         "atmnet_t",
-        "the backbone: atmnet-xt, -t, -s, -b, -l, or any timm model with maps at strides 4 to 32",
+        f"the backbone: {MODEL_NAMES} with maps at strides 4 to 32",
         read=canonical_name,
         incidental=True,
         told="atmnet-t; with --eval, the checkpoint's",
@@ -89,7 +90,7 @@ def build_model(settings: BackboneSettings, create: Callable[..., Any]) -> Any:
 
 
 def network(model: nn.Module) -> Any:
-    """timm's, inside."""
+    """The network of timm inside a model."""
     return next(module for module in model.modules() if isinstance(module, Backbone)).net
 
 

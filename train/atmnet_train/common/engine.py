@@ -70,7 +70,7 @@ class Watch(Protocol):
     pending: bool
 
     def sync(self) -> None:
-        """Called on every process once one has something pending; it may raise."""
+        """Sync the processes: called on every one once one has something pending; it may raise."""
 
 
 @dataclass

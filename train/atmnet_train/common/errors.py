@@ -20,7 +20,7 @@ class RunError(Exception):
 
 
 def environment_number(name: str, default: int) -> int:
-    """What a launcher says of its processes."""
+    """Number that a launcher gives its processes."""
     text = os.environ.get(name, "")
     if not text:
         return default
@@ -35,7 +35,7 @@ def environment_number(name: str, default: int) -> int:
 
 @contextmanager
 def explained(advice: str = "") -> Iterator[None]:
-    """What the system does to a run, a full disk, a folder that is gone, a killed data worker, as an error of ours, with `advice`."""
+    """Turn what the system does to a run, a full disk, a folder that is gone, a killed data worker, into an error with `advice`."""
     try:
         yield
     except OSError as error:
@@ -51,7 +51,7 @@ def explained(advice: str = "") -> Iterator[None]:
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Whether a data-loading process has died. PyTorch raises it wherever the main process happens to be, as in the middle of a write."""
+    """Tell whether a data-loading process has died. PyTorch raises it wherever the main process is, as in the middle of a write."""
     return str(error).startswith("DataLoader worker (pid")
 
 

@@ -23,7 +23,7 @@ def list_images(folder: Path, tell: Tell, wanted: Iterable[str] | None = None) -
 
 
 def held(folder: Path) -> str:
-    """What a folder holds, for a message."""
+    """Content of a folder, for a message."""
     try:
         return shorten(sorted(entry.name for entry in folder.iterdir())) or "nothing"
     except OSError as error:

@@ -62,7 +62,7 @@ class Program(Generic[S]):
         return settings, weights
 
     def trained(self, weights: Weights, given: Values) -> Values:
-        """What the checkpoint says, as far as it can be."""
+        """Values that the checkpoint says, as far as it can be."""
         fields, found = fields_of(self.settings), self.from_checkpoint(weights, given)
         for name, value in found.items():
             if not is_of(fields[name], value):

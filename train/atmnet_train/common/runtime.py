@@ -55,7 +55,7 @@ class EvaluationSettings:
 
 
 def available_cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """Number of cores that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -92,7 +92,7 @@ def check_environment() -> None:
 
 @contextmanager
 def set_up() -> Iterator[None]:
-    """What Accelerate raises over variables of a launcher that mean nothing, or a device that is not there, as an error of ours."""
+    """Turn what Accelerate raises over variables of a launcher that mean nothing, or a device that is not there, into an error of ours."""
     try:
         yield
     except (ValueError, RuntimeError, ImportError) as error:

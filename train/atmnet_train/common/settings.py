@@ -98,7 +98,7 @@ def shape(field: dataclasses.Field[Any]) -> tuple[type, int | str | None, bool]:
 
 
 def is_of(field: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether a value, of a file perhaps, is of the kind of a setting."""
+    """Tell whether a value, of a file perhaps, is of the kind of a setting."""
     kind, number, optional = shape(field)
     if value is None:
         return optional

@@ -6,7 +6,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from atmnet.strict_json import dumps
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 from matplotlib.ticker import MaxNLocator
@@ -25,10 +24,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from atm_triton.backend import device_name
+
 from .broken import BrokenImages
 from .checkpoints import Checkpointer, check_room, find_resume
 from .config import write_config
@@ -21,7 +23,7 @@ from .errors import GO_ON, RunError, UsageError, explained
 from .loading import TrainLoader
 from .runtime import RunSettings, start_trackers
 from .settings import flatten
-from .summary import device_name, draw_curves, versions, write_json
+from .summary import draw_curves, versions, write_json
 from .tuning import tune_kernels
 
 

@@ -30,7 +30,7 @@ class Weights:
         return self.meta.get("num_classes")
 
     def said(self, name: str) -> Any:
-        """What a file of the same program says."""
+        """Value that a file of the same program says."""
         if name not in self.meta:
             raise UsageError(f"{self.source} does not say its {name}: it is damaged, or of another program")
         return self.meta[name]

@@ -96,7 +96,7 @@ def open_split(root: Path, split: str, masks: bool) -> Split:
 
 
 def clean(row: Record, height: int, width: int, masks: bool) -> Record:
-    """What is used of an annotation, in one form: what else stands there, nobody has checked."""
+    """Parts of an annotation that are used, in one form: what else stands there, nobody has checked."""
     found: Record = {key: row[key] for key in ("id", "image_id", "category_id", "bbox") if key in row}
     found["iscrowd"] = int(row.get("iscrowd") or 0)
     if row.get("area") is not None:

@@ -79,7 +79,7 @@ def is_integer(value: Any, least: int = 0, most: int = LARGEST_ID) -> bool:
 
 
 def wrong_image(row: Record) -> str:
-    """What is wrong with an entry of the images; nothing if it can be used."""
+    """Tell what is wrong with an entry of the images; nothing if it can be used."""
     if not is_integer(row["id"]):
         return f"the id {reprlib.repr(row['id'])}, which is no integer from 0 on"
     if not isinstance(row["file_name"], str) or not row["file_name"].strip("./"):
@@ -97,7 +97,7 @@ def wrong_category(row: Record) -> str:
 
 
 def wrong_annotation(row: Record, sizes: dict[int, Size], categories: Set[int]) -> str:
-    """What is wrong with an annotation but for its mask; nothing if it can be used."""
+    """Tell what is wrong with an annotation but for its mask; nothing if it can be used."""
     if not is_integer(row.get("id", 0)):
         return f"has the id {reprlib.repr(row['id'])}, which is no integer from 0 on"
     image, category, crowd, area = row["image_id"], row["category_id"], row.get("iscrowd"), row.get("area")

@@ -16,7 +16,7 @@ FARTHEST = 10  # sides of the image that a coordinate may lie beyond it: the tim
 
 
 def are_numbers(values: Any, limit: float) -> bool:
-    """Whether these are numbers, as JSON has them, between -limit and limit."""
+    """Tell whether these are numbers, as JSON has them, between -limit and limit."""
     if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
         return False
     # NaN: the sum has it, wherever it stands. The sum comes last, as integers of any length cannot be added to floats.
@@ -24,7 +24,7 @@ def are_numbers(values: Any, limit: float) -> bool:
 
 
 def wrong_mask(segmentation: Any, height: int, width: int) -> str:
-    """What is wrong with it, in a few words; nothing if it is a mask of an image of this size."""
+    """Tell what is wrong with it, in a few words; nothing if it is a mask of an image of this size."""
     if isinstance(segmentation, dict):
         return wrong_run_lengths(segmentation, height, width)
     if not isinstance(segmentation, list):

@@ -110,12 +110,12 @@ def resolve_classes(names: list[str], num_classes: int | None, pairs: Sequence[P
 
 
 def nameless(number: int) -> list[str]:
-    """What classes without names are called."""
+    """Names of classes that have none."""
     return [f"class {label}" for label in range(1, number + 1)]
 
 
 def check_labelled(labels: Sequence[bytes]) -> list[int]:
-    """All labels there are; refuses data without any."""
+    """Labels that there are; refuses data without any."""
     if not any(labels):
         raise UsageError(f"none of the {len(labels)} annotations labels anything: all are 0 or 255, which are ignored. {ADVICE}")
     return sorted(set().union(*labels))

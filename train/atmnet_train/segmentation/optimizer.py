@@ -16,7 +16,7 @@ def make_optimizer(settings: OptimizerSettings, model: nn.Module, head: str) -> 
         return dense.make_optimizer(settings, model)
 
     def groups(model: nn.Module) -> list[dict[str, Any]]:
-        """Two: the authors exempt what has "norm" in its name, so biases, BatchNorms and PEGs decay."""
+        """Groups: the authors exempt what has "norm" in its name, so biases, BatchNorms and PEGs decay."""
         decayed: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in model.named_parameters():
             # The norm before offsets is called offset_layer.0 there.

@@ -31,7 +31,7 @@ def palette(number: int) -> list[Colour]:
 
 
 def overlay(image: Tensor, labels: Tensor, colours: Sequence[Colour]) -> Tensor:
-    """Each class of `labels [H, W]` in its colour on the image `[3, H, W]` of bytes; other labels leave it as it is."""
+    """Draw each class of `labels [H, W]` in its colour on the image `[3, H, W]` of bytes; other labels leave it as it is."""
     there = [label for label in labels.unique().tolist() if label < len(colours)]
     if not there:
         return image
