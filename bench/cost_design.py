@@ -116,7 +116,7 @@ def gather(t: Tokens) -> float:
 
 
 def gather_shared(t: Tokens) -> float:
-    """Both axes, one after the other; programs of 14 tiles, each line with a row of zeros, rounded up to a power of two."""
+    """Cost of both axes, one after the other; programs of 14 tiles, each line with a row of zeros, rounded up to a power of two."""
     resident, instructions, positions, channels = compiled(t).shared
     room = 1 << max(t.W, t.H).bit_length()
     total = 0.0

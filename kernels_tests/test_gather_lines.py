@@ -30,7 +30,7 @@ def inputs(shape: Shape, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor
 
 
 def in_pieces(block_q: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a configuration was chosen for another size than the one that a graph then meets."""
+    """Take a configuration as if it had been chosen for another size than the one that a graph then meets."""
     look_up, pieces = tables.config, dict(BLOCK_L=2, BLOCK_Q=block_q, ROWS=2)
     monkeypatch.setattr(tables, "config", lambda kernel, *of: look_up(kernel, *of) | (pieces if kernel == "token_mix_gather_lines" else {}))
 

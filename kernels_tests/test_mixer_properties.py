@@ -33,7 +33,7 @@ searched = partial(search, 3, 8)  # each example runs four kernels or more
 
 @contextlib.contextmanager
 def strategy(path: Path, folded: bool, deterministic: bool = False) -> Iterator[None]:
-    """Force a strategy: folded, tokens are gathered from global memory and their gradient is scattered; else out of shared memory, and summed up by lines."""
+    """Force a strategy: folded, gathered from global memory and scattered; else out of shared memory, and summed up by lines."""
     forced = {"token_mix": dict(FOLD=int(folded), SHARED=int(not folded))}
     forced["token_mix_backward"] = forced["token_mix"] | dict(LINES=int(not folded))
     look_up = tables.config
