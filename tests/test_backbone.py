@@ -184,15 +184,19 @@ def test_swin_attends_as_torchvision_has_it(name):
 @pytest.mark.parametrize(
     ("name", "sizes", "most"),
     [
+        ("test_resnet", (40, 200), 2),
+        ("test_convnext", (64, 200), 2),
+        pytest.param("test_convnext", (40, 200), 3, marks=pytest.mark.exhaustive),
+        pytest.param("pvt_v2_b0", (64, 200), 2, marks=pytest.mark.exhaustive),
         (SWIN, (240, 400), 2),
         pytest.param("swinv2_tiny_window8_256", (288, 480), 2, marks=pytest.mark.exhaustive),
         pytest.param(SWIN, (40, 200), 6, marks=pytest.mark.exhaustive),  # as many as when images were padded
     ],
 )
 @torch.no_grad()
-def test_swins_take_few_compilations(name, sizes, most):
-    """Two; on small images one for each set of maps that are one window high or wide."""
-    backbone = Backbone(name, **SMALL[name] | dict(depths=(2, 1, 1, 1))).eval()
+def test_twelve_sizes_take_few_compilations(name, sizes, most):
+    """Two. A map of one row or column is compiled for itself, and a Swin's of one window: small images have them."""
+    backbone = Backbone(name, **SMALL[name] | (dict(depths=(2, 1, 1, 1)) if name in SWINS else {})).eval()
     torch._dynamo.reset()
     compiled = Compiled(backbone, "eager")
     for height, width in twelve_sizes(*sizes):
