@@ -126,7 +126,9 @@ def test_training_starts_from_its_backbone(heads: str, tmp_path: Path):
     for i, norm in model.net.norms.items():
         assert torch.equal(norm.bias, weights[f"backbone.norm_{i}.bias"])
     assert torch.equal(model.net.model.stem.weight, weights["backbone.patch_embed.proj.weight"])
-    with pytest.raises(UsageError, match=r"is a published ATMNet that does not fit --model: .* ATMNetFeatures:\n  missing: model\.stages\.2"):
+    with pytest.raises(
+        UsageError, match=r"is a published ATMNet that does not fit --model: .* ATMNetFeatures:\n  missing: model\.stages\.2"
+    ):
         start_weights(settings, Accelerator(cpu=True), atmnet.Backbone("atmnet_t", dims=SMALL.dims))
 
 
