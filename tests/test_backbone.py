@@ -13,7 +13,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from atmnet.dense.backbone import STRIDES, Backbone
-from test_models_compile import Compiled, twelve_sizes
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
@@ -179,31 +178,6 @@ def test_swin_attends_as_torchvision_has_it(name):
         x = torch.randn(2, 17, 23, block.dim)
         torch.testing.assert_close(block._attn(x), torchvision_attention(block)(x))
     assert block.shift_size == ((3, 3) if name == SWIN else (0, 0))  # the last stage's too
-
-
-@pytest.mark.parametrize(
-    ("name", "sizes", "most"),
-    [
-        ("test_resnet", (40, 200), 2),
-        ("test_convnext", (64, 200), 2),
-        pytest.param("test_convnext", (40, 200), 3, marks=pytest.mark.exhaustive),
-        pytest.param("pvt_v2_b0", (64, 200), 2, marks=pytest.mark.exhaustive),
-        (SWIN, (240, 400), 2),
-        pytest.param("swinv2_tiny_window8_256", (288, 480), 2, marks=pytest.mark.exhaustive),
-        pytest.param(SWIN, (40, 200), 6, marks=pytest.mark.exhaustive),  # as many as when images were padded
-    ],
-)
-@torch.no_grad()
-def test_twelve_sizes_take_few_compilations(name, sizes, most):
-    """Two. A map of one row or column is compiled for itself, and a Swin's of one window: small images have them."""
-    backbone = Backbone(name, **SMALL[name] | (dict(depths=(2, 1, 1, 1)) if name in SWINS else {})).eval()
-    torch._dynamo.reset()
-    compiled = Compiled(backbone, "eager")
-    for height, width in twelve_sizes(*sizes):
-        x = torch.randn(2, 3, height, width)
-        for y, expected in zip(compiled(x), backbone(x), strict=True):
-            torch.testing.assert_close(y, expected)
-    assert compiled.compilations <= most
 
 
 @pytest.mark.parametrize("name", SWINS)

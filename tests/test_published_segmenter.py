@@ -115,6 +115,7 @@ def test_features_take_its_backbone_with_the_norms_of_maps(out_indices: tuple[in
         assert_close(y, maps[i], 1e-12)
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("heads", ["decode_head.", "bbox_head."])
 def test_training_starts_from_its_backbone(heads: str, tmp_path: Path):
     """On other classes, or as a detector. Files of mmdetection have other heads."""
