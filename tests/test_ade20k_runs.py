@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import atmnet
 import atmnet.dense.heads
@@ -125,6 +126,16 @@ def test_two_processes_are_one(data: Path, tmp_path: Path, monkeypatch: pytest.M
         ours, theirs = (column(tmp_path / name, metric, "summary.csv") for name in ("two", "one"))
         assert ours == pytest.approx(theirs, abs=0.02)  # of 20,000 pixels, a few at most flip by rounding
     assert len(list((tmp_path / "two" / "pictures").iterdir())) == 3
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_statistics_are_shared_on_gpus(device: str) -> None:
+    settings = ade20k.parse(["--data-dir", "x", *FLAGS, "--batch-size", "1"])
+    model = ade20k.build_model(settings, 3)
+    norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    found = ade20k.with_shared_statistics(model, settings, SimpleNamespace(num_processes=8, device=torch.device(device)))
+    assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in found.modules()) == (norms if device == "cuda" else 0)
+    assert norms == 7
 
 
 def test_a_backbone_starts_from_a_classifier(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

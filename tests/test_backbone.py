@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import atmnet
 import pytest
@@ -12,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from atmnet.dense.backbone import STRIDES, Backbone
 from timm.models.swin_transformer import SwinTransformerBlock
-from torch import nn
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+from torch import Tensor, nn
 from torchvision.models.swin_transformer import shifted_window_attention
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -26,6 +29,10 @@ SMALL = {
 }
 
 
+SWINS = [name for name in SMALL if name.startswith("swin")]
+SWIN_OF_ANY_SIZE = dict(strict_img_size=False, always_partition=True)
+
+
 @pytest.fixture(autouse=True)
 def fresh():
     torch.set_num_threads(1)
@@ -36,22 +43,32 @@ def small(name: str) -> Backbone:
     return Backbone(name, **SMALL[name]).eval()
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if not name.startswith("swin")])
+UNSHIFTED = dict(depths=(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("name", "more"), [*((name, {}) for name in SMALL), *((name, UNSHIFTED) for name in SWINS)])
 @torch.no_grad()
-def test_families_that_take_any_image_see_it_without_padding(name):
-    backbone = small(name)
+def test_families_that_take_any_image_see_it_without_padding(name, more):
+    """The maps are timm's; where windows are shifted, timm's with torchvision's attention, as its own looks beyond the borders."""
+    backbone = Backbone(name, **SMALL[name] | more).eval()
+    takes_any = SWIN_OF_ANY_SIZE if name in SWINS else {}
+    plain = timm.create_model(name, features_only=True, **takes_any | SMALL[name] | more).eval()
+    plain.load_state_dict(backbone.net.state_dict())
+    if name in SWINS:
+        plain.patch_embed.dynamic_img_pad = True
+    for block in () if more else swin_blocks(plain):
+        block._attn = torchvision_attention(block)
     x = torch.randn(1, 3, 500, 683)
-    maps, plain = backbone(x), list(backbone.net(x))
-    for y, expected in zip(maps, plain, strict=True):
-        torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    maps, expected = backbone(x), plain(x)[-4:]
     up = [(125, 171), (63, 86), (32, 43), (16, 22)]
     assert [tuple(y.shape[2:]) for y in maps] == ([(500 // s, 683 // s) for s in STRIDES] if name == "test_convnext" else up)
+    for y, of_timm in zip(maps, expected, strict=True):
+        torch.testing.assert_close(y, of_timm.permute(0, 3, 1, 2) if name in SWINS else of_timm)
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", *(name for name in SMALL if name.startswith("swin"))])
 @torch.no_grad()
-def test_images_of_other_families_are_padded_to_multiples_of_32(name):
-    backbone = Backbone(name, **SMALL.get(name, {})).eval()
+def test_images_of_other_families_are_padded_to_multiples_of_32():
+    backbone = Backbone("test_efficientnet").eval()
     x = torch.randn(2, 3, 133, 197)
     maps = backbone(x)
     assert [tuple(y.shape) for y in maps] == [(2, c, 160 // s, 224 // s) for c, s in zip(backbone.channels, STRIDES, strict=True)]
@@ -120,32 +137,50 @@ def test_swins_position_tables_are_exempt_from_weight_decay():
     assert backbone.no_weight_decay() <= {name for name, _ in backbone.named_parameters()}
 
 
-def swin_blocks(backbone: nn.Module) -> list[SwinTransformerBlock]:
-    return [block for block in backbone.modules() if isinstance(block, SwinTransformerBlock)]
+def swin_blocks(backbone: nn.Module) -> list[Any]:
+    return [block for block in backbone.modules() if isinstance(block, (SwinTransformerBlock, SwinTransformerV2Block))]
 
 
-@torch.no_grad()
-def test_swin_attends_as_torchvision_has_it():
-    for block in swin_blocks(small(SWIN)):
-        attn = block.attn
-        nn.init.normal_(attn.relative_position_bias_table)
-        x = torch.randn(2, 17, 23, block.dim)
-        expected = shifted_window_attention(
+def torchvision_attention(block: Any) -> Callable[[Tensor], Tensor]:
+    """In place of a block's own; logits of a second version's are scaled."""
+    attn, second = block.attn, isinstance(block, SwinTransformerV2Block)
+    bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias]) if second else attn.qkv.bias
+
+    def attend(x: Tensor) -> Tensor:
+        return shifted_window_attention(
             x,
             attn.qkv.weight,
             attn.proj.weight,
-            attn._get_rel_pos_bias(),
-            [7, 7],
+            position_bias(attn, block.window_area) if second else attn._get_rel_pos_bias(),
+            list(block.window_size),
             attn.num_heads,
             list(block.shift_size),
-            qkv_bias=attn.qkv.bias,
+            qkv_bias=bias,
             proj_bias=attn.proj.bias,
+            logit_scale=attn.logit_scale if second else None,
         )
-        torch.testing.assert_close(block._attn(x), expected)
-    assert block.shift_size == (3, 3)  # the last stage's too
+
+    return attend
 
 
-@pytest.mark.parametrize("name", [SWIN, "swinv2_tiny_window8_256"])
+def position_bias(attn: Any, area: int) -> Tensor:
+    table = attn.cpb_mlp(attn.relative_coords_table).view(-1, attn.num_heads)
+    bias = table[attn.relative_position_index.flatten()].unflatten(0, (area, area))
+    return 16 * bias.permute(2, 0, 1)[None].sigmoid()
+
+
+@pytest.mark.parametrize("name", SWINS)
+@torch.no_grad()
+def test_swin_attends_as_torchvision_has_it(name):
+    for block in swin_blocks(small(name)):
+        if name == SWIN:
+            nn.init.normal_(block.attn.relative_position_bias_table)
+        x = torch.randn(2, 17, 23, block.dim)
+        torch.testing.assert_close(block._attn(x), torchvision_attention(block)(x))
+    assert block.shift_size == ((3, 3) if name == SWIN else (0, 0))  # the last stage's too
+
+
+@pytest.mark.parametrize("name", SWINS)
 @torch.no_grad()
 def test_swins_last_rows_do_not_attend_to_the_first(name):
     backbone = small(name)

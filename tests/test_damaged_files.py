@@ -56,6 +56,23 @@ def test_one_reader_for_all_who_read_weights(container: str, prefix: str, tmp_pa
     assert torch.equal(backbone.stem_0.weight, model.stem[0].weight)
 
 
+@pytest.mark.parametrize("keys", [("model", "model_ema"), ("state_dict", "state_dict_ema")], ids=" ".join)
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+def test_averaged_weights_are_taken_unasked_of_published_files_alone(prefix: str, keys: tuple[str, str], tmp_path: Path) -> None:
+    """Others too keep averages, and mean by their accuracy what they say."""
+    path = tmp_path / "weights.pth"
+    for state, name, published in (
+        (to_official(timm.create_model("atmnet_t", **SMALL)), "norm.bias", True),
+        (classifier().state_dict(), "head.fc.bias", False),
+    ):
+        averaged = {key: value + 1 for key, value in state.items()}
+        torch.save(dict(zip(keys, (prefixed(state, prefix), prefixed(averaged, prefix)), strict=True)), path)
+        for ema, expected in ((None, published), (True, True), (False, False)):
+            found = read_weights(str(path), ema)
+            assert (found.published, found.averaged) == (published, expected)
+            assert torch.equal(found.state[name], (averaged if expected else state)[name])
+
+
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_published_weights_by_others_names(container: str, prefix: str, tmp_path: Path) -> None:

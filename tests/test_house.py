@@ -45,6 +45,12 @@ def test_the_library_reads_no_environment_variable():
         assert "environ" not in path.read_text() and "getenv" not in path.read_text(), path.name
 
 
+def test_maps_are_resized_to_sizes_not_by_factors():
+    """A factor's rounding would place samples elsewhere than the published networks do."""
+    for path in (path for part in ("models", "train") for path in (ROOT / part).rglob("*.py")):
+        assert "scale_factor" not in path.read_text(), path.name
+
+
 # What stands in one place, as it would look in a second.
 FACTS = {
     "replacing a file": (

@@ -1,4 +1,4 @@
-"""ATMNet under torch.compile: whole graphs, few compilations, the kernels in them."""
+"""ATMNet and other backbones under torch.compile: whole graphs, few compilations, the kernels in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 import timm
 import torch
 from atmnet import ATMNet
+from atmnet.dense.backbone import Backbone
 from functorch.compile import make_boxed_func
+from test_backbone import SMALL, SWIN, SWINS
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
@@ -77,6 +79,30 @@ def test_twelve_sizes_take_two_compilations_in_evaluation(stages):
             x = torch.randn(1, 3, height, width)
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
     assert compiled.compilations <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "most"),
+    [
+        ("test_resnet", (40, 200), 2),
+        ("test_convnext", (64, 200), 2),
+        pytest.param("test_convnext", (40, 200), 3, marks=pytest.mark.exhaustive),
+        pytest.param("pvt_v2_b0", (64, 200), 2, marks=pytest.mark.exhaustive),
+        (SWIN, (240, 400), 2),
+        pytest.param("swinv2_tiny_window8_256", (288, 480), 2, marks=pytest.mark.exhaustive),
+        pytest.param(SWIN, (40, 200), 6, marks=pytest.mark.exhaustive),  # as many as when images were padded
+    ],
+)
+@torch.no_grad()
+def test_twelve_sizes_of_other_backbones_take_few_compilations(name, sizes, most):
+    """Two. A map of one row or column is compiled for itself, and a Swin's of one window: small images have them."""
+    backbone = Backbone(name, **SMALL[name] | (dict(depths=(2, 1, 1, 1)) if name in SWINS else {})).eval()
+    compiled = Compiled(backbone, "eager")
+    for height, width in twelve_sizes(*sizes):
+        x = torch.randn(2, 3, height, width)
+        for y, expected in zip(compiled(x), backbone(x), strict=True):
+            torch.testing.assert_close(y, expected)
+    assert compiled.compilations <= most
 
 
 def test_batches_take_two_compilations():

@@ -145,7 +145,7 @@ def test_names_of_classes():
         assert class_names(model) == ["class 0", "class 1", "class 2"]
 
 
-def test_weights_without_a_training(tmp_path: Path):
+def test_weights_without_a_training(tmp_path: Path, two_classes: Path, capsys: pytest.CaptureFixture[str]):
     model = timm.create_model("atmnet_xt", num_classes=4)
     torch.save({"model": to_official(model)}, tmp_path / "published.pth")
     published = open_classifier(tmp_path / "published.pth", "ATMNet-xT")
@@ -156,6 +156,12 @@ def test_weights_without_a_training(tmp_path: Path):
     torch.save({"model": to_official(model), "model_ema": averaged, "args": args}, tmp_path / "published.pth")
     for ema, added in ((None, 1), (True, 1), (False, 0)):
         torch.testing.assert_close(open_classifier(tmp_path / "published.pth", ema=ema).norm.bias, model.norm.bias + added)
+    predict = ["predict", "--checkpoint", str(tmp_path / "published.pth"), "--json", "-", str(two_classes / "val/cat/0.png")]
+    shown = []
+    for flags in ([], ["--ema"], ["--no-ema"]):
+        assert main([*predict, *flags]) == 0
+        shown.append([guess["probability"] for guess in json.loads(capsys.readouterr().out)[0]["predictions"]])
+    assert shown[0] == shown[1] != shown[2]
     atmnet.save(timm.create_model("test_convnext", num_classes=4), tmp_path / "named.safetensors", model="test_convnext", img_size=64)
     named = open_classifier(tmp_path / "named.safetensors")
     assert named.num_classes == 4 and resolve_model_data_config(named)["input_size"] == (3, 64, 64)

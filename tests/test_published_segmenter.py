@@ -7,15 +7,18 @@ from pathlib import Path
 
 import atmnet
 import pytest
+import timm
 import torch
+from accelerate import Accelerator
 from ade_shapes import write_ade
 from atmnet.weights.naming import from_official
 from atmnet.weights.reader import read_checkpoint
 from atmnet_train import ade20k
+from atmnet_train.common.dense import start_weights
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.weights import Weights, load_weights
 from atmnet_train.segmentation.optimizer import make_optimizer
-from atmnet_train.segmentation.settings import OptimizerSettings
+from atmnet_train.segmentation.settings import OptimizerSettings, SegmenterSettings
 from published_segmenter import Published, fcn_head, fpn_head, resize, uper_head
 from safetensors.torch import save_file
 from torch import Tensor
@@ -99,9 +102,35 @@ def test_the_program_evaluates_it(file: Path, tmp_path: Path):
     (data / "classes.txt").write_text("one\ntwo")
     with pytest.raises(UsageError, match=r"160k\.pth was trained on other classes: 3; here one, two"):
         ade20k.main(["--eval", str(file), *flags])
-    (data / "classes.txt").unlink()
-    with pytest.raises(UsageError, match=r"160k\.pth holds a whole model, not a classifier: give it as --init-from"):
-        ade20k.main(["--backbone-weights", str(file), *flags, "--model", "atmnet-l"])
+
+
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (0, 2)], ids=str)
+@torch.no_grad()
+def test_features_take_its_backbone_with_the_norms_of_maps(out_indices: tuple[int, ...], file: Path):
+    images = torch.randn(2, 3, 70, 93, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    maps = SMALL.maps({name: value.double() for name, value in SMALL.weights("upernet").items()}, images)
+    features = timm.create_model("atmnet_l", features_only=True, out_indices=out_indices, **DIMS).double().eval()
+    atmnet.load_official(features, file)
+    for i, y in zip(out_indices, features(images), strict=True):
+        assert_close(y, maps[i], 1e-12)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("heads", ["decode_head.", "bbox_head."])
+def test_training_starts_from_its_backbone(heads: str, tmp_path: Path):
+    """On other classes, or as a detector. Files of mmdetection have other heads."""
+    weights = {name.replace("decode_head.", heads): value for name, value in SMALL.weights("upernet").items()}
+    torch.save({"state_dict": weights}, tmp_path / "dense.pth")
+    settings = SegmenterSettings(model="atmnet_l", backbone_weights=str(tmp_path / "dense.pth"))
+    model = atmnet.Backbone("atmnet_l", **DIMS)
+    start_weights(settings, Accelerator(cpu=True), model)
+    for i, norm in model.net.norms.items():
+        assert torch.equal(norm.bias, weights[f"backbone.norm_{i}.bias"])
+    assert torch.equal(model.net.model.stem.weight, weights["backbone.patch_embed.proj.weight"])
+    with pytest.raises(
+        UsageError, match=r"is a published ATMNet that does not fit --model: .* ATMNetFeatures:\n  missing: model\.stages\.2"
+    ):
+        start_weights(settings, Accelerator(cpu=True), atmnet.Backbone("atmnet_t", dims=SMALL.dims))
 
 
 def test_weight_decay_of_upernet_is_the_authors():

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import timm
 import torch.nn.functional as F
 from einops import rearrange
-from timm.models import is_model_in_modules
-from timm.models.swin_transformer import SwinTransformerBlock
-from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+from timm.models import is_model_in_modules, swin_transformer, swin_transformer_v2
 from torch import Tensor, nn
 
 from ..variants import VARIANTS, canonical_name, check_known
@@ -21,15 +19,14 @@ STRIDES = [4, 8, 16, 32]
 # Window attention at whatever size comes, its last stage shifted too, as dense prediction has it.
 SWIN = dict(strict_img_size=False, always_partition=True)
 
-# Modules of timm whose networks take any size by themselves: as published, these and ATMNet see images without padding. Swins could, but
-# are then compiled again for many sizes.
-ANY_SIZE = ["resnet", "convnext", "pvt_v2"]
+# Modules of timm whose networks take any size by themselves: as published, these and ATMNet see images without padding.
+ANY_SIZE = ["resnet", "convnext", "pvt_v2", "swin_transformer", "swin_transformer_v2"]
 
 
 class Backbone(nn.Module):
     """The timm model ``name`` with ``features_only``: images ``[B, 3, H, W]`` to four maps, each about half as large as the one before.
-    Images may have any size, if timm's network takes any (MaxViT, Hiera and CoaT do not). An ATMNet, ResNet, ConvNeXt or PVTv2 sees them
-    as they are; for other networks, Swin too, they are zero-padded on the right and below to multiples of 32.
+    Images may have any size, if timm's network takes any (MaxViT, Hiera and CoaT do not). An ATMNet, ResNet, ConvNeXt, Swin or PVTv2 sees
+    them as they are; for other networks they are zero-padded on the right and below to multiples of 32.
 
     BatchNorm stays as timm has it, trained and with running statistics; a detector of small batches freezes it from outside.
 
@@ -91,16 +88,35 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
     if net.feature_info.reduction() != STRIDES:
         raise ValueError(f"{name} has its last feature maps at strides {net.feature_info.reduction()}; dense prediction needs {STRIDES}")
     if name.startswith("swin"):
-        net.patch_embed.dynamic_img_pad = True  # or timm's check of the size, already right, would hold it in compiled graphs
-    for block in net.modules():
-        if isinstance(block, (SwinTransformerBlock, SwinTransformerV2Block)):
-            block._attn = partial(_in_whole_windows, block._attn, block.window_size)  # type: ignore[method-assign]
+        net.patch_embed.dynamic_img_pad = True  # to whole patches, or the sides of images would have to be multiples of them
+        net.patch_embed.register_forward_pre_hook(partial(_pad_image, net.patch_embed.patch_size))
+    for module in net.modules():
+        if isinstance(module, (swin_transformer.PatchMerging, swin_transformer_v2.PatchMerging)):
+            module.register_forward_pre_hook(partial(_pad_map, (2, 2)))
+        elif isinstance(module, (swin_transformer.SwinTransformerBlock, swin_transformer_v2.SwinTransformerV2Block)):
+            module._attn = partial(_in_whole_windows, module._attn, module.window_size)  # type: ignore[method-assign]
     return net
+
+
+# timm pads by remainders, for each of which torch.compile would make a graph. What comes padded has none.
+
+
+def _missing(lengths: Sequence[int], multiples: Sequence[int]) -> list[int]:
+    return [(length + multiple - 1) // multiple * multiple - length for length, multiple in zip(lengths, multiples, strict=True)]
+
+
+def _pad_image(multiples: Sequence[int], _module: nn.Module | None, args: tuple[Tensor]) -> Tensor:
+    rows, columns = _missing(args[0].shape[2:], multiples)
+    return F.pad(args[0], (0, columns, 0, rows))
+
+
+def _pad_map(multiples: Sequence[int], _module: nn.Module | None, args: tuple[Tensor]) -> Tensor:
+    rows, columns = _missing(args[0].shape[1:3], multiples)
+    return F.pad(args[0], (0, 0, 0, columns, 0, rows))
 
 
 def _in_whole_windows(attention: Callable[[Tensor], Tensor], window: tuple[int, int], x: Tensor) -> Tensor:
     """timm pads to whole windows after the cyclic shift, but masks as if it had before, and a map's last rows attend to its first."""
     height, width = x.shape[1:3]
-    rows, columns = ((length + side - 1) // side * side - length for length, side in zip((height, width), window, strict=True))
-    x = F.pad(x, (0, 0, 0, columns, 0, rows))
-    return attention(x)[:, :height, :width]
+    y = attention(_pad_map(window, None, (x,)))
+    return F.pad(y, (0, 0, 0, width - y.shape[2], 0, height - y.shape[1]))  # not a slice, whose strides are other where nothing was padded

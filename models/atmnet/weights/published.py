@@ -10,6 +10,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ..model import ATMNet
+from ..variants import ATMNetFeatures
 from .fit import load_strict, unwrap
 from .naming import OF_SEGMENTER, from_official
 from .reader import PathLike, backbone_of, read_torch, weights_in
@@ -20,9 +21,9 @@ def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema:
     compiled models are taken off; of a network of mmseg the backbone is taken, unless the model is a segmenter too.
 
     Args:
-        model: An ATMNet, or its ``features_only`` form, which takes the backbone and leaves its own per-stage norms as they are. A model
-            without a classifier (``num_classes=0``) leaves the published head out. Or a segmenter of ``create_segmenter``, which takes a
-            segmentation checkpoint whole, heads and per-stage norms.
+        model: An ATMNet, or its ``features_only`` form, which takes the backbone: of a classifier without norms of maps, and leaves its own
+            as they are; of a segmenter or detector with these. A model without a classifier (``num_classes=0``) leaves the published head
+            out. Or a segmenter of ``create_segmenter``, which takes a segmentation checkpoint whole.
         path_or_state_dict: The published file, its contents, a bare state dict, or either as timm and mmseg keep it.
         ema: Take the file's ``model_ema`` (timm: ``state_dict_ema``) rather than its ``model`` (``state_dict``). The published accuracy is
             that of the averaged weights, which ``open_classifier`` and the evaluations take unasked; this function does not.
@@ -40,23 +41,35 @@ def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema:
 
 def load_published(model: nn.Module, published: Mapping[str, Tensor], source: str) -> nn.Module:
     """Load weights by their published names, as ``load_official`` does."""
-    model_to_load = unwrap(model)
-    if isinstance(model_to_load, FeatureGetterNet):
-        model_to_load = model_to_load.model
-    own = model_to_load.state_dict()
-    if not any(name.startswith(OF_SEGMENTER) for name in own):
+    net = unwrap(model)
+    if not any(name.startswith(OF_SEGMENTER) for name in net.state_dict()):
         published = backbone_of(published)
-    left_out = _left_out(model_to_load) if isinstance(model_to_load, ATMNet) else ()
-    weights = {}
+    rename, left_out = from_official, tuple[str, ...]()
+    if isinstance(net, ATMNetFeatures) and "norm_0.weight" in published:  # of dense prediction
+        rename, left_out = _from_backbone, _left_out_of_features(net)
+    elif isinstance(net, FeatureGetterNet):
+        net = net.model
+    if isinstance(net, ATMNet):
+        left_out = _left_out(net)
+    own, weights = net.state_dict(), {}
     for name, value in published.items():
-        ours = from_official(name)
+        ours = rename(name)
         if ours.startswith(left_out):
             continue
         # The published horizontal and vertical products are 1x1 convolutions.
         is_product = value.shape[2:] == (1, 1) and ours in own and own[ours].ndim == 2
         weights[ours] = rearrange(value, "o i 1 1 -> o i") if is_product else value
-    load_strict(model_to_load, weights, source)
+    load_strict(net, weights, source)
     return model
+
+
+def _from_backbone(name: str) -> str:
+    return from_official(f"{OF_SEGMENTER}{name}").removeprefix("backbone.net.")
+
+
+def _left_out_of_features(net: ATMNetFeatures) -> tuple[str, ...]:
+    norms = [f"norms.{i}." for i in range(4) if str(i) not in net.norms]
+    return (*(f"model.{prefix}" for prefix in _left_out(net.model)), *norms)
 
 
 def _left_out(model: ATMNet) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ KINDS = (
     "an output folder of train/imagenet.py, a folder of save_pretrained, hf-hub:USER/NAME, a .safetensors, a last.pt or a published .pth"
 )
 DIGEST = "digest"  # the key under which our files keep it
+AVERAGED = "model_ema", "state_dict_ema"  # keys of others' averaged weights: the authors', timm's
 
 # What our files say of a training, where they do.
 MEANING: dict[str, tuple[type, ...]] = {
@@ -72,15 +73,16 @@ def read_checkpoint(checkpoint: PathLike, ema: bool | None = False, verify: bool
         raise FileNotFoundError(f"there is no {path}; a checkpoint is {KINDS}")
     if path.suffix != ".safetensors":
         content = read_torch(path, verify=verify)
-        averaged = content.get("model_ema") is not None and not _of_ours(content) if ema is None else ema
-        weights = weights_in(content, str(path), averaged)
+        weights = weights_in(content, str(path), bool(ema))
         if _of_ours(content):
             meta = content.get("meta")
             if not isinstance(meta, Mapping):
                 raise ValueError(f"{path} is damaged: it does not say what it was trained as")
-            found = Checkpoint(path, weights, check_meta(path, meta), averaged=averaged)
+            found = Checkpoint(path, weights, check_meta(path, meta), averaged=bool(ema))
         else:
-            found = _of_others(path, content, weights, averaged)
+            found = _of_others(path, content, weights, bool(ema))
+            if ema is None and found.published and any(content.get(key) is not None for key in AVERAGED):
+                found = _of_others(path, content, weights_in(content, str(path), ema=True), averaged=True)
     elif ema and path.name != "best_ema.safetensors":
         raise ValueError(f"{path} holds one set of weights: averaged ones are in an output folder's best_ema.safetensors")
     else:
@@ -155,12 +157,12 @@ def weights_in(content: Mapping[str, Any], source: str, ema: bool) -> dict[str, 
     torch.compile are taken off.
     """
     ours = _of_ours(content)
-    keys = ("ema" if ours else "model_ema", "state_dict_ema") if ema else ("model", "state_dict")
-    weights = next((content[key] for key in keys[: 1 if ours else 2] if content.get(key) is not None), None)
+    keys = (("ema",) if ours else AVERAGED) if ema else ("model", "state_dict")[: 1 if ours else 2]
+    weights = next((content[key] for key in keys if content.get(key) is not None), None)
     if weights is None and not ema and not ours:
         weights = content
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        averaged, places = "averaged " if ema else "", " or ".join(map(repr, keys[: 1 if ours else 2]))
+        averaged, places = "averaged " if ema else "", " or ".join(map(repr, keys))
         raise ValueError(f"{source} has no {averaged}weights under {places}; it has {', '.join(map(str, list(content)[:8]))}")
     return {_without_wrappers(name): value for name, value in check_weights(weights, source).items()}
 

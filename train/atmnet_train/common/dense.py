@@ -103,7 +103,7 @@ def start_weights(settings: BackboneSettings, accelerator: Accelerator, model: n
         load_weights(model, weights)
     elif settings.backbone_weights:
         weights = read_weights(settings.backbone_weights)
-        if "head" in weights.meta or "detector" in weights.meta:
+        if not weights.published and ("head" in weights.meta or "detector" in weights.meta):
             raise UsageError(f"{weights.source} holds a whole model, not a classifier: give it as --init-from")
         held = weights.meta.get("model", settings.model)
         if held != settings.model:

@@ -73,13 +73,14 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
 def load_backbone(net: nn.Module, weights: Weights) -> None:
     """Loads the weights of a whole classifier into a timm model made with `features_only`.
 
-    Its head and last norm are left over, and what the maps have of their own (a norm each) stays new.
+    Its head and last norm are left over, and what the maps have of their own (a norm each) stays new, unless the weights are of the
+    authors' dense prediction.
     """
+    if weights.published:
+        load_weights(net, weights)
+        return
     wrapped = getattr(net, "model", None)
     model = wrapped if isinstance(wrapped, nn.Module) else net
-    if weights.published:
-        load_weights(model, weights)
-        return
     wanted = model.state_dict()
     state = {}
     for name, value in weights.state.items():
