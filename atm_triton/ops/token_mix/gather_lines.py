@@ -132,7 +132,7 @@ def _token_mix_gather_lines_kernel(
     owns = sums
     begin = tl.program_id(0) % TILES * TOGETHER
     first_line, start = begin // pieces * BLOCK_L, begin % pieces * PIECE
-    for _tile in range(begin, min(begin + TOGETHER, tl.cdiv(lines, BLOCK_L) * pieces)):
+    for _tile in range(begin, tl.minimum(begin + TOGETHER, tl.cdiv(lines, BLOCK_L) * pieces)):
         in_line = (line < lines - first_line)[:, None] & in_word
         here = in_line & (q < tl.minimum(PIECE, length - start))[:, None]
         place = first_line * between + start * step
