@@ -113,10 +113,12 @@ def test_values_that_cannot_be(part: str, values: dict[str, Any], says: str, con
         ("", r"is not JSON that can be read"),
         ("\udcff", r"is not JSON that can be read"),
         ("null", r"holds a NoneType"),
+        ('{"images": [], "images": []}', r"instances_train2017.json is not JSON .*'images' is given twice in one object"),
+        ('{"images": [{"id": 1, "id": 2}]}', r"'id' is given twice"),
         ('{"images": [null], "annotations": [], "categories": []}', r"images\[0\] has no id, .*it holds None"),
         ('{"images": [[[[[[[[[[]]]]]]]]]], "annotations": [], "categories": []}', r"images\[0\] has no id"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_files_that_are_no_annotations(text: str, says: str, content: tuple[Path, str]) -> None:
     (content[0] / "annotations/instances_train2017.json").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -134,11 +136,12 @@ def test_folders_in_place_of_files_and_files_in_place_of_folders(content: tuple[
             open_split(data, split, masks=True)
 
 
-BESIDE = [[500, 10, 600, 10, 600, 60], [10, -40, 60, -40, 60, 0], [5, 5] * 4, [7, 1, 7, 90, 7, 30]]
+BESIDE = [[500, 10, 600, 10, 600, 60], [10, -40, 60, -40, 60, 0], [5, 5] * 4, [7, 1, 7, 90, 7, 30], [-99, 50, 50, -99, -99, -99]]
+FLAT = [[10.3, 10.1, 50.3, 31.1, 30.3, 20.6], [1, 1, 90, 80, 1, 1], [5, 5, 60, 5, 60, 60, 60, 5], [9.2, 9.2, 9.4, 9.2, 9.4, 9.4]]
 
 
 @pytest.mark.parametrize(
-    "mask", [[], [[]], [[1, 2, 3, 4]], BESIDE, lengths([10752]), lengths(encode(torch.zeros(1, 96, 112))[0]["counts"])]
+    "mask", [[], [[]], [[1, 2, 3, 4]], BESIDE, FLAT, lengths([10752]), lengths(encode(torch.zeros(1, 96, 112))[0]["counts"])]
 )
 def test_a_mask_without_area_is_left_out_and_told(mask: Any, content: tuple[Path, str]) -> None:
     split = open_split(spoil(content, "annotations", segmentation=mask), "train2017", masks=True)
@@ -177,9 +180,9 @@ def test_compressed_run_lengths_are_read_as_the_decoder_reads_them() -> None:
 def test_what_counts_as_nothing_is_nothing_to_the_decoder() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
-        polygon = (rng.integers(-2, 4, 2 * rng.integers(3, 6)) * rng.choice([1, 7.3, 40])).tolist()
-        if not usable([polygon], 30, 40):
-            assert not decode([[polygon]], 30, 40).any()
+        polygon = (rng.integers(-2, 4, 2 * rng.integers(3, 6)) * rng.choice([1, 7.25, 40])).tolist()
+        assert bool(usable([polygon], 30, 40)) == bool(decode([[polygon]], 30, 40).any())
+    assert usable([bow := [10, 10, 60, 60, 60, 10, 10, 60]], 96, 112) == [bow]  # its halves cancel out
 
 
 def test_a_mask_that_cannot_be_decoded_names_image_and_annotation(content: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:

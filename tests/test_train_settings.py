@@ -152,6 +152,13 @@ def test_files_that_cannot_work(content: str, says: str, tmp_path: Path, capsys:
     assert re.search(says, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("text", ["lr: 1e-3\nlr: 1e-4", "batch-size: 2\nbatch_size: 4"])
+def test_a_setting_given_twice(text: str, tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"twice\.yaml .*: (lr|batch_size) is given more than once"):
+        imagenet.parse(["--config", str(tmp_path / "twice.yaml")])
+
+
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(
         UsageError,

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ..images import find_images
 from ..prediction import Prediction, predict
-from ..strict_json import dumps
+from atm_triton.strict_json import dumps
 from ..weights.opening import open_classifier
 from .arguments import add_model, add_running, whole_number
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import re
 import zipfile
@@ -17,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..strict_json import dumps
+from atm_triton.strict_json import dumps, loads
 from .digest import digest_of
 from .naming import OF_SEGMENTER, published_meta
 
@@ -218,7 +217,7 @@ def read_json(path: PathLike) -> dict[str, Any]:
         ValueError: with the file's name, where it holds no JSON, or something else.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON that can be read: {reason(error)}") from error
     if not isinstance(content, dict):
@@ -241,7 +240,7 @@ def reason(error: BaseException) -> str:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
+        return loads(text)
     except (ValueError, RecursionError):
         return text
 

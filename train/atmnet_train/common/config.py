@@ -50,10 +50,20 @@ def read_config(given: str, program: str, settings: type) -> dict[str, Any]:
     return values
 
 
+class EachOnce(yaml.BaseLoader):
+    """Refuses a name given twice, of which YAML's own keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value).replace("-", "_") for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is given more than once")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads every value as the text that it is, for its setting says what is meant: to YAML itself 1e-3 is a text, and `no` false."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), EachOnce)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} is not YAML that can be read: {error}") from error
     if content is None or content == "":

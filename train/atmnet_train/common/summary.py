@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from atmnet.strict_json import dumps
+from atm_triton.strict_json import dumps
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 from matplotlib.ticker import MaxNLocator
 

@@ -1,12 +1,13 @@
 """COCO's annotation files: found, checked before any long work, and turned into training targets."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atmnet.images import describe
+
+from atm_triton.strict_json import loads
 
 from ..common.errors import UsageError
 from ..common.listing import held
@@ -117,7 +118,7 @@ def first_that_exists(root: Path, names: list[str], what: str) -> Path:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return loads(path.read_bytes())
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path} is not JSON that can be read: {describe(error)}") from error
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from atmnet.strict_json import dumps
+from atm_triton.strict_json import dumps
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
