@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from atmnet.strict_json import dumps
+from atm_triton.strict_json import dumps
 from atmnet_train import ade20k, coco, imagenet
 from atmnet_train.common import checkpoints, engine
 from atmnet_train.common.claim import claimed
@@ -131,7 +131,11 @@ def test_a_launcher_does_not_accumulate_gradients(
     [
         *("--lr inf", "--lr nan", "--lr 1e38", "--lr-base inf", "--min-lr -5", "--weight-decay 1e30", "--clip-grad -1", "--clip-grad nan"),
         *("--momentum nan", "--mixup inf", "--scale 1 0.5", "--scale nan 1", "--ratio 0 1", "--decay-epochs 0", "--layer-decay nan"),
-        *("--crop-pct 0", "--workers 99999", "--model-kwargs num_classes=7"),
+        *("--crop-pct 0", "--workers 99999", "--model-kwargs num_classes=7", "--model-kwargs drop_rate=0 drop_rate=1"),
+        *("--img-size 1", "--img-size 100000", "--color-jitter 1e9", "--drop-path 1", "--smoothing 1", "--model-ema-decay 1"),
+        *("--momentum 1", "--layer-decay 9", "--layer-decay 0", "--warmup-lr -1", "--warmup-lr 1 --warmup-epochs 1"),
+        *("--aa rand-mnan-n2", "--aa rand-m-5", "--aa rand-m9-mstd", "--aa rand-n0", "--aa augmix-w0", "--aa v0-inc"),
+        *("--train-split .", "--val-split train/..", "--val-split /"),
     ],
 )
 def test_numbers_that_cannot_be(flags: str, small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:
@@ -307,6 +311,16 @@ def test_a_run_starts_with_the_arguments_of_its_checkpoint(finished: Path, tmp_p
     assert imagenet.parse([*line, "--model-kwargs", "drop_rate=0.1"]).model.model_kwargs == ("drop_rate=0.1",)
     line[-2] = "--backbone-weights"
     assert ade20k.parse(line).model.model_kwargs == ("drop_rate=0.5",)
+
+
+def test_a_run_goes_on_with_the_arguments_that_its_checkpoint_gave_it(small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:
+    small_run(two_classes, tmp_path / "first", "--model-kwargs", "depths=(1,1,1,1)")
+    small_run(two_classes, tmp_path / "run", "--init-from", str(tmp_path / "first"))
+    shutil.rmtree(tmp_path / "first")
+    for resume in ("auto", str(tmp_path / "run")):
+        small_run(two_classes, tmp_path / "run", "--resume", resume)
+    assert "depths=(1,1,1,1)" in (tmp_path / "run" / "config.yaml").read_text()
+    small_run(two_classes, tmp_path / "run", "--resume", "auto", "--init-from", str(tmp_path / "first"))
 
 
 @pytest.mark.parametrize("said", [{"head": 5}, {"head": "semantic-fpn"}, {"head": "semantic-fpn", "neck": "fpn", "crop_size": "big"}])

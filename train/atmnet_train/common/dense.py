@@ -14,7 +14,7 @@ from torch import nn
 from .errors import UsageError
 from .models import check_model_name, model_kwargs
 from .runtime import EvaluationSettings, RunSettings
-from .settings import LARGEST_RATE, flag, setting
+from .settings import BELOW_1, LARGEST_RATE, flag, setting
 from .weights import Weights, load_backbone, load_weights, read_weights
 
 
@@ -39,7 +39,9 @@ class BackboneSettings:
     )
     pretrained: bool = setting(False, "start the backbone from timm's own weights, which it downloads")
     init_from: str | None = setting(None, "start the whole model from these weights", metavar="CKPT", incidental=True, told="new weights")
-    drop_path: float | None = setting(None, "stochastic depth", share=True, told="the paper's for the variant; timm's for other models")
+    drop_path: float | None = setting(
+        None, "stochastic depth", share=True, at_most=BELOW_1, told="the paper's for the variant; timm's for other models"
+    )
     grad_checkpointing: bool = setting(False, "compute the backbone's activations again in the backward pass: less memory", incidental=True)
 
 

@@ -6,8 +6,10 @@ A program's settings are a dataclass of such components. No two fields have one 
 import dataclasses
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -16,7 +18,10 @@ from .errors import UsageError
 S = TypeVar("S")
 
 PLACES = ("output", "eval", "resume", "init_from", "backbone_weights")  # settings that name a file or folder
+SPLITS = ("train_split", "val_split")
 LARGEST_RATE = 1e4  # of learning and of weight decay; beyond, the first step leaves no finite weight
+LARGEST_SIDE = 2**14  # of an image that is trained on; a slip of the finger takes all memory
+BELOW_1 = 0.9999  # of what at 1 changes nothing any more, or leaves nothing
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ def check_bounds(settings: Any) -> None:
         for one in value if isinstance(value, list) else [value]:
             if one == "" and name in PLACES:  # an unset variable of a shell, for which nothing else may be taken
                 raise UsageError(f"{flag(name)} is given without a value")
+            if name in SPLITS and set(Path(os.path.normpath(one)).parts) <= {"..", "/"}:  # what holds all splits, and more
+                raise UsageError(f"{flag(name)} {one!r} is no name of a split")
             if isinstance(one, float) and not math.isfinite(one):
                 raise UsageError(f"{flag(name)} {one}: it must be a finite number")
             if one is not None and its.at_least is not None and one < its.at_least:
