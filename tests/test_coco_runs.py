@@ -288,6 +288,8 @@ def test_the_recipes_are_the_papers(planned: Callable[..., Task]) -> None:
         ("--min-size 1", r"--min-size 1: it must be at least 8"),
         ("--max-size 99999", r"--max-size 99999: it must be at most 16384"),
         ("--drop-path 1", r"--drop-path 1.0: it must be at most 0.9999"),
+        ("--decay-epochs 5 2", r"--decay-epochs 5.0 2.0: they must rise"),
+        ("--epochs 2 --decay-epochs 9", r"--decay-epochs 9.0: .* below --epochs 2"),
         ("--val-split .", r"--val-split '.' is no name of a split"),
         ("--pictures -1", r"--pictures -1: it must be at least 0"),
         ("--train-split nothing", r"has no nothing or images/nothing"),

@@ -35,7 +35,6 @@ def values(program: str, *flags: object) -> dict[str, Any]:
         ("imagenet", "--model-kwargs --img-size 32", {"model_kwargs": [], "img_size": 32}),
         ("imagenet", "--scale 0.7 1", {"scale": [0.7, 1.0]}),
         ("imagenet", "--color-jitter 0 --hflip 1", {"color_jitter": 0.0, "hflip": 1.0}),
-        ("imagenet", "--warmup-lr -0.5", {"warmup_lr": -0.5}),
         ("imagenet", "--aa none --mixed-precision no", {"aa": "none", "mixed_precision": "no"}),
         ("imagenet", "--no-tune", {"tune": False}),
         ("imagenet", "--no-tune --tune", {"tune": True}),
@@ -142,6 +141,8 @@ def test_values_in_files_are_read_as_flags_are(tmp_path: Path) -> None:
         ("scale: [0.7]", r"scale: .*: it must be a list of 2"),
         ("- epochs", r"my\.yaml holds a list: a configuration has lines `setting: value`"),
         ("epochs: [", r"my\.yaml is not YAML that can be read"),
+        ("[" * 5000, r"my\.yaml is not YAML that can be read"),
+        ("lr: [&a0 [x]" + "".join(f", &a{n + 1} [*a{n}, *a{n}]" for n in range(60)) + "]", r"lr: .*: it must be one value"),
         ("reprob: 1.5", r"--reprob 1\.5: it must be between 0 and 1"),
     ],
 )

@@ -14,9 +14,10 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from atm_triton.strict_json import dumps
+
 from ..images import find_images
 from ..prediction import Prediction, predict
-from atm_triton.strict_json import dumps
 from ..weights.opening import open_classifier
 from .arguments import add_model, add_running, whole_number
 

@@ -13,6 +13,7 @@ from timm.models import is_model, save_for_hf
 from torch import nn
 
 from atm_triton.strict_json import finite
+
 from .reader import check_finite, read_json, read_safetensors, reason
 from .saved import save
 

@@ -29,7 +29,8 @@ def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no checkpoint, has no ``model_ema``, holds weights that are not finite, or does not fit; the message lists names and shapes.
+        ValueError: it is no checkpoint, has no ``model_ema``, holds weights that are not finite, or does not fit; the message lists the
+            names and shapes.
     """
     if isinstance(path_or_state_dict, Mapping):
         source, content = "the state dict", path_or_state_dict

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from atm_triton.strict_json import dumps, loads
+
 from .digest import digest_of
 from .naming import OF_SEGMENTER, published_meta
 
@@ -232,7 +233,7 @@ def reason(error: BaseException) -> str:
         return "it breaks off"
     if found := re.search(r"GLOBAL (\S+)", text):
         return f"it holds {found[1]}, which is no part of weights"
-    if "weights_only" in text or "weights-only" in text.lower():
+    if "mmap can only" in text or "weights_only" in text or "weights-only" in text.lower():
         return "it is no file of torch.save, or holds more than weights"
     line = " ".join(text.split())
     return f"{type(error).__name__}: {line[:400]}" if line else type(error).__name__

@@ -24,7 +24,8 @@ def load(model: nn.Module, path: PathLike) -> nn.Module:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no safetensors file, is damaged, holds weights that are not finite, or does not fit; the message lists names and shapes.
+        ValueError: it is no safetensors file, is damaged, holds weights that are not finite, or does not fit; the message lists the names
+            and shapes.
     """
     weights = read_safetensors(path).weights
     check_finite(path, weights)

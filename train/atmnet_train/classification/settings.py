@@ -25,6 +25,8 @@ POLICY = re.compile(
     r"|(originalr?|v0r?|3a)(-mstd\d+(\.\d+)?)?"
 )
 
+DATASETS = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
+
 # What an evaluation takes from the checkpoint unless it is given.
 FROM_CHECKPOINT = ("img_size", "crop_pct", "interpolation", "model_kwargs")
 
@@ -85,12 +87,12 @@ class AugmentationSettings:
     """Augmentation and regularisation."""
 
     no_aug: bool = setting(False, "no random transforms")
-    scale: tuple[float, float] = setting((0.08, 1.0), "area of the random crop")
-    ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "aspect ratio of the random crop")
+    scale: tuple[float, float] = setting((0.08, 1.0), "area of the random crop", at_least=0.001)
+    ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "aspect ratio of the random crop", at_least=0.01, at_most=100)
     hflip: float = setting(0.5, "share of mirrored images", share=True)
     aa: str = setting("rand-m9-mstd0.5-inc1", "auto-augment policy; none switches it off")
     color_jitter: float = setting(0.4, "takes effect with --aa none, as in timm", share=True)
-    aug_repeats: int = setting(3, "repeated augmentation; 0 or 1 switches it off", at_least=0, incidental=True)
+    aug_repeats: int = setting(3, "repeated augmentation; 0 or 1 switches it off", at_least=0, at_most=1000, incidental=True)
     reprob: float = setting(0.25, "share of randomly erased images", share=True)
     remode: str = setting("pixel", "what is erased becomes this", choices=("pixel", "rand", "const"))
     mixup: float = setting(0.8, "alpha of mixup; 0 switches it off", at_least=0)
@@ -184,6 +186,10 @@ def check(settings: Settings) -> None:
         if settings.run.resume or model.init_from:
             raise UsageError("--eval CKPT names the weights itself: leave --resume and --init-from out")
         return
+    if data.dataset and not data.dataset.lower().startswith(DATASETS):  # which timm takes for folders
+        raise UsageError(f"--dataset {data.dataset}: it must begin with {', '.join(DATASETS)}")
+    if (data.input_key or data.target_key) and not data.dataset:
+        raise UsageError("--input-key and --target-key name columns of a data set: give --dataset, or leave them out")
     for name, (low, high), most in (("scale", augmentation.scale, 1), ("ratio", augmentation.ratio, math.inf)):
         if not 0 < low <= high <= most:
             raise UsageError(f"--{name} {low} {high}: give the smallest first, above 0" + " and up to 1" * (most == 1))

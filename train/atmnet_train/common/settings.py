@@ -124,6 +124,8 @@ def check_bounds(settings: Any) -> None:
                 raise UsageError(f"{flag(name)} is given without a value")
             if name in SPLITS and set(Path(os.path.normpath(one)).parts) <= {"..", "/"}:  # what holds all splits, and more
                 raise UsageError(f"{flag(name)} {one!r} is no name of a split")
+            if isinstance(one, int) and one >= 2**63:
+                raise UsageError(f"{flag(name)}: it must be less than 2^63")
             if isinstance(one, float) and not math.isfinite(one):
                 raise UsageError(f"{flag(name)} {one}: it must be a finite number")
             if one is not None and its.at_least is not None and one < its.at_least:

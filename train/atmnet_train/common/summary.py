@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from atm_triton.strict_json import dumps
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 from matplotlib.ticker import MaxNLocator
+
+from atm_triton.strict_json import dumps
 
 from .files import write_atomically
 from .history import Row

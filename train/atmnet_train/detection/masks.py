@@ -92,7 +92,7 @@ def covers(polygon: list[float], height: int, width: int) -> bool:
     left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
     area = sum(x * v - u * y for x, y, u, v in zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)) / 2
     wide = abs(area) > 2 * max(right - left, bottom - top)  # than two pixels
-    if wide and 0 <= left and 0 <= top and right <= width and bottom <= height:
+    if wide and min(left, top) >= 0 and right <= width and bottom <= height:
         return True  # without asking for it: of all of COCO it would take a minute
     corners = np.array(polygon, np.float64).reshape(-1, 2)
     on_a_line = not wide and np.linalg.matrix_rank(corners - corners[0], tol=0.02) < 2  # where rounding fills some pixels all the same

@@ -128,5 +128,8 @@ def check(settings: Settings) -> None:
             "DIR/annotations/instances_{train2017,val2017}.json, as COCO is usually unpacked"
         )
     check_model(settings.model, settings.evaluation, settings.run)
+    decays, epochs = settings.schedule.decay_epochs, settings.schedule.epochs
+    if list(decays) != sorted(decays) or max(decays) >= epochs:
+        raise UsageError(f"--decay-epochs {' '.join(map(str, decays))}: they must rise, and lie below --epochs {epochs}")
     if max(data.min_size) > data.max_size:
         raise UsageError(f"--min-size {' '.join(map(str, data.min_size))}: it must be at most --max-size {data.max_size}")
