@@ -176,10 +176,11 @@ def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list
     notes = []
     if other := order + changed(then["recipe"], meta["recipe"]):
         notes.append(f"not as before the resumption: {', '.join(other)}")
-    if changed({"processes": then.get("processes")}, meta) and any(meta["recipe"].get(name) for name in DRAWN_BY_PROCESS):
+    drawn = [name for name in DRAWN_BY_PROCESS if meta["recipe"].get(name)] + ["a detector's samples"] * ("detector" in meta)
+    if changed({"processes": then.get("processes")}, meta) and drawn:
         notes.append(
             f"not by as many processes as before ({then.get('processes')} -> {meta['processes']}): each draws random numbers of its own "
-            "for mixup, cutmix and drop path, so the losses will not be those of the uninterrupted run"
+            f"({', '.join(drawn)}), so the losses will not be those of the uninterrupted run"
         )
     return notes
 
