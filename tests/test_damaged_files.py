@@ -12,6 +12,7 @@ import atmnet
 import pytest
 import timm
 import torch
+from atmnet_train.common.errors import UsageError
 from atmnet_train.common.weights import Weights, load_backbone, load_weights, read_weights
 from official import to_official
 from safetensors.torch import save_file
@@ -153,6 +154,8 @@ def test_weights_that_are_not_finite(broken: float, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=rf"{tmp_path}.* holds weights that are not finite: head\.(fc\.)?bias"):
             read()
+    with pytest.raises(UsageError, match=r"published\.pth holds weights that are not finite: head\.bias"):
+        read_weights(str(tmp_path / "published.pth"))
 
 
 @pytest.mark.parametrize(

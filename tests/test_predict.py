@@ -15,6 +15,7 @@ from atmnet.__main__ import main
 from atmnet.images import find_images
 from atmnet.prediction import class_names, predict
 from atmnet.weights.opening import open_classifier
+from image_files import write_turned
 from official import to_official
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
@@ -117,6 +118,14 @@ def test_batches_do_not_matter(saved: Path, two_classes: Path):
     singly, together = ([one.predictions for one in predict(model, images, top=1, batch_size=size)] for size in (1, 32))
     for (one,), (other,) in zip(singly, together, strict=True):
         assert one.index == other.index and one.probability == pytest.approx(other.probability, rel=1e-4)
+
+
+def test_images_are_seen_upright(saved: Path, tmp_path: Path):
+    for orientation in (1, 3, 6):
+        write_turned(tmp_path / f"{orientation}.png", orientation)
+    model = open_classifier(saved)
+    first, *others = ([likely.probability for likely in one.predictions] for one in predict(model, find_images([str(tmp_path)])[0]))
+    assert all(other == pytest.approx(first, rel=1e-4) for other in others) and len(others) == 2
 
 
 def test_finding_images(two_classes: Path):

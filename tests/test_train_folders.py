@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from atmnet_train import ade20k, coco, imagenet
-from atmnet_train.common import checkpoints, engine
+from atmnet_train.common import checkpoints, engine, history
 from atmnet_train.common.claim import claimed
 from atmnet_train.common.errors import RunError, UsageError, explained, run_program
 from atmnet_train.common.history import Table
@@ -33,7 +33,7 @@ def rows(path: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("output", ["file", "file/under", "/dev/null", "x" * 300, "a\0b", "loop"])
+@pytest.mark.parametrize("output", ["file", "file/under", "/dev/null", "x" * 300, "a\0b", "loop", "/proc/run"])
 def test_output_folders_that_are_none(program: str, output: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
@@ -209,6 +209,16 @@ def test_a_folder_that_vanishes(when: str, small_run: SmallRun, two_classes: Pat
     monkeypatch.setattr(engine.Engine, when, vanishing)
     with pytest.raises(RunError, match=r"cannot write .*(steps|summary)\.csv.*No such file"):
         small_run(two_classes, tmp_path / "run")
+
+
+def test_tables_are_on_the_disk_before_a_checkpoint_that_knows_them(
+    small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, sync, save = list[str](), history.sync, checkpoints.torch.save
+    monkeypatch.setattr(history, "sync", lambda path: (done.append(path.name), sync(path)))
+    monkeypatch.setattr(checkpoints.torch, "save", lambda *given: (done.append("last.pt"), save(*given)))
+    small_run(two_classes, tmp_path / "run", "--epochs", "1")
+    assert done == ["steps.csv", "summary.csv", "last.pt"] * 2
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE])
