@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from atmnet_train import ade20k, imagenet
+from atmnet_train.classification import model as classification_model
 from atmnet_train.common import checkpoints
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.sampling import names_digest
@@ -136,6 +137,21 @@ def test_a_run_goes_on_with_the_arguments_that_its_checkpoint_gave_it(small_run:
         small_run(two_classes, tmp_path / "run", "--resume", resume)
     assert "depths=(1,1,1,1)" in (tmp_path / "run" / "config.yaml").read_text()
     small_run(two_classes, tmp_path / "run", "--resume", "auto", "--init-from", str(tmp_path / "first"))
+
+
+def test_an_evaluation_takes_no_choice_that_there_is_not(finished: Path) -> None:
+    changed(finished / "last.pt", lambda state: state["meta"]["recipe"].update(interpolation="lanczos5"))
+    with pytest.raises(UsageError, match=r"says interpolation 'lanczos5', which cannot be"):
+        imagenet.parse(["--data-dir", "data", "--eval", str(finished / "last.pt")])
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_is_loaded_is_not_downloaded(loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(classification_model.timm, "create_model", lambda name, **given: made.update(given))
+    settings = imagenet.parse(["--data-dir", "data", "--model-kwargs", "pretrained=True"]).model
+    classification_model.build_model(settings, 2, loaded)
+    assert made.get("pretrained", False) is not loaded
 
 
 @pytest.mark.parametrize("said", [{"head": 5}, {"head": "semantic-fpn"}, {"head": "semantic-fpn", "neck": "fpn", "crop_size": "big"}])

@@ -31,7 +31,7 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     classes = classes_for_eval(data, weights, num_classes)
     images = open_split(data, settings.run.seed, data.val_split, classes, training=False, tell=accelerator.print)
     check_classes(images, num_classes, f"the checkpoint {weights.source}")
-    model = build_model(settings.model, num_classes)
+    model = build_model(settings.model, num_classes, loaded=True)
     check_outputs(model, settings.model, num_classes, 2, data.img_size)
     broken = BrokenImages(data.max_broken, len(images.source))
     evaluator = Evaluator(images, settings, accelerator, *normalisation(model), broken)
@@ -111,7 +111,7 @@ def train(settings: Settings) -> None:
 def first_model(settings: Settings, accelerator: Accelerator, num_classes: int, resumed: bool) -> Any:
     """Builds the model with new weights or those of `--init-from`; a resumed run gets its own later."""
     if not settings.model.init_from or resumed:
-        return build_model(settings.model, num_classes)
+        return build_model(settings.model, num_classes, loaded=resumed)
     weights = read_weights(settings.model.init_from, bool(settings.model.ema))
     model = start_from(settings.model, num_classes, weights)
     accelerator.print(f"starting from {weights.source}" + (", with a new classifier" if weights.num_classes != num_classes else ""))

@@ -46,7 +46,11 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(str(error))
     if passed_over:
         print(f"passed over: {passed_over}", file=sys.stderr)
-    results = list(track(predict(model, images, args.top, args.batch_size), "predicting", len(images), console=errors, transient=True))
+    predictions = predict(model, images, args.top, args.batch_size)
+    try:
+        results = list(track(predictions, "predicting", len(images), console=errors, transient=True))
+    except ValueError as error:  # of a model that takes no such pictures
+        parser.error(f"{args.checkpoint}: {error}")
     if args.json:
         text = dumps([as_json(result) for result in results], indent=2)
         try:
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         errors.print(f"{len(read)} images · per image {load:.1f} ms to load, {network:.1f} ms in the network ({args.device})")
     for result in results:
         if result.error is not None:
-            print(f"skipped: cannot read {result.image} ({result.error})", file=sys.stderr)
+            print(f"skipped: {result.image} ({result.error})", file=sys.stderr)
     return 0 if len(read) == len(results) else 1
 
 

@@ -12,12 +12,15 @@ from .images import class_folders, class_indices, data_folder, split_folder
 from .settings import DataSettings, ModelSettings
 
 
-def build_model(settings: ModelSettings, num_classes: int) -> nn.Module:
+def build_model(settings: ModelSettings, num_classes: int, loaded: bool = False) -> nn.Module:
+    """`loaded`: weights of our own follow, so that none need to be downloaded."""
     kwargs: dict[str, Any] = {"num_classes": num_classes} | model_kwargs(settings.model_kwargs)
     if kwargs["num_classes"] != num_classes:
         raise UsageError(f"--model-kwargs num_classes={kwargs['num_classes']}, but there are {num_classes} classes: leave it out")
     if settings.drop_path is not None:
         kwargs["drop_path_rate"] = settings.drop_path
+    if loaded:
+        kwargs.pop("pretrained", None)
     check_model_name(settings.model)
     try:
         return timm.create_model(settings.model, **kwargs)
@@ -28,7 +31,7 @@ def build_model(settings: ModelSettings, num_classes: int) -> nn.Module:
 def start_from(settings: ModelSettings, num_classes: int, weights: Weights) -> nn.Module:
     """The model with given weights; a classifier of another size is replaced by a new one."""
     held = weights.num_classes or num_classes
-    model = build_model(settings, held)
+    model = build_model(settings, held, loaded=True)
     load_weights(model, weights)
     if held != num_classes:
         cast(Any, model).reset_classifier(num_classes)

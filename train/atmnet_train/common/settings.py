@@ -110,8 +110,10 @@ def is_of(field: dataclasses.Field[Any], value: Any) -> bool:
     values = [value] if number is None else value
     if number is not None and not (isinstance(value, tuple) and (not isinstance(number, int) or len(value) == number)):
         return False
-    kinds = (int, float) if kind is float else kind
-    return all(isinstance(one, kinds) and isinstance(one, bool) == (kind is bool) for one in values)
+    kinds, choices = (int, float) if kind is float else kind, about(field).choices
+    return all(not choices or one in choices for one in values) and all(
+        isinstance(one, kinds) and isinstance(one, bool) == (kind is bool) for one in values
+    )
 
 
 def check_bounds(settings: Any) -> None:

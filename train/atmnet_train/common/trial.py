@@ -1,5 +1,6 @@
 """The evaluation of a checkpoint, from its weights to its report: what every program does alike."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import nn
 from .broken import BrokenImages
 from .config import write_config
 from .engine import end_quietly
+from .errors import RunError
 from .runtime import RunSettings
 from .summary import versions, write_json
 from .task import compile_core
@@ -43,6 +45,8 @@ def run_trial(settings: RunSettings, accelerator: Accelerator, weights: Weights,
     output, began = Path(settings.output), time.perf_counter()
     metrics = trial.measure(model)
     seconds = time.perf_counter() - began
+    if not math.isfinite(metrics.get("loss", 0.0)):
+        raise RunError(f"{weights.source}: what the network makes of the images is not finite, its loss {metrics['loss']}")
     speed = f"{metrics['images'] / seconds:.1f} images/s"
     accelerator.print(f"{trial.name} · {weights.source} · {trial.in_words(metrics)} · {speed} · {output}/{trial.files}", flush=True)
     if accelerator.is_main_process:
