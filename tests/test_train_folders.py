@@ -151,11 +151,11 @@ def test_numbers_that_cannot_be(flags: str, small_run: SmallRun, two_classes: Pa
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--model-kwargs kernel_sizes=(0,0,0,0)", r"--model test_convnext cannot be trained on 2 images of 32 x 32: "),
+        ("--model-kwargs kernel_sizes=(0,0,0,0)", r"--model test_convnext cannot take 2 images of 32 x 32: "),
         ("--model-kwargs global_pool=", r"--model test_convnext global_pool= makes .* of 2 images, not 2 logits"),
         ("--model-kwargs pretrained_cfg=5", r"--model test_convnext does not take"),
-        ("--model vit_tiny_patch16_224", r"--model vit_tiny_patch16_224 cannot be trained on 2 images of 32 x 32: "),
-        ("--model test_resnet -b 1 --mixup 0 --cutmix 0", r"--model test_resnet cannot be trained on 1 image of 32 x 32: "),
+        ("--model vit_tiny_patch16_224", r"--model vit_tiny_patch16_224 cannot take 2 images of 32 x 32: "),
+        ("--model test_resnet -b 1 --mixup 0 --cutmix 0", r"--model test_resnet cannot take 1 image of 32 x 32: "),
     ],
 )
 def test_models_that_cannot_be_trained_so(flags: str, says: str, small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ def train(settings: Settings) -> None:
     accelerator = make_accelerator(run, data.grad_accum_steps)
     root = Path(data.data_dir)
     pairs, val_pairs = (find_pairs(root, split, accelerator.print) for split in (data.train_split, data.val_split))
-    tell_of_overlap(*(split_folder(root / "images", split) for split in (data.train_split, data.val_split)), accelerator.print)
+    train_folder, val_folder = (split_folder(root / "images", split) for split in (data.train_split, data.val_split))
+    tell_of_overlap(train_folder, val_folder, accelerator.print)
     together = [*pairs, *val_pairs]
     labels = check_pairs(together, data.workers, accelerator)
     classes = resolve_classes(class_names(root, data.classes), data.num_classes, together, labels)

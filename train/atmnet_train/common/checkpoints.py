@@ -119,7 +119,8 @@ class Checkpointer:
         if self.ema is not None:
             check_fits(self.ema, state["ema"], f"the average in {path}")
             set_model_state_dict(self.ema, state["ema"], options=FULL)
-        check_moments(path, get_optimizer_state_dict(self.model, self.optimizer)["state"], state["optimizer"].get("state"))
+        own = get_optimizer_state_dict(self.model, self.optimizer)["state"]
+        check_moments(path, cast(dict[str, Any], own), state["optimizer"].get("state"))
         # What was given now counts (a change is told): loading puts the checkpoint's values into the parameter groups too.
         given = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in self.optimizer.param_groups]
         try:

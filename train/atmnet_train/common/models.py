@@ -34,14 +34,14 @@ def model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def try_out(model: nn.Module, batch: int, side: int, name: str) -> Any:
-    """What a model makes of images in training; refuses one that cannot take them. The model stays as it is."""
+def try_out(model: nn.Module, batch: int, side: int, name: str, training: bool = True) -> Any:
+    """What a model makes of images; refuses one that cannot take them. The model stays as it is."""
     with torch.random.fork_rng(devices=[]):
         try:
-            return copy.deepcopy(model).train()(torch.zeros(batch, 3, side, side))
+            return copy.deepcopy(model).train(training)(torch.zeros(batch, 3, side, side))
         except Exception as error:  # of any model
             images = f"{batch} image{'s' * (batch > 1)} of {side} x {side}"
-            raise UsageError(f"--model {name} cannot be trained on {images}: {describe(error)}") from error
+            raise UsageError(f"--model {name} cannot take {images}: {describe(error)}") from error
 
 
 def check_model_name(name: str) -> None:

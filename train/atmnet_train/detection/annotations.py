@@ -73,7 +73,8 @@ def doubts(split: Split) -> list[str]:
     sizes = {image["id"]: (image["width"], image["height"]) for image in split.images}
     objects = [(entry(row, number), row) for number, row in enumerate(split.annotations) if not row["iscrowd"]]
     filled = {row["category_id"] for _, row in objects}
-    seen: set[tuple[Any, ...]] = set()
+    keys = [(row["image_id"], row["category_id"], *row["bbox"]) for _, row in objects]
+    first = {key: name for key, (name, _) in zip(reversed(keys), reversed(objects), strict=True)}
     found: dict[str, list[str]] = {
         "objects reach out of their image, where they are cut off; a box is [x, y, width, height]": [
             name for name, row in objects if reaches_out(row["bbox"], *sizes[row["image_id"]])
@@ -82,7 +83,7 @@ def doubts(split: Split) -> list[str]:
             name for name, row in objects if isinstance(mask := row.get("segmentation"), list) and mask and is_apart(row["bbox"], mask)
         ],
         "objects are listed more than once, with the same image, category and box": [
-            name for name, row in objects if (key := (row["image_id"], row["category_id"], *row["bbox"])) in seen or seen.add(key)
+            name for key, (name, _) in zip(keys, objects, strict=True) if first[key] != name
         ],
         "files are listed for several images": repeated(image["file_name"] for image in split.images),
         "names stand for several categories": repeated(split.classes),
