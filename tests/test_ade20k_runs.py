@@ -201,6 +201,12 @@ def test_what_an_evaluation_refuses(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"was trained on other classes: ground, disc, square; here earth, disc, square"):
         run(data, tmp_path / "eval", *evaluation)
     (data / "classes.txt").unlink()
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    del state["digest"]
+    state["model"] = {name: 1e30 * value if value.is_floating_point() else value for name, value in state["model"].items()}
+    torch.save(state, tmp_path / "huge.pt")
+    with pytest.raises(RunError, match=r"huge\.pt: what the network makes of the images is not finite"):
+        run(data, tmp_path / "eval", "--eval", tmp_path / "huge.pt", "--workers", 0)
     for path in data.glob("images/validation/*"):
         path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(RunError, match=r"none of the 3 images can be read"):

@@ -242,7 +242,7 @@ def test_what_a_network_makes_of_images_is_finite(saved: Path, two_classes: Path
     assert main(["predict", *given, str(two_classes / "val")]) == 1
     assert "what the network makes of it is not finite" in capsys.readouterr().err
     flags = ["--eval", str(tmp_path / "huge.pth"), "--model", "test_convnext", "--img-size", "32", "--num-classes", "2", "--workers", "0"]
-    with pytest.raises(RunError, match=r"huge\.pth: what the network makes of the images is not finite, its loss nan"):
+    with pytest.raises(RunError, match=r"huge\.pth: what the network makes of the images is not finite"):
         imagenet.main([*flags, "--data-dir", str(two_classes), "--output", str(tmp_path / "out"), "--report-to", "none"])
 
 

@@ -13,7 +13,7 @@ from atmnet_train.common import config
 from atmnet_train.common.errors import UsageError, run_program
 from atmnet_train.common.flags import build_parser, default_in_words
 from atmnet_train.common.program import Program
-from atmnet_train.common.settings import about, defaults, fields_of, flatten, shape
+from atmnet_train.common.settings import about, defaults, fields_of, flatten, is_of, shape
 
 PROGRAMS = {"imagenet": imagenet.PROGRAM, "ade20k": ade20k.PROGRAM, "coco": coco.PROGRAM}
 DATA = ["--data-dir", "x"]
@@ -158,6 +158,10 @@ def test_a_setting_given_twice(text: str, tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text(text)
     with pytest.raises(UsageError, match=r"twice\.yaml .*: (lr|batch_size) is given more than once"):
         imagenet.parse(["--config", str(tmp_path / "twice.yaml")])
+
+
+def test_a_list_of_nothing_is_of_no_setting() -> None:
+    assert not is_of(fields_of(coco.PROGRAM.settings)["min_size"], ()) and is_of(fields_of(coco.PROGRAM.settings)["model_kwargs"], ())
 
 
 def test_a_file_that_is_not_there() -> None:

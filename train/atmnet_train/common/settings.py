@@ -108,6 +108,8 @@ def is_of(field: dataclasses.Field[Any], value: Any) -> bool:
     if value is None:
         return optional
     values = [value] if number is None else value
+    if number == "+" and not value:
+        return False
     if number is not None and not (isinstance(value, tuple) and (not isinstance(number, int) or len(value) == number)):
         return False
     kinds, choices = (int, float) if kind is float else kind, about(field).choices
