@@ -64,7 +64,7 @@ def test_it_overfits_four_images_and_eval_says_what_training_said(
     assert last["val_mIoU"] >= 90
     assert (output / "curves.png").exists() and json.loads((output / "summary.json").read_text())["finished"]
 
-    capsys.readouterr()
+    assert "images/training holds the training images too" in capsys.readouterr().out
     run(data, tmp_path / "eval", "--eval", output, "--val-split", "training", "--workers", 0, "--pictures", 2)
     said = capsys.readouterr().out
     assert all(name in said for name in CLASSES)

@@ -318,6 +318,11 @@ def test_what_cannot_work_is_refused_before_training(flags: str, says: str, tmp_
         coco.main([])
 
 
+def test_validation_images_that_are_trained_on(planned: Callable[..., Task], capsys: pytest.CaptureFixture[str]) -> None:
+    planned("--val-split", "train2017")
+    assert "9 images of" in (said := capsys.readouterr().out) and "instances_train2017.json are trained on too" in said
+
+
 def test_boxes_that_cannot_be_learned_are_named(shapes: Path, tmp_path: Path, planned: Callable[..., Task], capsys: Any) -> None:
     data = write_coco(tmp_path / "data")
     for split in ("train2017", "val2017"):
@@ -327,6 +332,7 @@ def test_boxes_that_cannot_be_learned_are_named(shapes: Path, tmp_path: Path, pl
         path.write_text(json.dumps(content))
     planned("--data-dir", data)
     said = capsys.readouterr().out
+    assert said.count("1 objects reach out of their image, where they are cut off") == 2
     box = r"annotation 2 of {split}-0.png, 112 x 96: box [-30, 0, 20, 20]"
     assert f"left out 1 objects without area in their image: {box.format(split='train2017')}" in said
     assert f"1 objects without area in their image, which COCO's evaluation counts like all others: {box.format(split='val2017')}" in said
