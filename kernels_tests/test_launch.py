@@ -127,7 +127,9 @@ def test_small_channel_counts_make_no_candidate_twice():
     assert list(tables.distinct(lambda kernel, x, groups: iter(({"A": 1}, {"A": 2}, {"A": 1})))("", None, 1)) == [{"A": 1}, {"A": 2}]
 
 
-@pytest.mark.parametrize("content", ["not json", "{}", "[]", {"configs": {KEY: {"BLOCK_N": "2"}}}, {"configs": {KEY: 2}}])
+@pytest.mark.parametrize(
+    "content", ["not json", "{}", "[]", '{"configs": {}, "configs": {}}', {"configs": {KEY: {"BLOCK_N": "2"}}}, {"configs": {KEY: 2}}]
+)
 def test_a_broken_table_is_named(put, content):
     put("user", content)
     with pytest.raises(ValueError, match=r"user.nvidia-h200-sxm\.json is not a table"):

@@ -120,6 +120,20 @@ def test_a_nan_offset_stays_in_its_sample(path, folded, shape, seed):
     assert torch.equal(y[1:], clean[1:])
 
 
+@each_strategy
+@searched(shape=shapes, seed=seeds, extreme=st.sampled_from([math.inf, -math.inf, math.nan]))
+def test_a_gradient_that_is_not_finite_stays_in_its_sample(path, folded, shape, seed, extreme):
+    x, offset, *weights = draw(shape, seed)
+    dy = torch.randn(shape.tokens, generator=torch.Generator().manual_seed(seed))
+    with strategy(path, folded):
+        y = token_mix(x, offset, *weights)
+        clean = torch.autograd.grad(y, (x, offset), dy, retain_graph=True)
+        dy[0, -1, 0, 0] = extreme
+        found = torch.autograd.grad(y, (x, offset), dy)
+    for one, other in zip(found, clean, strict=True):
+        assert torch.equal(one[1:], other[1:])
+
+
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("dtype", PLAIN.dtypes, ids=str)
 @pytest.mark.parametrize("shape", [Shape(2, 0, 4, 3, 2), Shape(2, 3, 0, 3, 2), Shape(2, 0, 0, 3, 2), Shape(0, 0, 0, 3, 2)], ids=str)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from ade_shapes import CLASSES, COLOURS, write_ade
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.sampling import SampleKey
-from atmnet_train.segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
+from atmnet_train.segmentation.data import check_pairs, class_names, find_pairs, resolve_classes, untrained
 from atmnet_train.segmentation.evaluate import class_table, confusion_matrix, predict, scores
 from atmnet_train.segmentation.labels import read_labels
 from atmnet_train.segmentation.pictures import draw_picture, overlay, palette
@@ -121,8 +121,15 @@ def test_where_the_classes_come_from(data: Path) -> None:
     assert class_names(data, str(data / "classes.txt")) == CLASSES
     with pytest.raises(UsageError, match=r"--num-classes 4, but the data names 3 classes: ground, disc, square"):
         check(data, names=CLASSES, num_classes=4)
-    with pytest.raises(UsageError, match=r"--classes .*nowhere.txt: there is no such file"):
+    with pytest.raises(UsageError, match=r"--classes .*nowhere.txt: there is no such file, or no regular one"):
         class_names(data, str(data / "nowhere.txt"))
+    (data / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n3\tdoor\n")
+    with pytest.raises(UsageError, match=r"objectInfo150\.txt: the labels in its first column are not 1, 2, 3"):
+        class_names(data, None)
+    (data / "objectInfo150.txt").unlink()
+    (data / "objectInfo150.txt").mkdir()
+    with pytest.raises(UsageError, match=r"objectInfo150\.txt: there is no such file, or no regular one"):
+        class_names(data, None)
     (data / "classes.txt").write_text("")
     with pytest.raises(UsageError, match=r"names 0 classes"):
         class_names(data, str(data / "classes.txt"))
@@ -187,6 +194,14 @@ def test_labels_that_are_no_classes(values: tuple[int, ...], given: dict, says: 
     paint(data, values)
     with pytest.raises(UsageError, match=says):
         check(data, **given)
+
+
+def test_each_split_has_labels() -> None:
+    one, two, none = bytes([1]), bytes([1, 2]), b""
+    assert untrained(CLASSES, [one, two, none], [none, one]) == ["square"]
+    for training, validation, says in ((two, none, "1 validation"), (none, two, "1 training"), (one, two, "single .* ground")):
+        with pytest.raises(UsageError, match=says):
+            untrained(CLASSES, [training], [validation])
 
 
 def test_labels_with_gaps(data: Path) -> None:

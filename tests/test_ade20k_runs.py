@@ -65,7 +65,7 @@ def test_it_overfits_four_images_and_eval_says_what_training_said(
     assert last["val_mIoU"] >= 90
     assert (output / "curves.png").exists() and json.loads((output / "summary.json").read_text())["finished"]
 
-    capsys.readouterr()
+    assert "images/training holds the training images too" in capsys.readouterr().out
     run(data, tmp_path / "eval", "--eval", output, "--val-split", "training", "--workers", 0, "--pictures", 2)
     said = capsys.readouterr().out
     assert all(name in said for name in CLASSES)
@@ -181,6 +181,10 @@ def test_the_recipes_are_the_papers() -> None:
         ("--num-classes 300", r"--num-classes 300: .* at most 254"),
         ("--num-classes 2", r"--num-classes 2, but the data names 3 classes"),
         ("--crop-size 1", r"--crop-size 1: it must be at least 2"),
+        ("--crop-size 99999", r"--crop-size 99999: it must be at most 16384"),
+        ("--power 1e9", r"--power 1000000000.0: it must be at most 10000"),
+        ("--drop-path 1", r"--drop-path 1.0: it must be at most 0.9999"),
+        ("--train-split .", r"--train-split '.' is no name of a split"),
         ("--head upernet --batch-size 1", r"--batch-size 1: UperNet normalises over the images of a batch"),
         ("--batch-size 1", r"--batch-size 1 --crop-size 32: the coarsest map of such an image is 1 x 1"),
         ("--model vit_tiny_patch16_224", r"vit_tiny_patch16_224"),
@@ -208,6 +212,12 @@ def test_what_an_evaluation_refuses(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"was trained on other classes: ground, disc, square; here earth, disc, square"):
         run(data, tmp_path / "eval", *evaluation)
     (data / "classes.txt").unlink()
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    del state["digest"]
+    state["model"] = {name: 1e30 * value if value.is_floating_point() else value for name, value in state["model"].items()}
+    torch.save(state, tmp_path / "huge.pt")
+    with pytest.raises(RunError, match=r"huge\.pt: what the network makes of the images is not finite"):
+        run(data, tmp_path / "eval", "--eval", tmp_path / "huge.pt", "--workers", 0)
     for path in data.glob("images/validation/*"):
         path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(RunError, match=r"none of the 3 images can be read"):

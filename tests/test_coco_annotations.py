@@ -1,6 +1,7 @@
 """COCO's annotation files: what is refused before training, by the id of the annotation, and what is left out and told."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.sampling import SampleKey
 from atmnet_train.detection import data as detection_data
-from atmnet_train.detection.annotations import open_split
+from atmnet_train.detection.annotations import doubts, open_split
 from atmnet_train.detection.data import TrainImages, ValImages
 from atmnet_train.detection.evaluate import coco_metrics
 from atmnet_train.detection.masks import decode, encode, read_counts, usable, wrong_mask
@@ -91,9 +92,10 @@ def test_masks_that_are_none(mask: Any, content: tuple[Path, str]) -> None:
             ("images", {"file_name": bad}, r"1 of the 3 images .* are not in ")
             for bad in ("gone.png", "a/b.png", "\0", "\ud800", "x" * 999)
         ],
+        *[("images", {"height": bad}, r"images\[1\] has the height .*no integer from 1 on") for bad in (0, -96, 96.0, "96", None, NAN)],
         *[
-            ("images", {"height": bad}, r"images\[1\] has the height .*no integer from 1 on")
-            for bad in (0, -96, 96.0, "96", None, 2**40, NAN)
+            ("images", {"height": h, "width": w}, r"images\[1\] has the size .* of no image that could be opened")
+            for h, w in ((2**31, 2**31), (1, 300), (30_000, 30_000))
         ],
         *[("categories", {"id": bad}, r"categories\[1\] has the id .*no integer") for bad in (-3, [3], "3", 2**64, None)],
         *[("categories", {"name": bad}, r"categories\[1\] has the name") for bad in (None, [], {}, 1.5)],
@@ -113,10 +115,12 @@ def test_values_that_cannot_be(part: str, values: dict[str, Any], says: str, con
         ("", r"is not JSON that can be read"),
         ("\udcff", r"is not JSON that can be read"),
         ("null", r"holds a NoneType"),
+        ('{"images": [], "images": []}', r"instances_train2017.json is not JSON .*'images' is given twice in one object"),
+        ('{"images": [{"id": 1, "id": 2}]}', r"'id' is given twice"),
         ('{"images": [null], "annotations": [], "categories": []}', r"images\[0\] has no id, .*it holds None"),
         ('{"images": [[[[[[[[[[]]]]]]]]]], "annotations": [], "categories": []}', r"images\[0\] has no id"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_files_that_are_no_annotations(text: str, says: str, content: tuple[Path, str]) -> None:
     (content[0] / "annotations/instances_train2017.json").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -134,11 +138,12 @@ def test_folders_in_place_of_files_and_files_in_place_of_folders(content: tuple[
             open_split(data, split, masks=True)
 
 
-BESIDE = [[500, 10, 600, 10, 600, 60], [10, -40, 60, -40, 60, 0], [5, 5] * 4, [7, 1, 7, 90, 7, 30]]
+BESIDE = [[500, 10, 600, 10, 600, 60], [10, -40, 60, -40, 60, 0], [5, 5] * 4, [7, 1, 7, 90, 7, 30], [-99, 50, 50, -99, -99, -99]]
+FLAT = [[10.3, 10.1, 50.3, 31.1, 30.3, 20.6], [1, 1, 90, 80, 1, 1], [5, 5, 60, 5, 60, 60, 60, 5], [9.2, 9.2, 9.4, 9.2, 9.4, 9.4]]
 
 
 @pytest.mark.parametrize(
-    "mask", [[], [[]], [[1, 2, 3, 4]], BESIDE, lengths([10752]), lengths(encode(torch.zeros(1, 96, 112))[0]["counts"])]
+    "mask", [[], [[]], [[1, 2, 3, 4]], BESIDE, FLAT, lengths([10752]), lengths(encode(torch.zeros(1, 96, 112))[0]["counts"])]
 )
 def test_a_mask_without_area_is_left_out_and_told(mask: Any, content: tuple[Path, str]) -> None:
     split = open_split(spoil(content, "annotations", segmentation=mask), "train2017", masks=True)
@@ -148,6 +153,32 @@ def test_a_mask_without_area_is_left_out_and_told(mask: Any, content: tuple[Path
     truth = COCO(split.ground_truth)
     found = [{"image_id": 101, "category_id": 11, "score": 0.9, "segmentation": lengths(CROSS)}]
     assert coco_metrics(truth, found, "segm", [101, 108])["AP"] == 0  # and the evaluation counts it as missed
+
+
+def put(part: str, number: int, **values: Any) -> Any:
+    return lambda content: content[part][number].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (put("annotations", 0, bbox=[5, 5, 120, 50]), r"1 objects reach out of their image.*: annotation 1"),
+        (put("annotations", 0, segmentation=[[90, 60, 110, 60, 110, 90]]), r"1 objects have another box .*: annotation 1"),
+        (lambda content: content["annotations"].append(content["annotations"][0] | {"id": 99}), r"1 objects are listed .*: annotation 99"),
+        (put("images", 1, file_name="train2017-0.png"), r"1 files are listed for several images: train2017-0\.png"),
+        (put("categories", 0, name="square"), r"1 names stand for several categories: square"),
+        (lambda content: content["categories"].append({"id": 9, "name": "cat"}), r"1 categories have no object: cat"),
+    ],
+)
+def test_what_is_hardly_meant_is_told(change: Any, says: str, content: tuple[Path, str]) -> None:
+    data, text = content
+    spoilt = json.loads(text)
+    change(spoilt)
+    (data / "annotations/instances_train2017.json").write_text(json.dumps(spoilt))
+    (line,) = (line for line in doubts(open_split(data, "train2017", masks=True)) if "another box" in says or "another box" not in line)
+    assert re.search(says, line) and "instances_train2017.json: " in line
+    (data / "annotations/instances_train2017.json").write_text(text)
+    assert doubts(open_split(data, "train2017", masks=True)) == []
 
 
 @pytest.mark.parametrize(("crowd", "expected"), [(None, 0), (0, 0), (1, 1), (True, 1), (False, 0)])
@@ -177,9 +208,9 @@ def test_compressed_run_lengths_are_read_as_the_decoder_reads_them() -> None:
 def test_what_counts_as_nothing_is_nothing_to_the_decoder() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
-        polygon = (rng.integers(-2, 4, 2 * rng.integers(3, 6)) * rng.choice([1, 7.3, 40])).tolist()
-        if not usable([polygon], 30, 40):
-            assert not decode([[polygon]], 30, 40).any()
+        polygon = (rng.integers(-2, 4, 2 * rng.integers(3, 6)) * rng.choice([1, 7.25, 40])).tolist()
+        assert bool(usable([polygon], 30, 40)) == bool(decode([[polygon]], 30, 40).any())
+    assert usable([bow := [10, 10, 60, 60, 60, 10, 10, 60]], 96, 112) == [bow]  # its halves cancel out
 
 
 def test_a_mask_that_cannot_be_decoded_names_image_and_annotation(content: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:

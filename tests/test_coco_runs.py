@@ -282,9 +282,15 @@ def test_the_recipes_are_the_papers(planned: Callable[..., Task]) -> None:
         ("--model resnet_of_nothing", r"timm knows no such model"),
         ("--model vit_tiny_patch16_224 --model-kwargs drop_rate=0.0", r"--model vit_tiny_patch16_224 .*strides"),
         ("--model-kwargs wings=2", r"does not take .*wings"),
-        ("--min-size 100 500 --max-size 400", r"--min-size 100 500: it must lie between 1 and --max-size 400"),
+        ("--min-size 100 500 --max-size 400", r"--min-size 100 500: it must be at most --max-size 400"),
         ("--batch-size 64", r"8 training images do not fill one update of 64"),
         ("--warmup-updates 500 --epochs 2", r"--warmup-updates 500 leaves nothing of 2 epochs of 2 updates"),
+        ("--min-size 1", r"--min-size 1: it must be at least 8"),
+        ("--max-size 99999", r"--max-size 99999: it must be at most 16384"),
+        ("--drop-path 1", r"--drop-path 1.0: it must be at most 0.9999"),
+        ("--decay-epochs 5 2", r"--decay-epochs 5.0 2.0: they must rise"),
+        ("--epochs 2 --decay-epochs 9", r"--decay-epochs 9.0: .* below --epochs 2"),
+        ("--val-split .", r"--val-split '.' is no name of a split"),
         ("--pictures -1", r"--pictures -1: it must be at least 0"),
         ("--train-split nothing", r"has no nothing or images/nothing"),
         ("--val-split empty", r"instances_empty.json has no object that could be found on any of its 1 images"),
@@ -312,6 +318,11 @@ def test_what_cannot_work_is_refused_before_training(flags: str, says: str, tmp_
         coco.main([])
 
 
+def test_validation_images_that_are_trained_on(planned: Callable[..., Task], capsys: pytest.CaptureFixture[str]) -> None:
+    planned("--val-split", "train2017")
+    assert "9 images of" in (said := capsys.readouterr().out) and "instances_train2017.json are trained on too" in said
+
+
 def test_boxes_that_cannot_be_learned_are_named(shapes: Path, tmp_path: Path, planned: Callable[..., Task], capsys: Any) -> None:
     data = write_coco(tmp_path / "data")
     for split in ("train2017", "val2017"):
@@ -321,6 +332,7 @@ def test_boxes_that_cannot_be_learned_are_named(shapes: Path, tmp_path: Path, pl
         path.write_text(json.dumps(content))
     planned("--data-dir", data)
     said = capsys.readouterr().out
+    assert said.count("1 objects reach out of their image, where they are cut off") == 2
     box = r"annotation 2 of {split}-0.png, 112 x 96: box [-30, 0, 20, 20]"
     assert f"left out 1 objects without area in their image: {box.format(split='train2017')}" in said
     assert f"1 objects without area in their image, which COCO's evaluation counts like all others: {box.format(split='val2017')}" in said

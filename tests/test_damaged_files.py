@@ -12,6 +12,7 @@ import atmnet
 import pytest
 import timm
 import torch
+from atmnet_train.common.errors import UsageError
 from atmnet_train.common.weights import Weights, load_backbone, load_weights, read_weights
 from official import to_official
 from safetensors.torch import save_file
@@ -154,6 +155,26 @@ def test_weights_of_another_kind(change: Callable[[Tensor], Tensor], tmp_path: P
     refused(tmp_path / "some.pth", "weights that are not finite: stem.0.weight|dtype: stem.0.weight")
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(broken: float, tmp_path: Path) -> None:
+    model = timm.create_model("atmnet_t", num_classes=3, **SMALL)
+    torch.save(to_official(model) | {"head.bias": torch.full((3,), broken)}, tmp_path / "published.pth")
+    model.head.fc.bias.data.fill_(broken)
+    atmnet.save(model, tmp_path / "ours.safetensors")
+    model.save_pretrained(tmp_path / "hub")
+    (tmp_path / "hub" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "hub" / "pytorch_model.bin")  # as timm wrote them once
+    for read in (
+        lambda: atmnet.load(model, tmp_path / "ours.safetensors"),
+        lambda: atmnet.load_official(model, tmp_path / "published.pth"),
+        lambda: atmnet.ATMNet.from_pretrained(tmp_path / "hub"),
+    ):
+        with pytest.raises(ValueError, match=rf"{tmp_path}.* holds weights that are not finite: head\.(fc\.)?bias"):
+            read()
+    with pytest.raises(UsageError, match=r"published\.pth holds weights that are not finite: head\.bias"):
+        read_weights(str(tmp_path / "published.pth"))
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -210,12 +231,14 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], Any]:
         changed(num_classes=-4),
         changed(pretrained_cfg=None),
         lambda config: config | {"label_names": 5},
+        lambda config: '{"architecture": "atmnet_t", "architecture": "atmnet_s"}',
     ],
 )
 def test_odd_configs_of_a_folder(change: Callable[[dict[str, Any]], Any], hub: Path) -> None:
     config = (hub / "config.json").read_text()
     try:
-        (hub / "config.json").write_text(json.dumps(change(json.loads(config))))
+        found = change(json.loads(config))
+        (hub / "config.json").write_text(found if isinstance(found, str) else json.dumps(found))
         for read in (atmnet.open_classifier, atmnet.ATMNet.from_pretrained):
             with pytest.raises(ValueError, match=str(hub)):
                 read(hub)

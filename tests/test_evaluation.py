@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from atmnet_train.classification.loaders import Evaluator, InStep
 from atmnet_train.common.broken import BrokenImages
 from atmnet_train.common.engine import Stopped
 from atmnet_train.common.errors import UsageError
+from atmnet_train.common.trial import watch
 from atmnet_train.imagenet import parse
 from official import to_official
 from PIL import Image
 from timm.data import ImageNetInfo
+from torch import nn
 from torch.nn.functional import one_hot
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -106,3 +109,20 @@ def test_an_evaluation_can_be_stopped(fresh_accelerate: None) -> None:
     assert 0 < sum(seen) < 50
     seen.clear()
     assert evaluator({"": Model()})[""]["images"] == sum(seen) == 50
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1.0])
+@pytest.mark.parametrize("kind", ["logits", "maps"])
+def test_outputs_are_watched(kind: str, value: float) -> None:
+    module, broken = (nn.Identity() if kind == "logits" else Maps()), torch.zeros((), dtype=torch.bool)
+    watch(module, broken)
+    for some in (value, 0.0):
+        module(torch.full((2, 3), some))
+    assert bool(broken) is not math.isfinite(value)
+
+
+class Maps(nn.Module):
+    """As a detector's pyramid has them."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"p2": torch.zeros(1), "p3": x}

@@ -10,10 +10,15 @@ import pytest
 from atm_triton.files import replaced, write_atomically
 
 
-def test_a_file_and_its_folder_are_made_as_any_other(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "some.csv"
-    write_atomically(path, lambda file: file.write(b"new"))
-    (other := tmp_path / "other").write_bytes(b"")
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_file_and_its_folder_are_made_as_any_other(mask: int, shared: bool, tmp_path: Path) -> None:
+    path, previous = tmp_path / "new" / "some.csv", os.umask(mask)
+    try:
+        write_atomically(path, lambda file: file.write(b"new"), shared)
+        (other := tmp_path / "other").write_bytes(b"")
+    finally:
+        os.umask(previous)
     assert path.read_bytes() == b"new" and path.stat().st_mode == other.stat().st_mode
     assert list(path.parent.iterdir()) == [path]
 

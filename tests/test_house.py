@@ -60,6 +60,7 @@ FACTS = {
     "reading weights": (r"torch\.load\(|safe_open\(|load_file\(", {"models/atmnet/weights/reader.py"}),
     "the device of choice": (r"cuda.* if torch\.cuda\.is_available\(\)", {"atm_triton/backend.py"}),
     "the name of a device": (r"platform\.processor\(", {"atm_triton/backend.py"}),
+    "reading others' JSON": (r"json\.loads?\(", {"atm_triton/strict_json.py", "bench/gpu_report.py", "bench/gpu/training.py"}),
     "a model that is not there": (r"list_models\(", {"models/atmnet/variants.py"}),
     "channels of images": (r'"in_chans", 3', {"models/atmnet/images.py"}),
     "the tolerance rule": (r"\.finfo\(.*promote_types", {"atm_triton/testing.py"}),
@@ -86,7 +87,7 @@ def test_no_module_shares_its_name_with_what_is_beside_it():
 
 # The operator library from below; a module may import those before its own line, and its neighbours on it.
 LAYERS = (
-    ("_triton", "files", "flops", "reference"),
+    ("_triton", "files", "flops", "reference", "strict_json"),
     ("algebra",),
     ("plain",),
     ("tuning.tables",),

@@ -15,6 +15,9 @@ from atmnet.__main__ import main
 from atmnet.images import find_images
 from atmnet.prediction import class_names, predict
 from atmnet.weights.opening import open_classifier
+from atmnet_train import imagenet
+from atmnet_train.common.errors import RunError
+from image_files import write_turned
 from official import to_official
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
@@ -84,7 +87,7 @@ def test_the_table_and_what_cannot_be_read(saved: Path, two_classes: Path, tmp_p
     assert main(["predict", "--checkpoint", str(saved), "--top", "2", "--batch-size", "2", *images]) == 1
     printed, errors = capsys.readouterr()
     assert printed.count("tench, Tinca tinca") + printed.count("ant") + printed.count("cow") == 2 * 2
-    assert "2 images · per image" in errors and "skipped: cannot read" in errors and "broken.jpg" in errors
+    assert "2 images · per image" in errors and "skipped: " in errors and "broken.jpg (cannot identify" in errors
     assert main(["predict", "--checkpoint", str(saved), "--json", str(tmp_path / "out.json"), *images]) == 1
     assert [set(one) for one in json.loads((tmp_path / "out.json").read_text())] == [
         {"image", "predictions", "load_ms", "network_ms"},
@@ -117,6 +120,14 @@ def test_batches_do_not_matter(saved: Path, two_classes: Path):
     singly, together = ([one.predictions for one in predict(model, images, top=1, batch_size=size)] for size in (1, 32))
     for (one,), (other,) in zip(singly, together, strict=True):
         assert one.index == other.index and one.probability == pytest.approx(other.probability, rel=1e-4)
+
+
+def test_images_are_seen_upright(saved: Path, tmp_path: Path):
+    for orientation in (1, 3, 6):
+        write_turned(tmp_path / f"{orientation}.png", orientation)
+    model = open_classifier(saved)
+    first, *others = ([likely.probability for likely in one.predictions] for one in predict(model, find_images([str(tmp_path)])[0]))
+    assert all(other == pytest.approx(first, rel=1e-4) for other in others) and len(others) == 2
 
 
 def test_finding_images(two_classes: Path):
@@ -209,6 +220,36 @@ def test_what_is_said_of_weights_that_save_wrote(tmp_path: Path):
     opened = open_classifier(tmp_path / "a.safetensors")
     assert opened.pretrained_cfg["label_names"] == ["ant", "bee"]
     assert opened.training_summary == {"recipe": dict(mixup=0.0, lr=0.001)}  # no mixup is worth saying
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *({"input_size": size} for size in ([3, 0, 0], [3, 1, 1], [3, -8, -8], [3, 10**6, 10**6])),
+        *({name: value} for name in ("mean", "std") for value in ([float("nan")] * 3, "abc")),
+        *({"std": [0, 0, 0]}, {"crop_pct": "x"}, {"crop_pct": -1}, {"interpolation": "x"}),
+    ],
+    ids=str,
+)
+def test_images_that_no_model_takes(said: dict, saved: Path, two_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = json.loads((saved / "config.json").read_text())
+    config["pretrained_cfg"] |= said
+    (saved / "config.json").write_text(json.dumps(config))
+    for command in (["predict", str(two_classes / "val")], ["export", "--format", "exported-program", "--out", str(tmp_path / "m.pt2")]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, "--checkpoint", str(saved)])
+        assert "error: " in capsys.readouterr().err
+
+
+def test_what_a_network_makes_of_images_is_finite(saved: Path, two_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    state = timm.create_model("test_convnext", num_classes=2).state_dict()
+    torch.save({name: value * 1e30 for name, value in state.items()}, tmp_path / "huge.pth")
+    given = ["--checkpoint", str(tmp_path / "huge.pth"), "--model", "test_convnext"]
+    assert main(["predict", *given, str(two_classes / "val")]) == 1
+    assert "what the network makes of it is not finite" in capsys.readouterr().err
+    flags = ["--eval", str(tmp_path / "huge.pth"), "--model", "test_convnext", "--img-size", "32", "--num-classes", "2", "--workers", "0"]
+    with pytest.raises(RunError, match=r"huge\.pth: what the network makes of the images is not finite"):
+        imagenet.main([*flags, "--data-dir", str(two_classes), "--output", str(tmp_path / "out"), "--report-to", "none"])
 
 
 def test_folders_of_other_libraries(tmp_path: Path):

@@ -50,7 +50,7 @@ def test_no_data() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--color-jitter -1", r"--color-jitter -1.0: it must be at least 0"),
+        ("--color-jitter -1", r"--color-jitter -1.0: it must be between 0 and 1"),
         ("--seed -1", r"--seed -1: it must be at least 0"),
         ("--aa nonsense", r"--aa nonsense: timm knows no such augmentation"),
         ("--opt nope", r"--opt nope: .*not found"),

@@ -1,7 +1,6 @@
 """Output folders, the files in them, and what a launcher says: refused before training, or told as what they are."""
 
 import errno
-import io
 import json
 import math
 import os
@@ -15,15 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from atmnet.strict_json import dumps
 from atmnet_train import ade20k, coco, imagenet
-from atmnet_train.common import checkpoints, engine
+from atmnet_train.common import checkpoints, engine, history
 from atmnet_train.common.claim import claimed
 from atmnet_train.common.errors import RunError, UsageError, explained, run_program
 from atmnet_train.common.history import Table
-from atmnet_train.common.sampling import names_digest
 from atmnet_train.common.stop import Stop
+
+from atm_triton.strict_json import dumps
 
 SmallRun = Callable[..., None]
 PROGRAMS = {"imagenet": imagenet, "ade20k": ade20k, "coco": coco}
@@ -35,7 +33,7 @@ def rows(path: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("output", ["file", "file/under", "/dev/null", "x" * 300, "a\0b", "loop"])
+@pytest.mark.parametrize("output", ["file", "file/under", "/dev/null", "x" * 300, "a\0b", "loop", "/proc/run"])
 def test_output_folders_that_are_none(program: str, output: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
@@ -131,7 +129,17 @@ def test_a_launcher_does_not_accumulate_gradients(
     [
         *("--lr inf", "--lr nan", "--lr 1e38", "--lr-base inf", "--min-lr -5", "--weight-decay 1e30", "--clip-grad -1", "--clip-grad nan"),
         *("--momentum nan", "--mixup inf", "--scale 1 0.5", "--scale nan 1", "--ratio 0 1", "--decay-epochs 0", "--layer-decay nan"),
-        *("--crop-pct 0", "--workers 99999", "--model-kwargs num_classes=7"),
+        *("--crop-pct 0", "--workers 99999", "--model-kwargs num_classes=7", "--model-kwargs drop_rate=0 drop_rate=1"),
+        *("--img-size 1", "--img-size 100000", "--color-jitter 1e9", "--drop-path 1", "--smoothing 1", "--model-ema-decay 1"),
+        *("--momentum 1", "--layer-decay 9", "--layer-decay 0", "--warmup-lr -1", "--warmup-lr 1 --warmup-epochs 1"),
+        *("--aa rand-mnan-n2", "--aa rand-m-5", "--aa rand-m9-mstd", "--aa rand-n0", "--aa augmix-w0", "--aa v0-inc"),
+        *("--scale 1e-30 1e-30", "--ratio 1e-9 1e9", "--aug-repeats 1000000", f"--epochs {10**400}", f"--seed {2**63}"),
+        *(
+            f"--model-kwargs {given}"
+            for given in ("in_chans=1", "drop_path_rate=.2", "drop_rate=1", "features_only=True", "checkpoint_path=x")
+        ),
+        *("--dataset x/y", "--dataset torch", "--input-key image"),
+        *("--train-split .", "--val-split train/..", "--val-split /"),
     ],
 )
 def test_numbers_that_cannot_be(flags: str, small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:
@@ -140,74 +148,34 @@ def test_numbers_that_cannot_be(flags: str, small_run: SmallRun, two_classes: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--model-kwargs kernel_sizes=(0,0,0,0)", r"--model test_convnext cannot take 2 images of 32 x 32: "),
+        ("--model-kwargs global_pool=", r"--model test_convnext global_pool= makes .* of 2 images, not 2 logits"),
+        ("--model-kwargs pretrained_cfg=5", r"--model test_convnext does not take"),
+        ("--model vit_tiny_patch16_224", r"--model vit_tiny_patch16_224 cannot take 2 images of 32 x 32: "),
+        ("--model test_resnet -b 1 --mixup 0 --cutmix 0", r"--model test_resnet cannot take 1 image of 32 x 32: "),
+    ],
+)
+def test_models_that_cannot_be_trained_so(flags: str, says: str, small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        small_run(two_classes, tmp_path / "run", *flags.split())
+
+
+def test_validation_images_that_are_trained_on(
+    small_run: SmallRun, two_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(two_classes / "val")
+    (two_classes / "val").symlink_to("train")
+    small_run(two_classes, tmp_path / "run", "--epochs", "1")
+    assert f"{two_classes / 'val'} holds the training images too" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flag", ["--eval", "--resume", "--init-from"])
 def test_a_place_without_a_name(flag: str, small_run: SmallRun, two_classes: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{flag} is given without a value"):
         small_run(two_classes, tmp_path / "run", flag, "")
-
-
-@pytest.fixture
-def finished(small_run: SmallRun, two_classes: Path, tmp_path: Path) -> Path:
-    small_run(two_classes, tmp_path / "run")
-    return tmp_path / "run"
-
-
-def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    state = torch.load(path, weights_only=True)
-    state.pop("digest")
-    change(state)
-    torch.save(state, path)
-
-
-def test_a_damaged_state_is_refused_with_a_way_on(finished: Path, small_run: SmallRun, two_classes: Path) -> None:
-    whole = (finished / "last.pt").read_bytes()
-
-    def refused(says: str) -> None:
-        with pytest.raises(UsageError, match=says) as error:
-            small_run(two_classes, finished, "--epochs", "3", "--resume", "auto")
-        assert "--init-from" in str(error.value) and "best.safetensors" in str(error.value)
-
-    for place in (0.2, 0.5, 0.8):
-        flipped = bytearray(whole)
-        flipped[int(place * len(whole))] ^= 8
-        (finished / "last.pt").write_bytes(flipped)
-        refused(r"last\.pt is (not a checkpoint that can be read, or a )?damaged")
-    for name in ("model", "ema", "optimizer", "scaler", "meta"):
-        (finished / "last.pt").write_bytes(whole)
-        changed(finished / "last.pt", lambda state, name=name: state.pop(name))
-        refused(f"it lacks {name}")
-    for value in ({}, {"epoch": -1}, {"epoch": "x"}):
-        (finished / "last.pt").write_bytes(whole)
-        changed(finished / "last.pt", lambda state, value=value: state.update(progress=value and state["progress"] | value))
-        refused("lacks its place in the run")
-    # One from before there were digests, whose tables counted epochs from 0.
-    (finished / "last.pt").write_bytes(whole)
-    changed(finished / "last.pt", lambda state: (state["meta"]["order"].pop("names"), state["meta"].pop("processes")))
-    table = rows(finished / "summary.csv")
-    (finished / "summary.csv").write_text(
-        "\n".join(",".join([str(n - 1) if n else row[0], *row[1:]]) for n, row in enumerate(table)) + "\n"
-    )
-    small_run(two_classes, finished, "--epochs", "3", "--resume", "auto")
-    assert [row[0] for row in rows(finished / "summary.csv")] == ["epoch", "1", "2", "3"]
-    assert [row[:2] for row in rows(finished / "steps.csv")[1:]] == [[str(n + 1), str(n // 2 + 1)] for n in range(6)]
-    summary = json.loads((finished / "summary.json").read_text())
-    assert summary["last"]["epoch"] == 3 and 1 <= summary["best"]["top1"]["epoch"] <= 3 and isinstance(summary["last"]["val_images"], int)
-
-
-def test_other_images_are_another_order(finished: Path, small_run: SmallRun, two_classes: Path) -> None:
-    changed(finished / "last.pt", lambda state: state["progress"].update(update=1, epoch=1))
-    (two_classes / "train" / "cat" / "0.png").rename(two_classes / "train" / "cat" / "another.png")
-    with pytest.raises(UsageError, match=r"middle of an epoch.*names \w{16} -> \w{16}"):
-        small_run(two_classes, finished, "--resume", "auto")
-    assert names_digest(["a", "b"]) == names_digest(["b", "a"]) != names_digest(["ab"])
-
-
-def test_more_processes_than_before_are_told(
-    finished: Path, small_run: SmallRun, two_classes: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changed(finished / "last.pt", lambda state: state["meta"].update(processes=2))
-    small_run(two_classes, finished, "--resume", "auto")
-    assert "not by as many processes as before (2 -> 1)" in capsys.readouterr().out
 
 
 def test_the_rate_of_an_epoch_whose_evaluation_was_killed(
@@ -241,6 +209,16 @@ def test_a_folder_that_vanishes(when: str, small_run: SmallRun, two_classes: Pat
     monkeypatch.setattr(engine.Engine, when, vanishing)
     with pytest.raises(RunError, match=r"cannot write .*(steps|summary)\.csv.*No such file"):
         small_run(two_classes, tmp_path / "run")
+
+
+def test_tables_are_on_the_disk_before_a_checkpoint_that_knows_them(
+    small_run: SmallRun, two_classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, sync, save = list[str](), history.sync, checkpoints.torch.save
+    monkeypatch.setattr(history, "sync", lambda path: (done.append(path.name), sync(path)))
+    monkeypatch.setattr(checkpoints.torch, "save", lambda *given: (done.append("last.pt"), save(*given)))
+    small_run(two_classes, tmp_path / "run", "--epochs", "1")
+    assert done == ["steps.csv", "summary.csv", "last.pt"] * 2
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE])
@@ -298,30 +276,3 @@ def test_tables_that_are_damaged(content: bytes, tmp_path: Path) -> None:
 
 def test_json_has_no_literals_of_its_own() -> None:
     assert json.loads(dumps({"a": [math.nan, (math.inf, 1)], "b": -math.inf})) == {"a": [None, [None, 1]], "b": None}
-
-
-def test_a_run_starts_with_the_arguments_of_its_checkpoint(finished: Path, tmp_path: Path) -> None:
-    changed(finished / "last.pt", lambda state: state["meta"]["recipe"].update(model_kwargs=["drop_rate=0.5"]))
-    line = ["--data-dir", "data", "--model", "test_convnext", "--init-from", str(finished / "last.pt")]
-    assert imagenet.parse(line).model.model_kwargs == ("drop_rate=0.5",)
-    assert imagenet.parse([*line, "--model-kwargs", "drop_rate=0.1"]).model.model_kwargs == ("drop_rate=0.1",)
-    line[-2] = "--backbone-weights"
-    assert ade20k.parse(line).model.model_kwargs == ("drop_rate=0.5",)
-
-
-@pytest.mark.parametrize("said", [{"head": 5}, {"head": "semantic-fpn"}, {"head": "semantic-fpn", "neck": "fpn", "crop_size": "big"}])
-def test_what_a_checkpoint_says_is_not_taken_blindly(said: dict[str, Any], tmp_path: Path) -> None:
-    meta = {"model": "test_resnet", "recipe": {"model_kwargs": [], "crop_size": 64}} | said
-    torch.save({"progress": {}, "model": {"w": torch.zeros(1)}, "meta": meta}, tmp_path / "last.pt")
-    with pytest.raises(UsageError, match=r"last\.pt (does not say|says) "):
-        ade20k.parse(["--data-dir", "x", "--eval", str(tmp_path / "last.pt")])
-
-
-def test_the_digest_covers_every_part_of_a_state(finished: Path) -> None:
-    content = (finished / "last.pt").read_bytes()
-    state = torch.load(io.BytesIO(content), weights_only=True)
-    state["ema"]["head.fc.bias"][0] += 1
-    torch.save(state, finished / "last.pt")
-    with pytest.raises(UsageError, match="damaged: it does not hold what was written"):
-        checkpoints.read_state(finished / "last.pt", verify=True)
-    checkpoints.read_state(finished / "last.pt", verify=False)

@@ -13,7 +13,7 @@ from atmnet_train.common import config
 from atmnet_train.common.errors import UsageError, run_program
 from atmnet_train.common.flags import build_parser, default_in_words
 from atmnet_train.common.program import Program
-from atmnet_train.common.settings import about, defaults, fields_of, flatten, shape
+from atmnet_train.common.settings import about, defaults, fields_of, flatten, is_of, shape
 
 PROGRAMS = {"imagenet": imagenet.PROGRAM, "ade20k": ade20k.PROGRAM, "coco": coco.PROGRAM}
 DATA = ["--data-dir", "x"]
@@ -35,7 +35,6 @@ def values(program: str, *flags: object) -> dict[str, Any]:
         ("imagenet", "--model-kwargs --img-size 32", {"model_kwargs": [], "img_size": 32}),
         ("imagenet", "--scale 0.7 1", {"scale": [0.7, 1.0]}),
         ("imagenet", "--color-jitter 0 --hflip 1", {"color_jitter": 0.0, "hflip": 1.0}),
-        ("imagenet", "--warmup-lr -0.5", {"warmup_lr": -0.5}),
         ("imagenet", "--aa none --mixed-precision no", {"aa": "none", "mixed_precision": "no"}),
         ("imagenet", "--no-tune", {"tune": False}),
         ("imagenet", "--no-tune --tune", {"tune": True}),
@@ -142,6 +141,8 @@ def test_values_in_files_are_read_as_flags_are(tmp_path: Path) -> None:
         ("scale: [0.7]", r"scale: .*: it must be a list of 2"),
         ("- epochs", r"my\.yaml holds a list: a configuration has lines `setting: value`"),
         ("epochs: [", r"my\.yaml is not YAML that can be read"),
+        ("[" * 5000, r"my\.yaml is not YAML that can be read"),
+        ("lr: [&a0 [x]" + "".join(f", &a{n + 1} [*a{n}, *a{n}]" for n in range(60)) + "]", r"lr: .*: it must be one value"),
         ("reprob: 1.5", r"--reprob 1\.5: it must be between 0 and 1"),
     ],
 )
@@ -150,6 +151,17 @@ def test_files_that_cannot_work(content: str, says: str, tmp_path: Path, capsys:
     with pytest.raises(SystemExit, match="2"):
         run_program(lambda: imagenet.main(["--config", str(tmp_path / "my.yaml")]))
     assert re.search(says, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("text", ["lr: 1e-3\nlr: 1e-4", "batch-size: 2\nbatch_size: 4"])
+def test_a_setting_given_twice(text: str, tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"twice\.yaml .*: (lr|batch_size) is given more than once"):
+        imagenet.parse(["--config", str(tmp_path / "twice.yaml")])
+
+
+def test_a_list_of_nothing_is_of_no_setting() -> None:
+    assert not is_of(fields_of(coco.PROGRAM.settings)["min_size"], ()) and is_of(fields_of(coco.PROGRAM.settings)["model_kwargs"], ())
 
 
 def test_a_file_that_is_not_there() -> None:

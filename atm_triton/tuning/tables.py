@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .._triton import triton
 from ..files import write_atomically
+from ..strict_json import loads
 
 PACKAGE = Path(__file__).parents[1]
 SHIPPED = Path(__file__).parent / "configs"
@@ -99,7 +100,7 @@ def read_table(file: Path) -> dict:
         warnings.warn(f"cannot read launch configurations from {file} ({error}): going on without them", stacklevel=2)
         return {"configs": {}}
     try:
-        content = json.loads(text)
+        content = loads(text)
         for name, config in [*content["configs"].items(), *content.get("older", {}).items()]:
             if not all(isinstance(value, int) for value in config.values()):
                 raise ValueError(f"{name} is {config}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 import stat
@@ -23,6 +24,7 @@ from torch import nn
 UNDECODED = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow tells these, but needs somebody else's decoder
 PROGRAMS = {"EPS"}  # which Pillow gives to Ghostscript
 HIDDEN = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}  # of other systems, beside names with a dot in front
+LARGEST = 2**14  # pixels of a side that a network takes
 LONGEST = 250  # sides to one: with its shorter side resized to 256, an image of 1 x 65500 pixels takes 12 GB
 
 TURNS = {
@@ -273,13 +275,32 @@ def channels(model: nn.Module) -> int:
     return int(getattr(model, "in_chans", 3))
 
 
-def picture_config(model: nn.Module) -> dict[str, Any]:
-    """timm's data configuration of a model that takes pictures.
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """timm's data configuration of a model, whose ``pretrained_cfg`` may come from anywhere.
 
     Raises:
-        ValueError: the model takes images of other than three channels.
+        ValueError: it says something that cannot be.
     """
     config = resolve_model_data_config(model)
+    is_right = {
+        "input_size": all(isinstance(side, int) and 0 < side <= LARGEST for side in config["input_size"]),
+        "interpolation": config["interpolation"] in ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random"),
+        "mean": all(isinstance(value, (int, float)) and math.isfinite(value) for value in config["mean"]),
+        "std": all(isinstance(value, (int, float)) and 0 < value < math.inf for value in config["std"]),
+        "crop_pct": isinstance(config["crop_pct"], (int, float)) and 0 < config["crop_pct"] <= 2,
+    }
+    if wrong := [f"{name} {str(config[name])[:80]}" for name, right in is_right.items() if not right]:
+        raise ValueError(f"this {type(model).__name__} is said to take images of {', '.join(wrong)}, which cannot be")
+    return config
+
+
+def picture_config(model: nn.Module) -> dict[str, Any]:
+    """``data_config`` of a model that takes pictures.
+
+    Raises:
+        ValueError: the model takes images of other than three channels, or its configuration cannot be.
+    """
+    config = data_config(model)
     if config["input_size"][0] != 3:
         raise ValueError(f"pictures have 3 channels, and this {type(model).__name__} takes images of {config['input_size'][0]}")
     return config

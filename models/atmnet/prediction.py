@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Guess:
 
 @dataclass
 class Prediction:
-    """The likeliest classes of one image, or the error that kept it from being read; the times are of this image alone."""
+    """The likeliest classes of one image, or why there are none; the times are of this image alone."""
 
     image: str
     predictions: list[Guess]
@@ -62,12 +63,19 @@ def _wordnet(names: Sequence[str]) -> dict[str, str]:
 def predict(model: nn.Module, images: Sequence[str | Path], top: int = 5, batch_size: int = 16) -> Iterator[Prediction]:
     """The ``top`` likeliest classes of every image, in order; the model is in evaluation mode and stays where it is.
 
-    An image that cannot be read comes with ``error`` and no predictions. A pass before the first, which no time counts, sets kernels up.
+    An image that cannot be read, or of which the model makes numbers that are not finite, comes with ``error`` and no predictions. A pass
+    before the first, which no time counts, sets kernels up.
+
+    Raises:
+        ValueError: the model takes no pictures of the size that it says.
     """
     config = picture_config(model)
     transform, names = create_transform(**config), class_names(model)
     weight = next(model.parameters())
-    model(weight.new_zeros(1, *config["input_size"]))
+    try:
+        model(weight.new_zeros(1, *config["input_size"]))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"this {type(model).__name__} takes no images of {config['input_size']}: {describe(error)}") from error
     files = [str(image) for image in images]
     for start in range(0, len(images), batch_size):
         yield from _predict_batch(model, files[start : start + batch_size], transform, names, min(top, len(names)), weight)
@@ -94,5 +102,8 @@ def _predict_batch(
     read = [result for result in results if result.error is None]
     for result, some, places in zip(read, probabilities.tolist(), indices.tolist(), strict=True):
         result.network_ms = network_ms
+        if not math.isfinite(sum(some)):
+            result.error = "what the network makes of it is not finite"
+            continue
         result.predictions = [Guess(index, names[index], probability) for index, probability in zip(places, some, strict=True)]
     return results

@@ -69,6 +69,8 @@ def model_arguments(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"{pair}: write it as KEY=VALUE")
+        if key in arguments:
+            raise ValueError(f"{key} is given twice")
         try:
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .common import dense
 from .common.broken import BrokenImages
 from .common.errors import UsageError, run_program
+from .common.listing import tell_of_overlap
 from .common.loading import MapLoader
 from .common.program import Program
 from .common.runtime import make_accelerator
@@ -26,7 +27,7 @@ from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
 from .common.trial import Trial, run_trial
 from .common.weights import Weights, shorten
-from .segmentation.data import check_labels, check_pairs, class_names, find_pairs, nameless, resolve_classes
+from .segmentation.data import check_labels, check_pairs, class_names, find_pairs, nameless, resolve_classes, split_folder, untrained
 from .segmentation.evaluate import METRICS, Evaluator, class_table, scores, to_rich, write_csv
 from .segmentation.optimizer import make_optimizer
 from .segmentation.samples import Batch, TrainPairs, collate
@@ -94,8 +95,13 @@ def train(settings: Settings) -> None:
     accelerator = make_accelerator(run, data.grad_accum_steps)
     root = Path(data.data_dir)
     pairs, val_pairs = (find_pairs(root, split, accelerator.print) for split in (data.train_split, data.val_split))
+    train_folder, val_folder = (split_folder(root / "images", split) for split in (data.train_split, data.val_split))
+    tell_of_overlap(train_folder, val_folder, accelerator.print)
     together = [*pairs, *val_pairs]
-    classes = resolve_classes(class_names(root, data.classes), data.num_classes, together, check_pairs(together, data.workers, accelerator))
+    labels = check_pairs(together, data.workers, accelerator)
+    classes = resolve_classes(class_names(root, data.classes), data.num_classes, together, labels)
+    if missing := untrained(classes, labels[: len(pairs)], labels[len(pairs) :]):
+        accelerator.print(f"{len(missing)} of the {len(classes)} classes never occur in {data.train_split}: {shorten(missing)}")
 
     # The same weights on every process, whatever its number.
     seed_everything(run.seed)
@@ -163,7 +169,7 @@ def title(settings: Settings) -> str:
 
 def build_model(settings: Settings, num_classes: int) -> Segmenter:
     model = settings.model
-    return dense.build_model(model, partial(create_segmenter, model.model, model.head, model.neck, num_classes))
+    return dense.build_model(model, partial(create_segmenter, model.model, model.head, model.neck, num_classes), settings.data.crop_size)
 
 
 def normalisation(model: Segmenter) -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
 from .common.trial import Trial, run_trial
 from .common.weights import Weights, shorten
-from .detection.annotations import Split, open_split
+from .detection.annotations import Split, doubts, open_split
 from .detection.data import TrainImages, collate
 from .detection.evaluate import Evaluator
 from .detection.schedule import make_scheduler
@@ -75,6 +75,10 @@ def train(settings: Settings) -> None:
     accelerator = make_accelerator(run, data.grad_accum_steps)
     split, dataset, names = open_train(settings, accelerator)
     val = open_val(settings, accelerator)
+    if split.folder.samefile(val.folder) and (
+        both := {image["file_name"] for image in split.images} & {image["file_name"] for image in val.images}
+    ):
+        accelerator.print(f"{len(both)} images of {val.source} are trained on too: what is measured on them says nothing of others")
     if (split.category_ids, split.classes) != (val.category_ids, val.classes):
         raise UsageError(f"the categories of {split.source} ({shorten(split.classes)}) and of {val.source} ({shorten(val.classes)}) differ")
 
@@ -137,6 +141,8 @@ def open_train(settings: Settings, accelerator: Accelerator) -> tuple[Split, Tra
     """The split, without its annotations, its images to train on, and the digest of their names."""
     data, masks = settings.data, settings.model.has_masks
     split = open_split(Path(data.data_dir), data.train_split, masks)
+    for doubt in doubts(split):
+        accelerator.print(doubt)
     records, left_out = split.targets(masks)
     if left_out:
         accelerator.print(f"{split.source}: left out {len(left_out)} objects without area in their image: {shorten(left_out)}")
@@ -152,6 +158,8 @@ def open_train(settings: Settings, accelerator: Accelerator) -> tuple[Split, Tra
 def open_val(settings: Settings, accelerator: Accelerator) -> Split:
     masks = settings.model.has_masks
     split = open_split(Path(settings.data.data_dir), settings.data.val_split, masks)
+    for doubt in doubts(split):
+        accelerator.print(doubt)
     _, without_area = split.targets(masks)
     if without_area:
         accelerator.print(
@@ -165,7 +173,7 @@ def open_val(settings: Settings, accelerator: Accelerator) -> Split:
 
 def build_model(settings: Settings, num_classes: int) -> Any:
     model, sizes = settings.model, (sorted(settings.data.min_size), settings.data.max_size)
-    return dense.build_model(model, partial(create_detector, model.model, model.detector, model.neck, num_classes, *sizes))
+    return dense.build_model(model, partial(create_detector, model.model, model.detector, model.neck, num_classes, *sizes), 64)
 
 
 def make_batch_loss(frozen: nn.Module | None) -> BatchLoss:

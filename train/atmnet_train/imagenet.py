@@ -5,14 +5,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from .classification.images import Images, open_split
+from .classification.images import Images, data_folder, open_split, split_folder
 from .classification.loaders import Evaluator, train_loader
-from .classification.model import build_model, classes_for_eval, normalisation, start_from
+from .classification.model import build_model, check_outputs, classes_for_eval, normalisation, start_from
 from .classification.optimization import learning_rate, make_batch_loss, make_optimizer, make_scheduler
 from .classification.settings import Settings, check, dependent, from_checkpoint
 from .common.broken import BrokenImages
 from .common.errors import UsageError, run_program
-from .common.listing import Tell
+from .common.listing import Tell, tell_of_overlap
 from .common.program import Program
 from .common.runtime import make_accelerator
 from .common.sampling import names_digest
@@ -31,7 +31,8 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     classes = classes_for_eval(data, weights, num_classes)
     images = open_split(data, settings.run.seed, data.val_split, classes, training=False, tell=accelerator.print)
     check_classes(images, num_classes, f"the checkpoint {weights.source}")
-    model = build_model(settings.model, num_classes)
+    model = build_model(settings.model, num_classes, loaded=True)
+    check_outputs(model, settings.model, num_classes, 2, data.img_size)
     broken = BrokenImages(data.max_broken, len(images.source))
     evaluator = Evaluator(images, settings, accelerator, *normalisation(model), broken)
     trial = Trial(
@@ -58,6 +59,7 @@ def train(settings: Settings) -> None:
     # The same weights on every process, whatever its number.
     seed_everything(run.seed)
     model = first_model(settings, accelerator, num_classes, resumed=resume is not None)
+    check_outputs(model, settings.model, num_classes, data.batch_size, data.img_size)
     mean, std = normalisation(model)
     broken = BrokenImages(data.max_broken, len(images.source))
     loader = train_loader(images, settings, accelerator, mean, std, broken)
@@ -109,7 +111,7 @@ def train(settings: Settings) -> None:
 def first_model(settings: Settings, accelerator: Accelerator, num_classes: int, resumed: bool) -> Any:
     """Builds the model with new weights or those of `--init-from`; a resumed run gets its own later."""
     if not settings.model.init_from or resumed:
-        return build_model(settings.model, num_classes)
+        return build_model(settings.model, num_classes, loaded=resumed)
     weights = read_weights(settings.model.init_from, bool(settings.model.ema))
     model = start_from(settings.model, num_classes, weights)
     accelerator.print(f"starting from {weights.source}" + (", with a new classifier" if weights.num_classes != num_classes else ""))
@@ -130,6 +132,9 @@ def open_both(settings: Settings, tell: Tell) -> tuple[Images, Images, int]:
             "be told apart from it go to a class folder of their own"
         )
     val_images = open_split(data, seed, data.val_split, images.classes, training=False, tell=tell)
+    if not data.dataset:
+        root = data_folder(data)
+        tell_of_overlap(split_folder(root, data.train_split), split_folder(root, data.val_split), tell)
     if images.classes and val_images.classes and images.classes != val_images.classes:
         raise UsageError(
             f"the classes of {data.train_split} ({shorten(list(images.classes))}) and of {data.val_split} "

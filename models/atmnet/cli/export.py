@@ -6,9 +6,9 @@ import argparse
 import time
 
 from rich.console import Console
-from timm.data import resolve_model_data_config
 
 from ..exporting import FORMATS, export
+from ..images import data_config
 from ..weights.opening import open_classifier
 from .arguments import add_image_size, add_model
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     began = time.perf_counter()
     try:
         model = open_classifier(args.checkpoint, args.model, args.ema)
-        config = resolve_model_data_config(model)
+        config = data_config(model)
         with console.status("exporting ..."):
             done = export(model, args.out, args.format, args.img_size or config["input_size"][1:])
     except (OSError, ValueError, ImportError, RuntimeError) as error:  # RuntimeError: a file that differs, a compiler that is not there

@@ -14,9 +14,10 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from atm_triton.strict_json import dumps
+
 from ..images import find_images
 from ..prediction import Prediction, predict
-from ..strict_json import dumps
 from ..weights.opening import open_classifier
 from .arguments import add_model, add_running, whole_number
 
@@ -45,7 +46,11 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(str(error))
     if passed_over:
         print(f"passed over: {passed_over}", file=sys.stderr)
-    results = list(track(predict(model, images, args.top, args.batch_size), "predicting", len(images), console=errors, transient=True))
+    predictions = predict(model, images, args.top, args.batch_size)
+    try:
+        results = list(track(predictions, "predicting", len(images), console=errors, transient=True))
+    except ValueError as error:  # of a model that takes no such pictures
+        parser.error(f"{args.checkpoint}: {error}")
     if args.json:
         text = dumps([as_json(result) for result in results], indent=2)
         try:
@@ -61,7 +66,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         errors.print(f"{len(read)} images · per image {load:.1f} ms to load, {network:.1f} ms in the network ({args.device})")
     for result in results:
         if result.error is not None:
-            print(f"skipped: cannot read {result.image} ({result.error})", file=sys.stderr)
+            print(f"skipped: {result.image} ({result.error})", file=sys.stderr)
     return 0 if len(read) == len(results) else 1
 
 

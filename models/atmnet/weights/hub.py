@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from timm.models import is_model, save_for_hf
 from torch import nn
 
-from ..strict_json import finite
+from atm_triton.strict_json import finite
+
 from .reader import check_finite, read_json, read_safetensors, reason
 from .saved import save
 
@@ -58,7 +59,7 @@ def from_folder(folder: str | os.PathLike[str], **kwargs: Any) -> nn.Module:
     read_config(folder)
     weights, overlay = Path(folder) / "model.safetensors", dict[str, Any]()
     if weights.is_file():
-        check_finite(weights, read_safetensors(weights).weights)  # timm verifies nothing
+        read_safetensors(weights)  # timm verifies nothing
         overlay = dict(pretrained_cfg_overlay=dict(source="", file=str(weights)))  # timm before 1.0.30 cannot read these by itself
     return create_at(f"local-dir:{os.fspath(folder)}", **overlay, **kwargs)
 
@@ -66,9 +67,11 @@ def from_folder(folder: str | os.PathLike[str], **kwargs: Any) -> nn.Module:
 def create_at(place: str, **kwargs: Any) -> nn.Module:
     """The model of a place of timm's, ``hf-hub:`` or ``local-dir:``; raises as ``from_folder``."""
     try:
-        return timm.create_model(place, pretrained=True, **kwargs)
+        model = timm.create_model(place, pretrained=True, **kwargs)
     except Exception as error:  # no model of timm's, arguments that it does not take, weights that do not fit, no network
         raise ValueError(f"{place.removeprefix('local-dir:')} cannot be opened: {reason(error)}") from error
+    check_finite(place.removeprefix("local-dir:"), model.state_dict())
+    return model
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..model import ATMNet
 from ..variants import ATMNetFeatures
 from .fit import load_strict, unwrap
 from .naming import OF_SEGMENTER, from_official
-from .reader import PathLike, backbone_of, read_torch, weights_in
+from .reader import PathLike, backbone_of, check_finite, read_torch, weights_in
 
 
 def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema: bool = False) -> nn.Module:
@@ -30,13 +30,16 @@ def load_official(model: nn.Module, path_or_state_dict: PathLike | Mapping, ema:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no checkpoint, has no ``model_ema``, or does not fit; the message lists the names and shapes.
+        ValueError: it is no checkpoint, has no ``model_ema``, holds weights that are not finite, or does not fit; the message lists the
+            names and shapes.
     """
     if isinstance(path_or_state_dict, Mapping):
         source, content = "the state dict", path_or_state_dict
     else:
         source, content = os.fspath(path_or_state_dict), read_torch(path_or_state_dict)
-    return load_published(model, weights_in(content, source, ema), source)
+    weights = weights_in(content, source, ema)
+    check_finite(source, weights)
+    return load_published(model, weights, source)
 
 
 def load_published(model: nn.Module, published: Mapping[str, Tensor], source: str) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import re
 import zipfile
@@ -17,7 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..strict_json import dumps
+from atm_triton.strict_json import dumps, loads
+
 from .digest import digest_of
 from .naming import OF_SEGMENTER, published_meta
 
@@ -220,7 +220,7 @@ def read_json(path: PathLike) -> dict[str, Any]:
         ValueError: with the file's name, where it holds no JSON, or something else.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON that can be read: {reason(error)}") from error
     if not isinstance(content, dict):
@@ -235,7 +235,7 @@ def reason(error: BaseException) -> str:
         return "it breaks off"
     if found := re.search(r"GLOBAL (\S+)", text):
         return f"it holds {found[1]}, which is no part of weights"
-    if "weights_only" in text or "weights-only" in text.lower():
+    if "mmap can only" in text or "weights_only" in text or "weights-only" in text.lower():
         return "it is no file of torch.save, or holds more than weights"
     line = " ".join(text.split())
     return f"{type(error).__name__}: {line[:400]}" if line else type(error).__name__
@@ -243,7 +243,7 @@ def reason(error: BaseException) -> str:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
+        return loads(text)
     except (ValueError, RecursionError):
         return text
 

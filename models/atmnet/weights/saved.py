@@ -10,7 +10,7 @@ from torch import nn
 from atm_triton.files import write_atomically
 
 from .fit import load_strict, unwrap
-from .reader import PathLike, read_safetensors, safetensors_metadata
+from .reader import PathLike, check_finite, read_safetensors, safetensors_metadata
 
 
 def save(model: nn.Module, path: PathLike, /, **metadata: object) -> None:
@@ -24,7 +24,10 @@ def load(model: nn.Module, path: PathLike) -> nn.Module:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no safetensors file, is damaged, or does not fit; the message lists the names and shapes.
+        ValueError: it is no safetensors file, is damaged, holds weights that are not finite, or does not fit; the message lists the names
+            and shapes.
     """
-    load_strict(unwrap(model), read_safetensors(path).weights, str(path))
+    weights = read_safetensors(path).weights
+    check_finite(path, weights)
+    load_strict(unwrap(model), weights, str(path))
     return model

@@ -6,33 +6,46 @@ import timm
 from torch import nn
 
 from ..common.errors import UsageError
-from ..common.models import check_model_name, model_kwargs
+from ..common.models import check_model_name, model_kwargs, try_out
 from ..common.weights import Weights, load_weights, shorten
 from .images import class_folders, class_indices, data_folder, split_folder
 from .settings import DataSettings, ModelSettings
 
 
-def build_model(settings: ModelSettings, num_classes: int) -> nn.Module:
+def build_model(settings: ModelSettings, num_classes: int, loaded: bool = False) -> nn.Module:
+    """`loaded`: weights of our own follow, so that none need to be downloaded."""
     kwargs: dict[str, Any] = {"num_classes": num_classes} | model_kwargs(settings.model_kwargs)
     if kwargs["num_classes"] != num_classes:
         raise UsageError(f"--model-kwargs num_classes={kwargs['num_classes']}, but there are {num_classes} classes: leave it out")
     if settings.drop_path is not None:
         kwargs["drop_path_rate"] = settings.drop_path
+    if loaded:
+        kwargs.pop("pretrained", None)
     check_model_name(settings.model)
     try:
         return timm.create_model(settings.model, **kwargs)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # the last two of sizes that no memory holds
+    except Exception as error:  # of any model
         raise UsageError(f"--model {settings.model} does not take what was given ({kwargs}): {error}") from error
 
 
 def start_from(settings: ModelSettings, num_classes: int, weights: Weights) -> nn.Module:
     """The model with given weights; a classifier of another size is replaced by a new one."""
     held = weights.num_classes or num_classes
-    model = build_model(settings, held)
+    model = build_model(settings, held, loaded=True)
     load_weights(model, weights)
     if held != num_classes:
         cast(Any, model).reset_classifier(num_classes)
     return model
+
+
+def check_outputs(model: nn.Module, settings: ModelSettings, num_classes: int, batch: int, img_size: int) -> None:
+    """Refuses a model that does not make as many logits of every image."""
+    batch = min(batch, 2)
+    shape = getattr(try_out(model, batch, img_size, settings.model), "shape", None)
+    if shape != (batch, num_classes):
+        raise UsageError(
+            f"--model {settings.model} {' '.join(settings.model_kwargs)} makes {shape} of {batch} images, not {num_classes} logits"
+        )
 
 
 def normalisation(model: nn.Module) -> tuple[Any, Any]:

@@ -21,6 +21,8 @@ def learning_rate(optimizer: OptimizerSettings, schedule: ScheduleSettings, glob
             f"the learning rate {lr:.3g} for a global batch of {global_batch} is below "
             f"--min-lr {schedule.min_lr:.3g}: give --lr, or a smaller --min-lr"
         )
+    if schedule.warmup_epochs and schedule.warmup_lr > lr:
+        raise UsageError(f"--warmup-lr {schedule.warmup_lr:.3g} lies above the learning rate {lr:.3g} that a warm-up leads to")
     return lr
 
 

@@ -1,6 +1,7 @@
 """Settings of train/imagenet.py, in timm's spelling. The defaults are the paper's recipe (its table 9; where it is silent, DeiT's)."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,20 @@ from ..common.config import read_config
 from ..common.errors import UsageError
 from ..common.loading import LoadingSettings
 from ..common.runtime import EvaluationSettings, RunSettings
-from ..common.settings import LARGEST_RATE, setting
+from ..common.settings import BELOW_1, LARGEST_RATE, LARGEST_SIDE, setting
 from ..common.weights import Weights
 
 # Stochastic depth by variant.
 DROP_PATH = {"atmnet_xt": 0.1, "atmnet_t": 0.1, "atmnet_s": 0.2, "atmnet_b": 0.3, "atmnet_l": 0.3}
+
+# timm's auto-augment policies: what it cannot read of one, it passes over.
+POLICY = re.compile(
+    r"rand(-m\d\d?|-mmax\d\d?|-n[1-9]\d?|-p(0?\.\d+|1)|-inc[01]|-t[a-z0-9]+|-mstd\d+(\.\d+)?)*"
+    r"|augmix(-m\d\d?|-[wd][1-9]|-a(\d*\.)?\d+|-b[01]|-mstd\d+(\.\d+)?)*"
+    r"|(originalr?|v0r?|3a)(-mstd\d+(\.\d+)?)?"
+)
+
+DATASETS = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
 # What an evaluation takes from the checkpoint unless it is given.
 FROM_CHECKPOINT = ("img_size", "crop_pct", "interpolation", "model_kwargs")
@@ -34,7 +44,9 @@ class ModelSettings:
         told="atmnet-t; with --eval, the checkpoint's",
     )
     model_kwargs: tuple[str, ...] = setting((), "passed on to timm.create_model", metavar="KEY=VALUE")
-    drop_path: float | None = setting(None, "stochastic depth", share=True, told="the variant's, 0.1 to 0.3; timm's for other models")
+    drop_path: float | None = setting(
+        None, "stochastic depth", share=True, at_most=BELOW_1, told="the variant's, 0.1 to 0.3; timm's for other models"
+    )
     init_from: str | None = setting(
         None, "start from these weights; a classifier of another size is replaced", metavar="CKPT", incidental=True, told="new weights"
     )
@@ -65,7 +77,9 @@ class DataSettings(LoadingSettings):
     input_key: str | None = setting(None, "the image column of --dataset", told="timm's")
     target_key: str | None = setting(None, "the label column of --dataset", told="timm's")
     num_classes: int | None = setting(None, "outputs of the classifier", at_least=1, told="from the data")
-    img_size: int = setting(224, "pixels of a side", at_least=1, told="224; with --finetune 384; with --eval, the checkpoint's")
+    img_size: int = setting(
+        224, "pixels of a side", at_least=8, at_most=LARGEST_SIDE, told="224; with --finetune 384; with --eval, the checkpoint's"
+    )
     interpolation: str = setting("bicubic", "how images are resized", choices=("bicubic", "bilinear", "nearest", "random"))
 
 
@@ -74,12 +88,12 @@ class AugmentationSettings:
     """Augmentation and regularisation."""
 
     no_aug: bool = setting(False, "no random transforms")
-    scale: tuple[float, float] = setting((0.08, 1.0), "area of the random crop")
-    ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "aspect ratio of the random crop")
+    scale: tuple[float, float] = setting((0.08, 1.0), "area of the random crop", at_least=0.001)
+    ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "aspect ratio of the random crop", at_least=0.01, at_most=100)
     hflip: float = setting(0.5, "share of mirrored images", share=True)
     aa: str = setting("rand-m9-mstd0.5-inc1", "auto-augment policy; none switches it off")
-    color_jitter: float = setting(0.4, "takes effect with --aa none, as in timm", at_least=0)
-    aug_repeats: int = setting(3, "repeated augmentation; 0 or 1 switches it off", at_least=0, incidental=True)
+    color_jitter: float = setting(0.4, "takes effect with --aa none, as in timm", share=True)
+    aug_repeats: int = setting(3, "repeated augmentation; 0 or 1 switches it off", at_least=0, at_most=1000, incidental=True)
     reprob: float = setting(0.25, "share of randomly erased images", share=True)
     remode: str = setting("pixel", "what is erased becomes this", choices=("pixel", "rand", "const"))
     mixup: float = setting(0.8, "alpha of mixup; 0 switches it off", at_least=0)
@@ -87,7 +101,7 @@ class AugmentationSettings:
     mixup_prob: float = setting(1.0, "share of mixed batches", share=True)
     mixup_switch_prob: float = setting(0.5, "share of cutmix where both are on", share=True)
     mixup_off_epoch: int = setting(0, "stop mixing at this epoch (0: never)", at_least=0)
-    smoothing: float = setting(0.1, "label smoothing", share=True)
+    smoothing: float = setting(0.1, "label smoothing", share=True, at_most=BELOW_1)
 
 
 @dataclass(frozen=True)
@@ -101,10 +115,10 @@ class OptimizerSettings:
     lr_base: float = setting(1e-3, "learning rate at a global batch of --lr-base-size", at_least=0, at_most=LARGEST_RATE)
     lr_base_size: int = setting(1024, "the global batch that --lr-base is for", at_least=1)
     weight_decay: float = setting(0.05, "not of norms and biases", at_least=0, at_most=LARGEST_RATE)
-    momentum: float = setting(0.9, "of optimizers that have one", at_least=0, at_most=1)
-    layer_decay: float | None = setting(None, "layer-wise decay of the learning rate", at_least=0, told="none")
+    momentum: float = setting(0.9, "of optimizers that have one", share=True, at_most=BELOW_1)
+    layer_decay: float | None = setting(None, "layer-wise decay of the learning rate", share=True, at_least=0.01, told="none")
     clip_grad: float | None = setting(None, "clip the gradient norm (0: never)", metavar="NORM", at_least=0, told="never")
-    model_ema_decay: float = setting(0.99996, "of the averaged weights; 0 switches them off", share=True)
+    model_ema_decay: float = setting(0.99996, "of the averaged weights; 0 switches them off", share=True, at_most=0.999999)
     model_ema_warmup: bool = setting(False, "average over the steps there are at first: for runs of few updates")
 
 
@@ -118,7 +132,7 @@ class ScheduleSettings:
     warmup_epochs: int = setting(5, "the rate rises linearly from --warmup-lr", at_least=0, told="5; with --finetune 0")
     cooldown_epochs: int = setting(0, "at --min-lr, after --epochs", at_least=0)
     min_lr: float = setting(1e-5, "where the schedule ends", at_least=0, at_most=LARGEST_RATE, told="1e-5; with --finetune 5e-6")
-    warmup_lr: float = setting(1e-6, "where the warm-up begins", at_most=LARGEST_RATE)
+    warmup_lr: float = setting(1e-6, "where the warm-up begins", at_least=0, at_most=LARGEST_RATE)
     decay_epochs: float = setting(90.0, "of --sched step", at_least=1)
     decay_rate: float = setting(0.1, "of --sched step; the power of poly", at_least=0, at_most=LARGEST_RATE)
 
@@ -173,9 +187,15 @@ def check(settings: Settings) -> None:
         if settings.run.resume or model.init_from:
             raise UsageError("--eval CKPT names the weights itself: leave --resume and --init-from out")
         return
+    if data.dataset and not data.dataset.lower().startswith(DATASETS):  # which timm takes for folders
+        raise UsageError(f"--dataset {data.dataset}: it must begin with {', '.join(DATASETS)}")
+    if (data.input_key or data.target_key) and not data.dataset:
+        raise UsageError("--input-key and --target-key name columns of a data set: give --dataset, or leave them out")
     for name, (low, high), most in (("scale", augmentation.scale, 1), ("ratio", augmentation.ratio, math.inf)):
         if not 0 < low <= high <= most:
             raise UsageError(f"--{name} {low} {high}: give the smallest first, above 0" + " and up to 1" * (most == 1))
+    if augmentation.aa not in ("", "none") and not POLICY.fullmatch(augmentation.aa):
+        raise UsageError(f"--aa {augmentation.aa}: timm knows no such augmentation; try rand-m9-mstd0.5-inc1, or none")
     if (augmentation.mixup > 0 or augmentation.cutmix > 0) and data.batch_size % 2:
         raise UsageError(f"--batch-size {data.batch_size}: mixup pairs the images of a batch, so it must be even (or --mixup 0 --cutmix 0)")
     if schedule.warmup_epochs >= schedule.epochs:

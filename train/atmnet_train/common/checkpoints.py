@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from atmnet.weights.digest import digest_of
-from atmnet.weights.reader import DIGEST, read_torch, safetensors_metadata
+from atmnet.weights.reader import DIGEST, check_finite, read_torch, safetensors_metadata
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -119,6 +119,8 @@ class Checkpointer:
         if self.ema is not None:
             check_fits(self.ema, state["ema"], f"the average in {path}")
             set_model_state_dict(self.ema, state["ema"], options=FULL)
+        own = get_optimizer_state_dict(self.model, self.optimizer)["state"]
+        check_moments(path, cast(dict[str, Any], own), state["optimizer"].get("state"))
         # What was given now counts (a change is told): loading puts the checkpoint's values into the parameter groups too.
         given = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in self.optimizer.param_groups]
         try:
@@ -132,6 +134,23 @@ class Checkpointer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return Progress(**state["progress"]), notes
+
+
+def check_moments(path: Path, own: dict[str, Any], saved: Any) -> None:
+    """Refuses a state of the optimizer with other shapes than its own, which would end the first update."""
+
+    def is_like(value: Any, other: Any) -> bool:
+        return not isinstance(value, Tensor) or (isinstance(other, Tensor) and value.shape == other.shape)
+
+    found = saved if isinstance(saved, dict) else {}
+    wrong = [
+        f"{name}.{key}"
+        for name, values in own.items()
+        for key, value in values.items()
+        if isinstance(found.get(name), dict) and key in found[name] and not is_like(value, found[name][key])
+    ]
+    if wrong:
+        raise UsageError(f"{path}: the state of its optimizer is not this model's ({shorten(wrong)}). From its weights alone: --init-from")
 
 
 def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list[str]:
@@ -158,10 +177,11 @@ def differences(path: Path, state: dict[str, Any], meta: dict[str, Any]) -> list
     notes = []
     if other := order + changed(then["recipe"], meta["recipe"]):
         notes.append(f"not as before the resumption: {', '.join(other)}")
-    if changed({"processes": then.get("processes")}, meta) and any(meta["recipe"].get(name) for name in DRAWN_BY_PROCESS):
+    drawn = [name for name in DRAWN_BY_PROCESS if meta["recipe"].get(name)] + ["a detector's samples"] * ("detector" in meta)
+    if changed({"processes": then.get("processes")}, meta) and drawn:
         notes.append(
             f"not by as many processes as before ({then.get('processes')} -> {meta['processes']}): each draws random numbers of its own "
-            "for mixup, cutmix and drop path, so the losses will not be those of the uninterrupted run"
+            f"({', '.join(drawn)}), so the losses will not be those of the uninterrupted run"
         )
     return notes
 
@@ -181,12 +201,15 @@ def read_state(path: Path, verify: bool) -> dict[str, Any]:
     """State in a last.pt; with `verify`, compared with the digests in it."""
     try:
         state = dict(read_torch(path, mmap=True, verify=verify))
+        for part in ("model", "ema") if verify else ():
+            check_finite(path, {name: value for name, value in (state.get(part) or {}).items() if isinstance(value, Tensor)})
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"{error}{way_on(path)}") from error
     if "progress" not in state:
         raise UsageError(f"{path} holds no training state; --resume takes an output folder or its last.pt, --init-from takes weights")
     lost = [name for name, kinds in PARTS.items() if name not in state or not isinstance(state[name], kinds)]
     lost += [f"meta.{name}" for name, kinds in META.items() if "meta" not in lost and not isinstance(state["meta"].get(name), kinds)]
+    lost += ["meta.classes"] * ("meta" not in lost and not all(isinstance(name, str) for name in state["meta"].get("classes") or ()))
     lost += ["optimizer.param_groups"] * ("optimizer" not in lost and not state["optimizer"].get("param_groups"))
     if lost or not is_progress(state["progress"]):
         raise UsageError(f"{path} is damaged: it lacks {shorten(lost) or 'its place in the run'}{way_on(path)}")
@@ -202,9 +225,12 @@ def is_progress(found: dict[str, Any]) -> bool:
 
     if {item.name for item in fields(Progress)} != found.keys():
         return False
-    numbers = [*found["best"].values(), *found["best_epoch"].values()] if isinstance(found["best"], dict) else [None]
-    return all(is_right(found[name], default) for name, default in asdict(Progress()).items()) and all(
-        isinstance(number, (int, float)) for number in numbers
+    return (
+        all(is_right(found[name], default) for name, default in asdict(Progress()).items())
+        and found["updates"] >= found["epoch"] + found["update"]
+        and found["best"].keys() == found["best_epoch"].keys()
+        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in found["best"].values())
+        and all(isinstance(number, int) for number in found["best_epoch"].values())
     )
 
 
@@ -233,7 +259,7 @@ def check_room(folder: Path, model: nn.Module, with_ema: bool) -> None:
     """Refuses to start a long run whose first checkpoint cannot be written."""
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     # last.pt (weights, EMA, two moments) and the best files, each old and new at the moment of replacement; what is there already counts.
-    there = sum(path.stat().st_size for path in folder.glob("*") if path.suffix in (".pt", ".safetensors"))
+    there = sum(path.stat().st_size for path in folder.glob("*") if path.suffix in (".pt", ".safetensors") and path.is_file())
     need = weights * (2 * (3 + with_ema) + 2 * (1 + with_ema)) - there
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

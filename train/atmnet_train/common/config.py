@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,36 @@ def read_config(given: str, program: str, settings: type) -> dict[str, Any]:
     for key, text in read_yaml(path).items():
         name = key.replace("-", "_")
         if name not in known:
-            raise UsageError(f"{path}: {key}: {text}: {program} has no setting {key}{near(name, list(known))}")
+            raise UsageError(f"{path}: {key}: {brief(text)}: {program} has no setting {key}{near(name, list(known))}")
         try:
             value = read_value(known[name], text)
         except ValueError as error:
-            raise UsageError(f"{path}: {key}: {text}: {error}") from error
+            raise UsageError(f"{path}: {key}: {brief(text)}: {error}") from error
         if value is not None:
             values[name] = value
     return values
 
 
+def brief(value: Any) -> str:
+    """In a message: lists of lists of aliases may be longer than any memory."""
+    return value if isinstance(value, str) else reprlib.repr(value)
+
+
+class EachOnce(yaml.BaseLoader):
+    """Refuses a name given twice, of which YAML's own keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value).replace("-", "_") for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is given more than once")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads every value as the text that it is, for its setting says what is meant: to YAML itself 1e-3 is a text, and `no` false."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), EachOnce)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{path} is not YAML that can be read: {error}") from error
     if content is None or content == "":
         return {}

@@ -13,9 +13,9 @@ from timm.optim import param_groups_weight_decay as split_by_weight_decay
 from torch import nn
 
 from .errors import UsageError
-from .models import check_model_name, model_kwargs
+from .models import check_model_name, model_kwargs, try_out
 from .runtime import EvaluationSettings, RunSettings
-from .settings import LARGEST_RATE, flag, setting
+from .settings import BELOW_1, LARGEST_RATE, flag, setting
 from .weights import Weights, load_backbone, load_weights, read_weights
 
 
@@ -40,7 +40,9 @@ class BackboneSettings:
     )
     pretrained: bool = setting(False, "start the backbone from timm's own weights, which it downloads")
     init_from: str | None = setting(None, "start the whole model from these weights", metavar="CKPT", incidental=True, told="new weights")
-    drop_path: float | None = setting(None, "stochastic depth", share=True, told="the paper's for the variant; timm's for other models")
+    drop_path: float | None = setting(
+        None, "stochastic depth", share=True, at_most=BELOW_1, told="the paper's for the variant; timm's for other models"
+    )
     grad_checkpointing: bool = setting(False, "compute the backbone's activations again in the backward pass: less memory", incidental=True)
 
 
@@ -70,8 +72,8 @@ def trained_values(weights: Weights, names: Sequence[str]) -> dict[str, Any]:
     return {name: tuple(trained[name]) if isinstance(trained[name], list) else trained[name] for name in names}
 
 
-def build_model(settings: BackboneSettings, create: Callable[..., Any]) -> Any:
-    """Builds what `create` makes of the keywords for timm."""
+def build_model(settings: BackboneSettings, create: Callable[..., Any], side: int) -> Any:
+    """Builds what `create` makes of the keywords for timm, for images of such sides."""
     kwargs = model_kwargs(settings.model_kwargs)
     if settings.drop_path is not None:
         kwargs["drop_path_rate"] = settings.drop_path
@@ -79,8 +81,9 @@ def build_model(settings: BackboneSettings, create: Callable[..., Any]) -> Any:
         kwargs["pretrained"] = True
     try:
         model = create(**kwargs)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # of any model
         raise UsageError(f"--model {settings.model} does not take what was given ({kwargs}): {error}") from error
+    try_out(backbone(model), 1, side, settings.model, training=False)  # a mere 1 x 1 has no statistics in training
     if settings.grad_checkpointing:
         net = network(model)
         if not hasattr(net, "set_grad_checkpointing"):
@@ -91,7 +94,11 @@ def build_model(settings: BackboneSettings, create: Callable[..., Any]) -> Any:
 
 def network(model: nn.Module) -> Any:
     """The network of timm inside a model."""
-    return next(module for module in model.modules() if isinstance(module, Backbone)).net
+    return backbone(model).net
+
+
+def backbone(model: nn.Module) -> Backbone:
+    return next(module for module in model.modules() if isinstance(module, Backbone))
 
 
 def start_weights(settings: BackboneSettings, accelerator: Accelerator, model: nn.Module) -> None:

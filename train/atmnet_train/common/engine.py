@@ -124,6 +124,10 @@ class Engine:
             for name in (self.steps.path.name, self.epochs.path.name, "best.safetensors", "best_ema.safetensors"):
                 if (path.parent / name).is_file():  # what the run has measured and its best weights move along
                     shutil.copyfile(path.parent / name, self.plan.output / name)
+        if self.progress.epoch >= self.plan.epochs:
+            notes.append("nothing is left to be trained")
+        if self.progress.update > self.plan.updates_per_epoch:
+            notes.append(f"update {self.progress.update} of an epoch that has {self.plan.updates_per_epoch} here: it ends at once")
         return [f"going on from {path}: {self._place(self.progress.epoch)}, after update {self.progress.updates}", *notes]
 
     def _place(self, epoch: int) -> str:

@@ -22,6 +22,12 @@ def list_images(folder: Path, tell: Tell, wanted: Iterable[str] | None = None) -
     return found.images
 
 
+def tell_of_overlap(train: Path, val: Path, tell: Tell) -> None:
+    """Validation images that are trained on say nothing of others."""
+    if train.samefile(val):
+        tell(f"{val} holds the training images too: what is measured on them says nothing of others")
+
+
 def held(folder: Path) -> str:
     """Content of a folder, for a message."""
     try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from .checkpoints import find_resume
 from .claim import claimed
 from .errors import UsageError
 from .flags import read_flags
@@ -13,6 +14,15 @@ from .settings import build, check_bounds, defaults, fields_of, is_of
 from .weights import Weights, arguments_of, read_weights
 
 Values = Mapping[str, Any]  # of settings, by name
+
+
+def begun_with(values: Values) -> Values:
+    """The model's arguments in the checkpoint that a training goes on from, or starts from."""
+    resumed = find_resume(values["resume"], Path(values["output"])) if values["resume"] else None
+    if resumed is not None:
+        return arguments_of(str(resumed), values["model"], ema=False)
+    start = values["init_from"] or values.get("backbone_weights")
+    return arguments_of(start, values["model"], bool(values.get("ema"))) if start else {}
 
 
 class AnySettings(Protocol):
@@ -30,7 +40,7 @@ class Program(Generic[S]):
     """Name, settings and doings of a program.
 
     A setting is what its flag says, else the file of `--config`, else the checkpoint of `--eval`, else what suits the model or head,
-    else its default.
+    else its default. The model's arguments are also those of the checkpoint of `--resume`, `--init-from` or `--backbone-weights`.
     """
 
     name: str
@@ -50,16 +60,20 @@ class Program(Generic[S]):
             raise UsageError("--output is given without a value")
         if weights is not None:
             given = {**self.trained(weights, given), **given}
-        elif start := given.get("init_from") or given.get("backbone_weights"):
-            model = given.get("model", defaults(self.settings)["model"])
-            given = {**arguments_of(start, model, bool(given.get("ema"))), **given}
-        values = defaults(self.settings)
-        for layer in self.dependent:
-            values |= layer({**values, **given})
-        settings = build(self.settings, {**values, **given})
+        values = self.complete(given)
+        if weights is None:
+            values |= {**begun_with(values), **given}
+        settings = build(self.settings, values)
         check_bounds(settings)
         self.check(settings)
         return settings, weights
+
+    def complete(self, given: Values) -> dict[str, Any]:
+        """What was given, and defaults for the rest."""
+        values = defaults(self.settings)
+        for layer in self.dependent:
+            values |= layer({**values, **given})
+        return {**values, **given}
 
     def trained(self, weights: Weights, given: Values) -> Values:
         """Values that the checkpoint says, as far as it can be."""

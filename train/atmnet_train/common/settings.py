@@ -6,8 +6,10 @@ A program's settings are a dataclass of such components. No two fields have one 
 import dataclasses
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -16,7 +18,10 @@ from .errors import UsageError
 S = TypeVar("S")
 
 PLACES = ("output", "eval", "resume", "init_from", "backbone_weights")  # settings that name a file or folder
+SPLITS = ("train_split", "val_split")
 LARGEST_RATE = 1e4  # of learning and of weight decay; beyond, the first step leaves no finite weight
+LARGEST_SIDE = 2**14  # of an image that is trained on; a slip of the finger takes all memory
+BELOW_1 = 0.9999  # of what at 1 changes nothing any more, or leaves nothing
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,14 @@ def is_of(field: dataclasses.Field[Any], value: Any) -> bool:
     if value is None:
         return optional
     values = [value] if number is None else value
+    if number == "+" and not value:
+        return False
     if number is not None and not (isinstance(value, tuple) and (not isinstance(number, int) or len(value) == number)):
         return False
-    kinds = (int, float) if kind is float else kind
-    return all(isinstance(one, kinds) and isinstance(one, bool) == (kind is bool) for one in values)
+    kinds, choices = (int, float) if kind is float else kind, about(field).choices
+    return all(not choices or one in choices for one in values) and all(
+        isinstance(one, kinds) and isinstance(one, bool) == (kind is bool) for one in values
+    )
 
 
 def check_bounds(settings: Any) -> None:
@@ -117,6 +126,10 @@ def check_bounds(settings: Any) -> None:
         for one in value if isinstance(value, list) else [value]:
             if one == "" and name in PLACES:  # an unset variable of a shell, for which nothing else may be taken
                 raise UsageError(f"{flag(name)} is given without a value")
+            if name in SPLITS and set(Path(os.path.normpath(one)).parts) <= {"..", "/"}:  # what holds all splits, and more
+                raise UsageError(f"{flag(name)} {one!r} is no name of a split")
+            if isinstance(one, int) and one >= 2**63:
+                raise UsageError(f"{flag(name)}: it must be less than 2^63")
             if isinstance(one, float) and not math.isfinite(one):
                 raise UsageError(f"{flag(name)} {one}: it must be a finite number")
             if one is not None and its.at_least is not None and one < its.at_least:

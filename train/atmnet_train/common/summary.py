@@ -6,9 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from atmnet.strict_json import dumps
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 from matplotlib.ticker import MaxNLocator
+
+from atm_triton.strict_json import dumps
 
 from .files import write_atomically
 from .history import Row

@@ -34,6 +34,8 @@ def claim_output(settings: RunSettings) -> Path | None:
     last = output / "last.pt"
     if last.exists() and (resume is None or not last.samefile(resume)):
         raise UsageError(f"{output} holds a run already: go on with --resume auto, or give another --output")
+    if resume is None and (best := sorted(output.glob("best*.safetensors"))):
+        raise UsageError(f"{output} holds a run without its last.pt: {', '.join(path.name for path in best)}. Give another --output")
     return resume
 
 

@@ -1,17 +1,19 @@
 """The evaluation of a checkpoint, from its weights to its report: what every program does alike."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from .broken import BrokenImages
 from .config import write_config
 from .engine import end_quietly
+from .errors import RunError
 from .runtime import RunSettings
 from .summary import versions, write_json
 from .task import compile_core
@@ -33,16 +35,31 @@ class Trial:
     core: str = ""  # the submodule that is compiled; the model itself where empty
 
 
+def watch(module: nn.Module, broken: Tensor) -> None:
+    """Lets `broken` be true as soon as the module makes numbers that are not finite."""
+
+    def look(module: nn.Module, inputs: Any, output: Tensor | Mapping[str, Tensor]) -> None:
+        for values in output.values() if isinstance(output, Mapping) else (output,):
+            broken.logical_or_(~values.isfinite().all())
+
+    module.register_forward_hook(look)
+
+
 def run_trial(settings: RunSettings, accelerator: Accelerator, weights: Weights, trial: Trial) -> None:
     """Loads, measures, and leaves eval.json, with eval.yaml, the configuration that repeats it."""
     load_weights(trial.model, weights)
     # Placed here: under FSDP, Accelerate leaves a model that is not trained where it is.
     model = accelerator.prepare_model(trial.model.to(accelerator.device), evaluation_mode=True)
+    broken = torch.zeros((), dtype=torch.bool, device=accelerator.device)
     if settings.compile:
         compile_core(accelerator, model, trial.core)
+    else:
+        watch(cast(nn.Module, accelerator.unwrap_model(model)).get_submodule(trial.core), broken)
     output, began = Path(settings.output), time.perf_counter()
     metrics = trial.measure(model)
     seconds = time.perf_counter() - began
+    if accelerator.reduce(broken.float(), "sum").item() > 0:
+        raise RunError(f"{weights.source}: what the network makes of the images is not finite, and no measure of it means anything")
     speed = f"{metrics['images'] / seconds:.1f} images/s"
     accelerator.print(f"{trial.name} · {weights.source} · {trial.in_words(metrics)} · {speed} · {output}/{trial.files}", flush=True)
     if accelerator.is_main_process:

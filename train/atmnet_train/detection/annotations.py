@@ -1,12 +1,15 @@
 """COCO's annotation files: found, checked before any long work, and turned into training targets."""
 
-import json
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atmnet.images import describe
+
+from atm_triton.strict_json import loads
 
 from ..common.errors import UsageError
 from ..common.listing import held
@@ -65,6 +68,50 @@ class Split:
         return list(targets.values()), left_out
 
 
+def doubts(split: Split) -> list[str]:
+    """What can be used, and yet is hardly meant; each in a line."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in split.images}
+    objects = [(entry(row, number), row) for number, row in enumerate(split.annotations) if not row["iscrowd"]]
+    filled = {row["category_id"] for _, row in objects}
+    keys = [(row["image_id"], row["category_id"], *row["bbox"]) for _, row in objects]
+    first = {key: name for key, (name, _) in zip(reversed(keys), reversed(objects), strict=True)}
+    found: dict[str, list[str]] = {
+        "objects reach out of their image, where they are cut off; a box is [x, y, width, height]": [
+            name for name, row in objects if reaches_out(row["bbox"], *sizes[row["image_id"]])
+        ],
+        "objects have another box than their polygons": [
+            name for name, row in objects if isinstance(mask := row.get("segmentation"), list) and mask and is_apart(row["bbox"], mask)
+        ],
+        "objects are listed more than once, with the same image, category and box": [
+            name for key, (name, _) in zip(keys, objects, strict=True) if first[key] != name
+        ],
+        "files are listed for several images": repeated(image["file_name"] for image in split.images),
+        "names stand for several categories": repeated(split.classes),
+        "categories have no object": [name for id, name in zip(split.category_ids, split.classes, strict=True) if id not in filled],
+    }
+    return [f"{split.source}: {len(names)} {what}: {shorten(names)}" for what, names in found.items() if names]
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def reaches_out(bbox: list[float], width: int, height: int) -> bool:
+    """By more than a pixel."""
+    x, y, w, h = bbox
+    return min(x, y) < -1 or x + w > width + 1 or y + h > height + 1
+
+
+def is_apart(bbox: list[float], polygons: list[list[float]]) -> bool:
+    """By more than half its longer side."""
+    x, y, w, h = bbox
+    places = [(min(polygon[axis::2]), max(polygon[axis::2])) for axis in (0, 1) for polygon in polygons]
+    lows, highs = zip(*places, strict=True)
+    count, limit = len(polygons), 1 + max(w, h) / 2
+    around = min(lows[:count]), max(highs[:count]), min(lows[count:]), max(highs[count:])
+    return any(abs(one - other) > limit for one, other in zip(around, (x, x + w, y, y + h), strict=True))
+
+
 def clip(bbox: list[float], width: int, height: int) -> list[float] | None:
     """COCO's (x, y, width, height) to the corners of what lies inside the image; None if that is narrower or lower than a pixel."""
     x, y, w, h = bbox
@@ -117,7 +164,7 @@ def first_that_exists(root: Path, names: list[str], what: str) -> Path:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return loads(path.read_bytes())
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path} is not JSON that can be read: {describe(error)}") from error
 

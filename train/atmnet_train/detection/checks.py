@@ -6,6 +6,9 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
+from atmnet.images import LONGEST
+from PIL import Image
+
 from ..common.errors import UsageError
 from ..common.weights import shorten
 from .masks import FARTHEST, are_numbers, wrong_mask
@@ -19,7 +22,7 @@ REQUIRED = {
     "categories": ("id", "name"),
 }
 LARGEST_ID = 2**63 - 1  # of a tensor
-LONGEST_SIDE = 2**31 - 1
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)  # that Pillow opens
 
 Size = tuple[int, int]  # height, width
 
@@ -85,8 +88,11 @@ def wrong_image(row: Record) -> str:
     if not isinstance(row["file_name"], str) or not row["file_name"].strip("./"):
         return f"the file_name {reprlib.repr(row['file_name'])}"
     for side in ("width", "height"):
-        if not is_integer(row[side], 1, LONGEST_SIDE):
+        if not is_integer(row[side], 1):
             return f"the {side} {reprlib.repr(row[side])}, which is no integer from 1 on"
+    sides = row["width"], row["height"]
+    if max(sides) > LONGEST * min(sides) or row["width"] * row["height"] > MOST_PIXELS:
+        return f"the size {row['width']} x {row['height']}, which is of no image that could be opened"
     return ""
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from atmnet.strict_json import dumps
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
+
+from atm_triton.strict_json import dumps
 
 from ..common.broken import BrokenImages
 from ..common.errors import RunError

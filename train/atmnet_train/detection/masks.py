@@ -78,19 +78,25 @@ def read_counts(text: str) -> list[int]:
 
 
 def usable(segmentation: Segmentation, height: int, width: int) -> Segmentation:
-    """A mask without what covers nothing: run lengths of background alone, polygons of less than three corners, without width or beside the
-    image. Nothing may be left."""
+    """A mask without what covers nothing: run lengths of background alone, polygons that `covers` denies. Nothing may be left."""
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         inside = sum((read_counts(counts) if isinstance(counts, str) else counts)[1::2])
         return {"size": [height, width], "counts": counts} if inside else []
-    return [
-        polygon for polygon in segmentation if len(polygon) >= 6 and is_inside(polygon[::2], width) and is_inside(polygon[1::2], height)
-    ]
+    return [polygon for polygon in segmentation if len(polygon) >= 6 and covers(polygon, height, width)]
 
 
-def is_inside(places: list[float], length: int) -> bool:
-    return min(places) < min(max(places), length) and max(places) > 0
+def covers(polygon: list[float], height: int, width: int) -> bool:
+    """Whether a polygon has an area, and pixels of the image in it."""
+    xs, ys = polygon[::2], polygon[1::2]
+    left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
+    area = sum(x * v - u * y for x, y, u, v in zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)) / 2
+    wide = abs(area) > 2 * max(right - left, bottom - top)  # than two pixels
+    if wide and min(left, top) >= 0 and right <= width and bottom <= height:
+        return True  # without asking for it: of all of COCO it would take a minute
+    corners = np.array(polygon, np.float64).reshape(-1, 2)
+    on_a_line = not wide and np.linalg.matrix_rank(corners - corners[0], tol=0.02) < 2  # where rounding fills some pixels all the same
+    return not on_a_line and bool(rle.area(rle.frPyObjects([polygon], height, width)).any())  # type: ignore[union-attr]
 
 
 def nothing(height: int, width: int) -> Segmentation:

@@ -12,7 +12,7 @@ from ..common.dense import AdamWSettings, BackboneSettings, check_model, trained
 from ..common.errors import UsageError
 from ..common.loading import LoadingSettings
 from ..common.runtime import EvaluationSettings, RunSettings
-from ..common.settings import setting
+from ..common.settings import LARGEST_SIDE, setting
 from ..common.weights import Weights
 
 # Stochastic depth by variant.
@@ -53,9 +53,9 @@ class DataSettings(LoadingSettings):
     keep_empty: bool = setting(False, "train on images without objects too", incidental=True)
     batch_size: int = setting(2, "per process and micro-batch", "-b", metavar="N", at_least=1, incidental=True)
     min_size: tuple[int, ...] = setting(
-        (800,), "of the shorter side, drawn from these in training", metavar="N", told="the schedule's: 800, or 480 to 800"
+        (800,), "of the shorter side, drawn from these in training", metavar="N", at_least=8, told="the schedule's: 800, or 480 to 800"
     )
-    max_size: int = setting(1333, "of the longer side", metavar="N", at_least=1)
+    max_size: int = setting(1333, "of the longer side", metavar="N", at_least=8, at_most=LARGEST_SIDE)
 
 
 @dataclass(frozen=True)
@@ -128,5 +128,8 @@ def check(settings: Settings) -> None:
             "DIR/annotations/instances_{train2017,val2017}.json, as COCO is usually unpacked"
         )
     check_model(settings.model, settings.evaluation, settings.run)
-    if min(data.min_size) < 1 or max(data.min_size) > data.max_size:
-        raise UsageError(f"--min-size {' '.join(map(str, data.min_size))}: it must lie between 1 and --max-size {data.max_size}")
+    decays, epochs = settings.schedule.decay_epochs, settings.schedule.epochs
+    if list(decays) != sorted(decays) or max(decays) >= epochs:
+        raise UsageError(f"--decay-epochs {' '.join(map(str, decays))}: they must rise, and lie below --epochs {epochs}")
+    if max(data.min_size) > data.max_size:
+        raise UsageError(f"--min-size {' '.join(map(str, data.min_size))}: it must be at most --max-size {data.max_size}")

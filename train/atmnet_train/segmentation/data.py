@@ -1,5 +1,6 @@
 """Images and their annotations in ADE20K's layout: found, named, and all checked before anything long begins."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,18 +67,21 @@ def by_stem(folder: Path, tell: Tell, wanted: Sequence[str] | None = None) -> di
 
 def class_names(root: Path, given: str | None) -> list[str]:
     """Reads them from the file `given`, or from one that comes with the data; empty where there is none."""
-    path = Path(given) if given else next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
+    path = Path(given) if given else next((root / name for name in CLASS_FILES if os.path.lexists(root / name)), None)
     if path is None:
         return []
     if not path.is_file():
-        raise UsageError(f"--classes {path}: there is no such file; it has one name a line, the first for label 1")
+        raise UsageError(f"--classes {path}: there is no such file, or no regular one; it has one name a line, the first for label 1")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}; it has one name a line in UTF-8") from error
     rows = [line for line in text.splitlines() if line.strip()]
     if rows and "\t" in rows[0]:  # ADE20K's own: a heading, and the name in the last column
-        rows = [row.rstrip("\t ").split("\t")[-1] for row in rows if row.split("\t")[0].strip().isdigit()]
+        rows = [row for row in rows if row.split("\t")[0].strip().isdecimal()]
+        if [int(row.split("\t")[0]) for row in rows] != [*range(1, len(rows) + 1)]:
+            raise UsageError(f"{path}: the labels in its first column are not 1, 2, 3 and so on")
+        rows = [row.rstrip("\t ").split("\t")[-1] for row in rows]
     names = [row.strip() for row in rows]
     if not 0 < len(names) <= MOST_CLASSES:
         raise UsageError(f"{path} names {len(names)} classes; there can be 1 to {MOST_CLASSES}, one a line, the first for label 1")
@@ -109,15 +113,24 @@ def resolve_classes(names: list[str], num_classes: int | None, pairs: Sequence[P
     return names or nameless(number)
 
 
+def untrained(classes: list[str], training: Sequence[bytes], validation: Sequence[bytes]) -> list[str]:
+    """Classes that no training annotation has. Refuses splits that have none at all, or a single one to train on."""
+    check_labelled(validation, "validation ")
+    trained = check_labelled(training, "training ")
+    if len(trained) < 2:
+        raise UsageError(f"a single class to train on, {classes[trained[0] - 1]}: any network is right about it at once. {ADVICE}")
+    return [name for label, name in enumerate(classes, 1) if label not in trained]
+
+
 def nameless(number: int) -> list[str]:
     """Names of classes that have none."""
     return [f"class {label}" for label in range(1, number + 1)]
 
 
-def check_labelled(labels: Sequence[bytes]) -> list[int]:
+def check_labelled(labels: Sequence[bytes], which: str = "") -> list[int]:
     """Labels that there are; refuses data without any."""
     if not any(labels):
-        raise UsageError(f"none of the {len(labels)} annotations labels anything: all are 0 or 255, which are ignored. {ADVICE}")
+        raise UsageError(f"none of the {len(labels)} {which}annotations labels anything: all are 0 or 255, which are ignored. {ADVICE}")
     return sorted(set().union(*labels))
 
 

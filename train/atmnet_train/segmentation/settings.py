@@ -13,7 +13,7 @@ from ..common.dense import AdamWSettings, BackboneSettings, check_model, trained
 from ..common.errors import UsageError
 from ..common.loading import LoadingSettings
 from ..common.runtime import EvaluationSettings, RunSettings
-from ..common.settings import LARGEST_RATE, setting
+from ..common.settings import LARGEST_RATE, LARGEST_SIDE, setting
 from ..common.weights import Weights
 from .data import LAYOUT, MOST_CLASSES
 
@@ -57,7 +57,9 @@ class DataSettings(LoadingSettings):
     batch_size: int = setting(
         4, "per process and micro-batch", "-b", metavar="N", at_least=1, incidental=True, told="for 8 processes, 4; with --head upernet 2"
     )
-    crop_size: int = setting(512, "of training; the shorter side of images in evaluation", metavar="PIXELS", at_least=2)
+    crop_size: int = setting(
+        512, "of training; the shorter side of images in evaluation", metavar="PIXELS", at_least=2, at_most=LARGEST_SIDE
+    )
     no_aug: bool = setting(False, "no random scale, mirroring or colours")
 
 
@@ -76,7 +78,9 @@ class ScheduleSettings:
     iterations: int = setting(40_000, "updates", metavar="N", at_least=1, told="40000; with --head upernet 160000")
     eval_interval: int = setting(4_000, "updates between evaluations", metavar="N", at_least=1, told="a tenth of --iterations")
     warmup_updates: int = setting(0, "the rate rises linearly", metavar="N", at_least=0, told="0; with --head upernet 1500")
-    power: float = setting(0.9, "of the polynomial by which the rate falls to 0", at_least=0, told="0.9; with --head upernet 1")
+    power: float = setting(
+        0.9, "of the polynomial by which the rate falls to 0", at_least=0, at_most=LARGEST_RATE, told="0.9; with --head upernet 1"
+    )
 
 
 @dataclass(frozen=True)
