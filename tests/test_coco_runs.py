@@ -26,6 +26,8 @@ from coco_shapes import write_coco, write_split
 from PIL import Image
 from torch import nn
 
+from atm_triton.backend import device_name
+
 BACKBONE = {"depths": (1, 1, 1, 1), "dims": (16, 32, 48, 64)}
 TINY = [
     *("--model", "atmnet-xt", "--model-kwargs", *(f"{name}={value}".replace(" ", "") for name, value in BACKBONE.items())),
@@ -177,7 +179,7 @@ def test_two_processes_train_together_and_find_what_one_finds(
     trained = learned("mask-rcnn")
     two_processes(coco.main, line(shapes, tmp_path / "two", *recipe, "--init-from", trained))
     said = capfd.readouterr().out
-    assert "2 x cpu" in said and "8 training and 5 validation images" in said
+    assert f"2 x {device_name(torch.device('cpu'))}" in said and "8 training and 5 validation images" in said
     assert len(rows(tmp_path / "two")) == 2
     last = json.loads((tmp_path / "two" / "summary.json").read_text())["last"]
     assert last["val_images"] == 5 and last["val_box_AP"] > 10
