@@ -11,14 +11,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from ade_shapes import CLASSES, COLOURS, write_ade
+from atmnet.drawing.regions import overlay, palette
+from atmnet.predicting.segmenting import segment
+from atmnet.predicting.views import EvalTransform
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.sampling import SampleKey
 from atmnet_train.segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
-from atmnet_train.segmentation.evaluate import class_table, confusion_matrix, predict, scores
+from atmnet_train.segmentation.evaluate import class_table, confusion_matrix, scores
 from atmnet_train.segmentation.labels import read_labels
-from atmnet_train.segmentation.pictures import draw_picture, overlay, palette
+from atmnet_train.segmentation.pictures import draw_picture
 from atmnet_train.segmentation.samples import TrainPairs, ValPairs, collate, read_pair
-from atmnet_train.segmentation.transforms import IGNORED, DiverseCrop, EvalTransform, TrainTransform
+from atmnet_train.segmentation.transforms import IGNORED, DiverseCrop, TrainTransform
 from image_files import write_turned
 from PIL import Image
 from torch import Tensor, nn
@@ -357,11 +360,11 @@ class Thresholds(nn.Module):
 def test_predictions_over_views_and_mirror_images() -> None:
     view = torch.full((3, 8, 16), -1.0)
     view[:, :, 1:3] = 1  # on the left: mirrored, it is on the right
-    single = predict(Thresholds(), [view], (16, 32), mirrored=False)
+    single = segment(Thresholds(), [view], (16, 32), mirrored=False)[0]
     assert single.shape == (16, 32) and (single[:, 3:5] == 1).all() and not single[:, 8:].any()
-    both = predict(Thresholds(), [view, view], (16, 32), mirrored=True)
+    both = segment(Thresholds(), [view, view], (16, 32), mirrored=True)[0]
     assert (both[:, 3:5] > 0).all() and not both[:, 8:].any()  # as likely 1 as 2, but never 0
-    assert torch.equal(predict(Thresholds(), [view.flip(-1)], (16, 32), mirrored=True) > 0, both.flip(-1) > 0)
+    assert torch.equal(segment(Thresholds(), [view.flip(-1)], (16, 32), mirrored=True)[0] > 0, both.flip(-1) > 0)
 
 
 def test_colours_are_distinct() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from atmnet.images import ImageError, natural, upright_size
+from atmnet.labels import nameless
 from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import UsageError
@@ -107,11 +108,6 @@ def resolve_classes(names: list[str], num_classes: int | None, pairs: Sequence[P
         )
     check_labels(number, pairs, labels)
     return names or nameless(number)
-
-
-def nameless(number: int) -> list[str]:
-    """Names of classes that have none."""
-    return [f"class {label}" for label in range(1, number + 1)]
 
 
 def check_labelled(labels: Sequence[bytes]) -> list[int]:
