@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ..drawing.objects import LEGIBLE, LONGEST
 from ..drawing.regions import overlay, palette, tint
-from ..drawing.text import in_percent, with_legend
+from ..drawing.text import Entry, in_percent, with_legend
 from ..tasks import About
 from .options import Options
 from .result import Predictor, Result
@@ -49,12 +49,13 @@ class Masks(Result):
             rows, columns = (torch.arange(n) * whole // n for n, whole in zip(size, labels.shape, strict=True))
             labels = labels[rows[:, None], columns]
         labels[labels < 0] = len(colours)
-        times = max(1, LEGIBLE // longer)
-        image, labels = (repeat(x, "... h w -> ... (h a) (w b)", a=times, b=times) for x in (image, labels))
+        larger = max(1, LEGIBLE // longer)
+        image, labels = (repeat(x, "... h w -> ... (h a) (w b)", a=larger, b=larger) for x in (image, labels))
         picture: Image.Image = to_pil_image(overlay(image, labels, colours))
-        return with_legend(
-            picture, [(f"{row['name']}: {in_percent(row['share'])}", tint(colours[row["label"] - 1])) for row in self.rows()]
-        )
+        legend: list[Entry] = [(f"{row['name']}: {in_percent(row['share'])}", tint(colours[row["label"] - 1])) for row in self.rows()]
+        if none := int((self.labels == 0).sum()):
+            legend.append((f"none: {in_percent(none / self.labels.numel())}", None))
+        return with_legend(picture, legend)
 
     def label_image(self) -> Image.Image:
         """The labels themselves as a picture, in the colours of the legend: its pixels' numbers are those of an annotation."""
