@@ -1,6 +1,5 @@
 """Data in ADE20K's layout: what is read of it, what is refused before training, what a sample is, and how predictions are scored."""
 
-import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -11,14 +10,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from ade_shapes import CLASSES, COLOURS, write_ade
+from atmnet.predicting.segmenting import segment
+from atmnet.predicting.views import EvalTransform
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.sampling import SampleKey
 from atmnet_train.segmentation.data import check_pairs, class_names, find_pairs, resolve_classes, untrained
-from atmnet_train.segmentation.evaluate import class_table, confusion_matrix, predict, scores
+from atmnet_train.segmentation.evaluate import class_table, confusion_matrix, scores
 from atmnet_train.segmentation.labels import read_labels
-from atmnet_train.segmentation.pictures import draw_picture, overlay, palette
 from atmnet_train.segmentation.samples import TrainPairs, ValPairs, collate, read_pair
-from atmnet_train.segmentation.transforms import IGNORED, DiverseCrop, EvalTransform, TrainTransform
+from atmnet_train.segmentation.transforms import IGNORED, DiverseCrop, TrainTransform
 from image_files import write_turned
 from PIL import Image
 from torch import Tensor, nn
@@ -47,8 +47,7 @@ def relabel(path: Path, label: int) -> None:
 
 
 def test_pairs_are_found_by_either_name_of_a_split(data: Path) -> None:
-    found = [pair.image.name for pair in find_pairs(data, "training")]
-    assert found == [f"training_{number}.jpg" for number in range(4)]
+    assert [pair.image.name for pair in find_pairs(data, "training")] == [f"training_{number}.jpg" for number in range(4)]
     for folder in ("images", "annotations"):
         (data / folder / "training").rename(data / folder / "train")
     assert [pair.annotation.name for pair in find_pairs(data, "training")] == [f"training_{number}.png" for number in range(4)]
@@ -372,28 +371,8 @@ class Thresholds(nn.Module):
 def test_predictions_over_views_and_mirror_images() -> None:
     view = torch.full((3, 8, 16), -1.0)
     view[:, :, 1:3] = 1  # on the left: mirrored, it is on the right
-    single = predict(Thresholds(), [view], (16, 32), mirrored=False)
+    single = segment(Thresholds(), [view], (16, 32), mirrored=False)[0]
     assert single.shape == (16, 32) and (single[:, 3:5] == 1).all() and not single[:, 8:].any()
-    both = predict(Thresholds(), [view, view], (16, 32), mirrored=True)
+    both = segment(Thresholds(), [view, view], (16, 32), mirrored=True)[0]
     assert (both[:, 3:5] > 0).all() and not both[:, 8:].any()  # as likely 1 as 2, but never 0
-    assert torch.equal(predict(Thresholds(), [view.flip(-1)], (16, 32), mirrored=True) > 0, both.flip(-1) > 0)
-
-
-def test_colours_are_distinct() -> None:
-    colours = torch.tensor(palette(150)).float()
-    distances = torch.cdist(colours, colours) + 1000 * torch.eye(150)
-    assert distances.min() > 25
-    assert palette(11) == palette(150)[:11]
-
-
-def test_pictures(tmp_path: Path) -> None:
-    image = torch.full((3, 20, 30), 100, dtype=torch.uint8)
-    labels = torch.full((20, 30), IGNORED, dtype=torch.uint8)
-    assert torch.equal(overlay(image, labels, palette(3)), image)
-    labels[:, 10:] = 1
-    drawn = overlay(image, labels, palette(3))
-    assert torch.equal(drawn[:, :, :10], image[:, :, :10])
-    assert drawn[:, 0, 20].tolist() == [math.floor(0.4 * 100 + 0.6 * part) for part in palette(3)[1]]
-    draw_picture(tmp_path / "pictures" / "a.png", image, labels, labels.long().clamp(max=1), ["x", "[/b]$y$", "$z"])
-    with Image.open(tmp_path / "pictures" / "a.png") as picture:
-        assert picture.width > 1000 and len(picture.getcolors(1 << 20)) > 4
+    assert torch.equal(segment(Thresholds(), [view.flip(-1)], (16, 32), mirrored=True)[0] > 0, both.flip(-1) > 0)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from atmnet.predicting.views import rescale
 from atmnet_train.segmentation import colours
 from atmnet_train.segmentation.colours import PhotometricDistortion, affine, saturate, to_hsv, to_rgb, turn_hue
-from atmnet_train.segmentation.transforms import RandomRescale, rescale
+from atmnet_train.segmentation.transforms import RandomRescale
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torchvision import tv_tensors

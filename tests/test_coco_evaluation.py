@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from atmnet.drawing.objects import colour
 from atmnet_train.coco import parse
 from atmnet_train.common.broken import BrokenImages
 from atmnet_train.common.errors import RunError
 from atmnet_train.detection.annotations import Split, open_split
 from atmnet_train.detection.evaluate import METRICS, REPORTED, Evaluator, coco_metrics, to_results
-from atmnet_train.detection.pictures import colour, draw
+from atmnet_train.detection.pictures import draw
 from coco_shapes import run_lengths, write_coco
 from faster_coco_eval import COCO
 from PIL import Image

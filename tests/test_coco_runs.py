@@ -15,12 +15,12 @@ import pytest
 import timm
 import torch
 from atmnet.dense.detection import DETECTORS, create_detector
+from atmnet.drawing.objects import colour
 from atmnet_train import coco
 from atmnet_train.coco import parse
 from atmnet_train.common.checkpoints import Progress
 from atmnet_train.common.errors import UsageError
 from atmnet_train.common.task import Task
-from atmnet_train.detection.pictures import colour
 from atmnet_train.detection.schedule import make_scheduler
 from coco_shapes import write_coco, write_split
 from PIL import Image

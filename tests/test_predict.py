@@ -13,7 +13,10 @@ import timm
 import torch
 from atmnet.__main__ import main
 from atmnet.images import find_images
-from atmnet.prediction import class_names, predict
+from atmnet.labels import class_names
+from atmnet.predicting import predictor
+from atmnet.predicting.many import predict_files
+from atmnet.predicting.options import Options
 from atmnet.weights.opening import open_classifier
 from atmnet_train import imagenet
 from atmnet_train.common.errors import RunError
@@ -117,7 +120,8 @@ def test_names_with_markup_and_without_meaning(
 def test_batches_do_not_matter(saved: Path, two_classes: Path):
     model, images = open_classifier(saved), find_images([str(two_classes)])[0]
     assert len(images) == 20
-    singly, together = ([one.predictions for one in predict(model, images, top=1, batch_size=size)] for size in (1, 32))
+    way = predictor(model, Options(top=1))
+    singly, together = ([one.result.predictions for one in predict_files(way, images, size)] for size in (1, 32))
     for (one,), (other,) in zip(singly, together, strict=True):
         assert one.index == other.index and one.probability == pytest.approx(other.probability, rel=1e-4)
 
@@ -126,7 +130,8 @@ def test_images_are_seen_upright(saved: Path, tmp_path: Path):
     for orientation in (1, 3, 6):
         write_turned(tmp_path / f"{orientation}.png", orientation)
     model = open_classifier(saved)
-    first, *others = ([likely.probability for likely in one.predictions] for one in predict(model, find_images([str(tmp_path)])[0]))
+    found = predict_files(predictor(model, Options()), find_images([str(tmp_path)])[0])
+    first, *others = ([likely.probability for likely in one.result.predictions] for one in found)
     assert all(other == pytest.approx(first, rel=1e-4) for other in others) and len(others) == 2
 
 
@@ -265,7 +270,7 @@ def test_a_full_disk_and_weights_that_are_not_finite_are_told(
 ):
     images = str(two_classes / "val")
     assert main(["predict", "--checkpoint", str(saved), "--json", "/dev/full", images]) == 1
-    assert "cannot write --json /dev/full" in capsys.readouterr().err
+    assert "cannot write /dev/full" in capsys.readouterr().err
     state = timm.create_model("test_convnext").state_dict()
     torch.save(state | {"stem.0.bias": state["stem.0.bias"] / 0}, tmp_path / "diverged.pth")
     given = ["--checkpoint", str(tmp_path / "diverged.pth"), "--model", "test_convnext"]

@@ -40,6 +40,10 @@ PUBLIC = {
         "load": "model path",
         "load_official": "model path_or_state_dict ema",
         "open_classifier": "checkpoint model ema",
+        "open_detector": "checkpoint model ema",
+        "open_model": "checkpoint model ema",
+        "open_segmenter": "checkpoint model ema",
+        "predict": "model image top threshold tile overlap multi_scale",
         "save": "model path metadata",
     },
 }

@@ -7,8 +7,9 @@ from .dense.layers import as_layers
 from .dense.necks import ATMFPN, FPN
 from .dense.segmentation import create_segmenter
 from .model import ATMNet
+from .predicting import predict
 from .variants import VARIANTS, ATMNetFeatures, canonical_name
-from .weights.opening import open_classifier
+from .weights.opening import open_classifier, open_detector, open_model, open_segmenter
 from .weights.published import load_official
 from .weights.saved import load, save
 
@@ -26,5 +27,9 @@ __all__ = [
     "load",
     "load_official",
     "open_classifier",
+    "open_detector",
+    "open_model",
+    "open_segmenter",
+    "predict",
     "save",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from einops import rearrange
@@ -56,6 +56,11 @@ def canonical_name(model: str) -> str:
     """``atmnet-b`` and ``ATMNet-B`` name the model ``atmnet_b``; other names stay as they are."""
     name = model.lower().replace("-", "_")
     return name if name.startswith("atmnet_") else model
+
+
+def variant_of(depths: Sequence[int]) -> str | None:
+    """Name of the variant with so many blocks in its stages, if any."""
+    return next((name for name, arguments in VARIANTS.items() if arguments["depths"] == tuple(depths)), None)
 
 
 def model_arguments(pairs: Iterable[str]) -> dict[str, Any]:

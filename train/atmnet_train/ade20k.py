@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from atmnet.dense.backbone import STRIDES
 from atmnet.dense.segmentation import Segmenter, create_segmenter
+from atmnet.labels import nameless
 from rich.console import Console
 from timm.data import resolve_model_data_config
 from timm.layers import convert_sync_batchnorm
@@ -27,7 +28,7 @@ from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
 from .common.trial import Trial, run_trial
 from .common.weights import Weights, shorten
-from .segmentation.data import check_labels, check_pairs, class_names, find_pairs, nameless, resolve_classes, split_folder, untrained
+from .segmentation.data import check_labels, check_pairs, class_names, find_pairs, resolve_classes, split_folder, untrained
 from .segmentation.evaluate import METRICS, Evaluator, class_table, scores, to_rich, write_csv
 from .segmentation.optimizer import make_optimizer
 from .segmentation.samples import Batch, TrainPairs, collate

@@ -126,6 +126,7 @@ def train(settings: Settings) -> None:
             "num_classes": len(split.classes),
             "frozen_norms": frozen_norms,
             "classes": split.classes,
+            "category_ids": split.category_ids,
             "order": {"seed": run.seed, "global batch": loader.images_per_update, "images": len(dataset), "names": names},
             "recipe": recipe_of(settings),
         },

@@ -1,90 +1,168 @@
-"""python -m atmnet predict: the likeliest classes of images."""
+"""python -m atmnet predict: what a model finds on images."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import ExitStack, closing
 from pathlib import Path
-from statistics import mean
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from atm_triton.strict_json import dumps
-
 from ..images import find_images
-from ..prediction import Prediction, predict
-from ..weights.opening import open_classifier
+from ..predicting import predictor
+from ..predicting.folder import Folder
+from ..predicting.many import Outcome, predict_files
+from ..predicting.options import Options
+from ..predicting.writing import CannotWrite, CsvFile, JsonFile
+from ..tasks import CLASSIFICATION, DETECTION, SEGMENTATION, About, about
+from ..weights.opening import open_model
+from . import progress
 from .arguments import add_model, add_running, whole_number
 
-HELP = "the likeliest classes of images"
+HELP = "what a model finds on images: classes, the class of each pixel, or objects"
+AT_ONCE = 200  # rows of a table on the terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'photos/**/*.jpg'")
     add_model(parser, "")
-    add("--top", type=whole_number(1), default=5, metavar="N", help="classes per image (default: 5)")
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="write predictions.json and .csv there; of a segmenter also pictures/ and labels/ (PNGs of 1 for the first class, and so on); "
+        "of a detector pictures/ and detections.json, COCO's results for images.json",
+    )
     add("--json", metavar="FILE", help="write JSON there (-: to the terminal) rather than a table")
+    add("--csv", metavar="FILE", help="write a row per class or object there (-: to the terminal) rather than a table")
+    add(
+        "--top-k", "--top", dest="top", type=whole_number(1), default=5, metavar="N", help="classes per image, of a classifier (default: 5)"
+    )
+    add(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="leave out what is less probable: classes, objects (default: 0.3; detections.json has all), the class of a pixel",
+    )
+    add(
+        "--tile",
+        type=whole_number(1),
+        metavar="PIXELS",
+        help="of a segmenter: take images in their own size, in windows of so many pixels a side, for those that do not fit the memory",
+    )
+    add("--overlap", type=whole_number(0), metavar="PIXELS", help="of neighbouring windows (default: a quarter of --tile)")
+    add("--multi-scale", action="store_true", help="of a segmenter: the mean over six scales from 0.5 to 1.75, each also mirrored")
     add_running(parser)
+
+
+class Output(Protocol):
+    def write(self, number: int, outcome: Outcome) -> None: ...
+    def close(self) -> None: ...
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     errors = Console(stderr=True)
     try:
+        options = Options(args.top, args.threshold, args.tile, args.overlap, args.multi_scale)
         images, passed_over = find_images(args.images)
-        if args.json not in (None, "-") and (Path(args.json).is_dir() or not Path(args.json).parent.is_dir()):
-            raise FileNotFoundError(f"--json {args.json}: give a file in a folder that exists")
-        model = open_classifier(args.checkpoint, args.model, args.ema).to(args.device)
-        if not model.num_classes:
-            raise ValueError(f"{args.checkpoint} has no classifier")
+        check_files(args)
+        model = open_model(args.checkpoint, args.model, args.ema).to(args.device)
+        described = about(model)
+        way = predictor(model, options)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of a device that is not there
         parser.error(str(error))
     if passed_over:
         print(f"passed over: {passed_over}", file=sys.stderr)
-    predictions = predict(model, images, args.top, args.batch_size)
+    batch_size = args.batch_size if described.task == CLASSIFICATION else 1  # others see images in sizes of their own
+    read, load_ms, network_ms, began = 0, 0.0, 0.0, time.perf_counter()
+    failed: list[str] = []
     try:
-        results = list(track(predictions, "predicting", len(images), console=errors, transient=True))
+        with ExitStack() as files:
+            outputs: list[Output] = [files.enter_context(closing(output)) for output in outputs_of(args, described, way.columns, images)]
+            found = predict_files(way, images, batch_size)
+            for number, outcome in enumerate(progress.images(found, "predicting", len(images), errors)):
+                for output in outputs:
+                    output.write(number, outcome)
+                if outcome.error is not None:
+                    failed.append(f"{outcome.image} ({outcome.error})")
+                    continue
+                read, load_ms, network_ms = read + 1, load_ms + outcome.load_ms, network_ms + outcome.network_ms
+    except CannotWrite as error:
+        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 1
     except ValueError as error:  # of a model that takes no such pictures
         parser.error(f"{args.checkpoint}: {error}")
-    if args.json:
-        text = dumps([as_json(result) for result in results], indent=2)
-        try:
-            print(text, flush=True) if args.json == "-" else Path(args.json).write_text(text + "\n")
-        except OSError as error:
-            errors.print(f"error: cannot write --json {args.json}: {error}", markup=False)
-            return 1
-    else:
-        Console().print(as_table(results))
-    read = [result for result in results if result.error is None]
     if read:
-        load, network = mean(result.load_ms for result in read), mean(result.network_ms for result in read)
-        errors.print(f"{len(read)} images · per image {load:.1f} ms to load, {network:.1f} ms in the network ({args.device})")
-    for result in results:
-        if result.error is not None:
-            print(f"skipped: {result.image} ({result.error})", file=sys.stderr)
-    return 0 if len(read) == len(results) else 1
+        errors.print(
+            f"{read} images · per image {load_ms / read:.1f} ms to load, {network_ms / read:.1f} ms in the network ({args.device}) · "
+            f"{read / (time.perf_counter() - began):.3g} images/s" + (f" · {args.out}" if args.out else ""),
+            markup=False,
+            soft_wrap=True,
+        )
+    for line in failed:
+        print(f"skipped: {line}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def as_json(result: Prediction) -> dict[str, object]:
-    """Return what there is to say: predictions and times, or the error."""
-    fields = ("image", "error") if result.error is not None else ("image", "predictions", "load_ms", "network_ms")
-    return {name: value for name, value in asdict(result).items() if name in fields}
+def check_files(args: argparse.Namespace) -> None:
+    """Refuse what cannot be written before anything takes time."""
+    for flag, path in (("--json", args.json), ("--csv", args.csv)):
+        if path not in (None, "-") and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+            raise FileNotFoundError(f"{flag} {path}: give a file in a folder that exists")
+    if args.json == args.csv == "-":
+        raise ValueError("--json - and --csv - would write into each other: give one of them a file")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise FileExistsError(f"--out {args.out}: there is a file of this name: give a folder")
 
 
-def as_table(results: Sequence[Prediction]) -> Table:
-    table = Table(box=None)
-    table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("%", justify="right")
-    table.add_column("load + network (ms)", justify="right")
-    for result in results:
-        for rank, guess in enumerate(result.predictions):
-            image, times = (result.image, f"{result.load_ms:.1f} + {result.network_ms:.1f}") if rank == 0 else ("", "")
-            cells = (image, guess.name, f"{100 * guess.probability:.1f}", times)
-            table.add_row(*map(Text, cells), end_section=rank == len(result.predictions) - 1)  # in names, square brackets are no markup
-    return table
+def outputs_of(args: argparse.Namespace, described: About, columns: Sequence[str], images: Sequence[Path]) -> list[Any]:
+    outputs: list[Any] = []
+    if args.json:
+        outputs.append(JsonFile(args.json))
+    if args.csv:
+        outputs.append(CsvFile(args.csv, columns))
+    if args.out:
+        outputs.append(Folder(args.out, described, columns, images))
+    return outputs or [Printed(described.task)]
+
+
+class Printed:
+    """Tables on the terminal, of some images each."""
+
+    def __init__(self, task: str) -> None:
+        self.task, self.rows = task, 0
+        self.console = Console()
+        self.table = self._table()
+
+    def _table(self) -> Table:
+        table = Table(box=None)
+        table.add_column("image", overflow="fold")
+        table.add_column("class")
+        table.add_column("%", justify="right")
+        table.add_column("load + network (ms)", justify="right")
+        return table
+
+    def write(self, number: int, outcome: Outcome) -> None:
+        rows = [] if outcome.error is not None else outcome.result.rows()
+        if outcome.error is None and not rows:
+            rows = [{"name": "nothing"}]
+        for rank, row in enumerate(rows):
+            image, times = (outcome.image, f"{outcome.load_ms:.1f} + {outcome.network_ms:.1f}") if rank == 0 else ("", "")
+            share = row.get({CLASSIFICATION: "probability", SEGMENTATION: "share", DETECTION: "score"}[self.task])
+            cells = (image, row["name"], "" if share is None else f"{100 * share:.1f}", times)
+            self.table.add_row(*map(Text, cells), end_section=rank == len(rows) - 1)  # in names, square brackets are no markup
+        self.rows += len(rows)
+        if self.rows >= AT_ONCE:
+            self.close()
+            self.table, self.rows = self._table(), 0
+
+    def close(self) -> None:
+        if self.rows:
+            self.console.print(self.table)

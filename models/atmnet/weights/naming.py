@@ -43,8 +43,8 @@ def from_official(name: str) -> str:
 
 
 def published_meta(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Description of weights by a file of the authors: ``model``, or of a segmenter ``depths``, ``head`` and ``num_classes``; None for
-    any other file."""
+    """Description of weights by a file of the authors: ``model``, or of a segmenter ``depths``, ``head``, ``num_classes`` and, where the
+    file names them, ``classes``; None for any other file."""
     if "pos_blocks.0.proj.weight" in weights:
         model = MODELS.get(str(getattr(content.get("args"), "model", "")))
         return {"model": model} if model else {}
@@ -53,8 +53,12 @@ def published_meta(content: Mapping[str, Any], weights: Mapping[str, Tensor]) ->
         return None
     blocks = {(found[1], found[2]) for found in map(re.compile(r"backbone\.blocks\.(\d+)\.(\d+)\.").match, weights) if found}
     per_stage = Counter(stage for stage, _ in blocks)
+    meta = content.get("meta")
+    names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+    named = isinstance(names, (list, tuple)) and len(names) == len(classifier) and all(isinstance(name, str) for name in names)
     return {
         "depths": tuple(per_stage[stage] for stage in sorted(per_stage)),
         "head": "upernet" if "decode_head.bottleneck.conv.weight" in weights else "semantic-fpn",
         "num_classes": len(classifier),
+        **({"classes": list(names)} if named and names else {}),
     }

@@ -1,4 +1,4 @@
-"""A classifier from whatever holds its weights, with what its inputs and outputs mean."""
+"""A model from whatever holds its weights, with what its inputs and outputs mean."""
 
 from __future__ import annotations
 
@@ -8,29 +8,24 @@ from typing import Any
 import timm
 from torch import nn
 
-from ..images import channels
-from ..model import ATMNet
-from ..variants import VARIANTS, canonical_name, check_known, model_arguments
-from .fit import load_strict
+from ..tasks import CLASSIFICATION, DETECTION, NOUNS, SEGMENTATION, about_classifier
+from ..variants import canonical_name, check_known
+from .building import build_classifier, build_detector, build_segmenter, task_of
 from .hub import create_at, from_folder
-from .published import load_published
-from .reader import Checkpoint, PathLike, read_checkpoint, read_json, reason
-
-# Of a run's summary.json.
-FIGURES = ("epochs", "updates", "training_seconds", "images_per_second", "processes", "device", "mixed_precision", "versions")
+from .reader import PathLike, read_checkpoint
 
 
-def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: bool | None = None) -> nn.Module:
-    """The classifier that a checkpoint holds, in evaluation mode.
+def open_model(checkpoint: PathLike | None, model: str | None = None, ema: bool | None = None) -> nn.Module:
+    """The model that a checkpoint holds, of any task, in evaluation mode.
 
-    Its ``pretrained_cfg`` tells what it was trained with, as far as the checkpoint does: ``timm.data.resolve_model_data_config`` finds
-    the image size, crop and normalisation there, and ``label_names`` are its classes in order.
+    Its ``about`` tells its task, classes, preprocessing and metrics, as far as the checkpoint does; ``atmnet.predict`` goes by that. All
+    of the model is made as the checkpoint says: backbone, head, neck, their arguments.
 
     Args:
-        checkpoint: An output folder of train/imagenet.py (its best weights), a folder that ``save_pretrained`` or timm wrote, a
+        checkpoint: An output folder of a training program (its best weights), a folder that ``save_pretrained`` or timm wrote, a
             ``.safetensors``, a ``last.pt``, a ``.pth``, published or of timm or mmseg, or ``"hf-hub:USER/NAME"``; None for fresh weights
-            of ``model``.
-        model: Such as ``"atmnet-t"`` or any timm model; needed where the checkpoint does not say.
+            of the classifier ``model``.
+        model: Such as ``"atmnet-t"`` or any timm model: the classifier or the backbone; needed where the checkpoint does not say.
         ema: Take the averaged weights, of a checkpoint that holds both. None takes them of a published file, whose accuracy is theirs.
 
     Raises:
@@ -38,80 +33,67 @@ def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: 
         ValueError: it cannot be read, is damaged, does not say which model it is, or holds another; it has no averaged weights, or some
             that are not finite.
     """
+    return _open(checkpoint, model, ema)
+
+
+def open_classifier(checkpoint: PathLike | None, model: str | None = None, ema: bool | None = None) -> nn.Module:
+    """``open_model`` of a classifier; a checkpoint of another task is refused.
+
+    Its ``pretrained_cfg`` tells what it was trained with too: ``timm.data.resolve_model_data_config`` finds the image size, crop and
+    normalisation there, and ``label_names`` are its classes in order.
+    """
+    return _open(checkpoint, model, ema, CLASSIFICATION)
+
+
+def open_segmenter(checkpoint: PathLike, model: str | None = None, ema: bool | None = None) -> nn.Module:
+    """``open_model`` of a segmenter, of train/ade20k.py or the authors'; a checkpoint of another task is refused."""
+    return _open(checkpoint, model, ema, SEGMENTATION)
+
+
+def open_detector(checkpoint: PathLike, model: str | None = None, ema: bool | None = None) -> nn.Module:
+    """``open_model`` of a detector of train/coco.py; a checkpoint of another task is refused."""
+    return _open(checkpoint, model, ema, DETECTION)
+
+
+def _open(checkpoint: PathLike | None, model: str | None, ema: bool | None, wanted: str | None = None) -> nn.Module:
     name = canonical_name(model) if model else None
     if checkpoint is None:
-        if ema:
-            raise ValueError("averaged weights are a checkpoint's: give one")
-        if name is None:
-            raise ValueError("give a checkpoint, or the name of a model for one with fresh weights")
-        check_known(name)
-        return timm.create_model(name).eval()
+        return _fresh(name, ema).eval()
     if (place := _timm_place(checkpoint)) is not None:
-        return _open_place(place, name, ema).eval()
+        _check_task(place, CLASSIFICATION, wanted)
+        return _described(_open_place(place, name, ema)).eval()
     found = read_checkpoint(checkpoint, ema)
+    task = task_of(found)
+    _check_task(str(found.path), task, wanted)
     said = canonical_name(str(found.meta["model"])) if "model" in found.meta else None
-    if said is None and name is None:
-        raise ValueError(f"{found.path} does not say which model it holds: give one, such as atmnet-t")
     if said is not None and name not in (None, said):
         raise ValueError(f"{found.path} holds {said}, not {name}")
-    return _build(found, said or name or "").eval()
+    if task == SEGMENTATION:
+        return build_segmenter(found, said or name).eval()
+    if said is None and name is None:
+        raise ValueError(f"{found.path} does not say which model it holds: give one, such as atmnet-t")
+    if task == DETECTION:
+        return build_detector(found, said or name or "").eval()
+    return build_classifier(found, said or name or "").eval()
 
 
-def _build(checkpoint: Checkpoint, name: str) -> nn.Module:
-    if checkpoint.published and name not in VARIANTS:
-        raise ValueError(f"{checkpoint.path} holds a published ATMNet, not {name}: name one of {', '.join(VARIANTS)}")
-    trained = (checkpoint.meta.get("recipe") or {}) | checkpoint.meta
-    num_classes = trained.get("num_classes", _width_of_classifier(checkpoint, name))
-    try:
-        check_known(name)
-        arguments = model_arguments(trained.get("model_kwargs") or []) | dict(num_classes=num_classes)
-        arguments |= dict(pretrained=False, checkpoint_path="")  # whatever was started from: the weights are here
-        model = timm.create_model(name, **arguments)
-    except Exception as error:  # of a model that is given what it does not take
-        raise ValueError(f"{checkpoint.path}: cannot make its model {name}: {reason(error)}") from error
-    if checkpoint.published:
-        load_published(model, checkpoint.weights, str(checkpoint.path))
-    else:
-        load_strict(model, checkpoint.weights, str(checkpoint.path))
-    if isinstance(model, ATMNet):
-        model.training_summary = _training_summary(checkpoint)
-    config: Any = model.pretrained_cfg
-    config["num_classes"] = num_classes
-    if side := trained.get("img_size"):
-        config["input_size"] = (channels(model), side, side)
-    if crop := trained.get("crop_pct"):
-        config["crop_pct"] = crop
-    if (interpolation := trained.get("interpolation")) and interpolation != "random":  # which is of training alone
-        config["interpolation"] = interpolation
-    if classes := trained.get("classes"):
-        config["label_names"] = list(classes)
+def _check_task(source: str, task: str, wanted: str | None) -> None:
+    if wanted not in (None, task):
+        raise ValueError(f"{source} holds a {NOUNS[task]}, not a {NOUNS[wanted]}: atmnet.open_{NOUNS[task]} opens it, or atmnet.open_model")
+
+
+def _fresh(name: str | None, ema: bool | None) -> nn.Module:
+    if ema:
+        raise ValueError("averaged weights are a checkpoint's: give one")
+    if name is None:
+        raise ValueError("give a checkpoint, or the name of a model for one with fresh weights")
+    check_known(name)
+    return _described(timm.create_model(name))
+
+
+def _described(model: Any) -> nn.Module:
+    model.about = about_classifier(model)
     return model
-
-
-def _training_summary(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Summary of how train/imagenet.py's weights came about, of which nothing names this machine's files; None for other weights."""
-    if "recipe" not in checkpoint.meta:
-        return None
-    summary = checkpoint.path.with_name("summary.json")
-    run = read_json(summary) if summary.is_file() else {}
-    return (
-        {f"val_{name}": checkpoint.meta[name] for name in ("top1", "top5", "loss", "images") if name in checkpoint.meta}
-        | {name: run[name] for name in FIGURES if name in run}
-        | {
-            "recipe": {
-                name: value
-                for name, value in checkpoint.meta["recipe"].items()
-                if value is not None and value is not False and value not in ("", [])
-            }
-        }
-    )
-
-
-def _width_of_classifier(checkpoint: Checkpoint, name: str) -> int:
-    """The number of classes that the weights show; 0 without a classifier."""
-    classifier = "head" if checkpoint.published else getattr(timm.get_pretrained_cfg(name), "classifier", None)
-    weight = checkpoint.weights.get(f"{classifier}.weight")
-    return 0 if weight is None else weight.shape[0]
 
 
 def _timm_place(checkpoint: PathLike) -> str | None:

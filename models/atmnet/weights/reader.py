@@ -23,7 +23,7 @@ from .naming import OF_SEGMENTER, published_meta
 
 PathLike = str | os.PathLike[str]
 KINDS = (
-    "an output folder of train/imagenet.py, a folder of save_pretrained, hf-hub:USER/NAME, a .safetensors, a last.pt or a published .pth"
+    "an output folder of a training program, a folder of save_pretrained, hf-hub:USER/NAME, a .safetensors, a last.pt or a published .pth"
 )
 DIGEST = "digest"  # the key under which our files keep it
 AVERAGED = "model_ema", "state_dict_ema"  # keys of others' averaged weights: the authors', timm's
@@ -38,6 +38,11 @@ MEANING: dict[str, tuple[type, ...]] = {
     "crop_pct": (int, float),
     "interpolation": (str,),
     "model_kwargs": (list, tuple),
+    "head": (str,),
+    "neck": (str,),
+    "detector": (str,),
+    "crop_size": (int,),
+    "max_size": (int,),
 }
 
 
@@ -210,6 +215,9 @@ def check_meta(path: PathLike, meta: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{path} is damaged, or not ours: it says {name} {str(value)[:40]!r}")
             if isinstance(value, (list, tuple)) and not all(isinstance(part, str) for part in value):
                 raise ValueError(f"{path} is damaged, or not ours: its {name} are not all names")
+        sizes = said.get("min_size")
+        if sizes is not None and not (isinstance(sizes, (list, tuple)) and sizes and all(type(size) is int and size > 0 for size in sizes)):
+            raise ValueError(f"{path} is damaged, or not ours: it says min_size {str(sizes)[:40]!r}")
     return dict(meta)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from atmnet.predicting.boxes import MASK_THRESHOLD
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,7 +30,6 @@ from .settings import Settings
 # In the order of COCO's summary; the first six are what papers report.
 METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR_1", "AR_10", "AR_100", "AR_S", "AR_M", "AR_L")
 REPORTED = METRICS[:6]
-MASK_THRESHOLD = 0.5
 
 
 def to_results(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[Record]:

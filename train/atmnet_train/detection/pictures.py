@@ -1,27 +1,24 @@
 """Detections drawn on their images, beside what the annotations have there."""
 
-import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from atmnet.drawing.objects import LEGIBLE, SHOWN_FROM, draw_objects
 from einops import repeat
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ..common.files import write_atomically
 from .annotations import Split
 from .checks import Record
 from .data import read_image
-from .masks import decode, usable
+from .masks import decode, nothing, usable
 
-SHOWN_FROM = 0.3  # the score of a detection
 STRIP = 16  # pixels of the line above each picture
-LEGIBLE = 480  # pixels of the longer side below which an image is enlarged: captions are 10 high
 
 
 def draw_pictures(folder: Path, split: Split, results: Mapping[int, Sequence[Record]], count: int, masks: bool) -> None:
@@ -50,19 +47,16 @@ def draw_pictures(folder: Path, split: Split, results: Mapping[int, Sequence[Rec
 def draw(image: Tensor, record: Record, rows: Sequence[Record], split: Split, masks: bool) -> Tensor:
     """Objects in COCO's format on an image `[3, H, W]`, each class in a colour of its own."""
     times = max(1, LEGIBLE // max(record["width"], record["height"]))
-    image = enlarge(image, times)
-    if not rows:
-        return image
     labels = [split.category_ids.index(row["category_id"]) for row in rows]
-    colours = [colour(label) for label in labels]
-    if masks:
-        for row, fill in zip(rows, colours, strict=True):  # one by one: together, they would be black where they overlap
-            if mask_of := usable(row["segmentation"], record["height"], record["width"]):
-                mask = decode([mask_of], record["height"], record["width"])[0].bool()
-                image = draw_segmentation_masks(image, enlarge(mask, times), alpha=0.45, colors=[fill])
-    boxes = box_convert(times * torch.tensor([row["bbox"] for row in rows]), "xywh", "xyxy")
-    texts = [caption(row, split.classes[label]) for row, label in zip(rows, labels, strict=True)]
-    return draw_bounding_boxes(image, boxes, texts, colors=colours, width=2, fill_labels=True)
+    boxes = box_convert(times * torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4), "xywh", "xyxy")
+    captions = [caption(row, split.classes[label]) for row, label in zip(rows, labels, strict=True)]
+    planes = (enlarge(mask, times) for mask in decoded(rows, record["height"], record["width"])) if masks else ()
+    return draw_objects(enlarge(image, times), boxes, labels, captions, planes)
+
+
+def decoded(rows: Sequence[Record], height: int, width: int) -> Iterator[Tensor]:
+    for row in rows:
+        yield decode([usable(row["segmentation"], height, width) or nothing(height, width)], height, width)[0].bool()
 
 
 def enlarge(pixels: Tensor, times: int) -> Tensor:
@@ -73,9 +67,3 @@ def caption(row: Record, name: str) -> str:
     if row.get("iscrowd"):
         return f"{name} (crowd)"
     return f"{name} {row['score']:.2f}" if "score" in row else name
-
-
-def colour(label: int) -> tuple[int, int, int]:
-    """Neighbouring labels get hues far apart: steps of the golden ratio."""
-    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.75, 0.95)
-    return round(255 * red), round(255 * green), round(255 * blue)

@@ -9,6 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from atmnet.images import ImageError, natural, upright_size
+from atmnet.labels import nameless
 from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import UsageError
@@ -120,11 +121,6 @@ def untrained(classes: list[str], training: Sequence[bytes], validation: Sequenc
     if len(trained) < 2:
         raise UsageError(f"a single class to train on, {classes[trained[0] - 1]}: any network is right about it at once. {ADVICE}")
     return [name for label, name in enumerate(classes, 1) if label not in trained]
-
-
-def nameless(number: int) -> list[str]:
-    """Names of classes that have none."""
-    return [f"class {label}" for label in range(1, number + 1)]
 
 
 def check_labelled(labels: Sequence[bytes], which: str = "") -> list[int]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
+from atmnet.predicting.segmenting import segment
+from atmnet.predicting.views import ONE_SCALE, SCALES, EvalTransform
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..common.broken import BrokenImages
@@ -25,22 +26,7 @@ from .data import Pair
 from .pictures import draw_picture
 from .samples import ValPairs, Whole
 from .settings import Settings
-from .transforms import IGNORED, EvalTransform
-
-ONE_SCALE = (1.0,)
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # each also mirrored
-
-
-def predict(model: nn.Module, views: Sequence[Tensor], size: Sequence[int], mirrored: bool) -> Tensor:
-    """The most probable class `[H, W]` of each pixel of the original image, by the mean of the probabilities over the views."""
-    total: Tensor | float = 0.0
-    for view in views:
-        for mirror in (False, True)[: 1 + mirrored]:
-            logits = model((view.flip(-1) if mirror else view)[None]).float()
-            logits = F.interpolate(logits.flip(-1) if mirror else logits, size=tuple(size), mode="bilinear", align_corners=False)
-            total = total + logits[0].softmax(0)
-    assert isinstance(total, Tensor)
-    return total.argmax(0)
+from .transforms import IGNORED
 
 
 def confusion_matrix(labels: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
@@ -101,7 +87,7 @@ class Evaluator:
                 views = [view.to(device, non_blocking=True) for view in whole.views]
                 for name, model in models.items():
                     with self.accelerator.autocast():
-                        prediction = predict(model, views, labels.shape, self.multi_scale)
+                        prediction, _ = segment(model, views, labels.shape, self.multi_scale)
                     if whole.number is not None:
                         sums[name] += confusion_matrix(labels, prediction, number)
                         self._draw(name, whole, prediction)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from atmnet.images import ImageError, open_image
+from atmnet.predicting.views import EvalTransform
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torchvision import tv_tensors
@@ -15,7 +16,7 @@ from ..common.sampling import SampleKey
 from ..common.seeding import SAMPLE, seed_sample
 from .data import Pair
 from .labels import read_labels
-from .transforms import IGNORED, EvalTransform
+from .transforms import IGNORED
 
 Batch = tuple[Tensor, Tensor]
 

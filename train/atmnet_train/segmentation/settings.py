@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from atmnet import VARIANTS
 from atmnet.dense.necks import NECKS
 from atmnet.dense.segmentation import HEADS
+from atmnet.variants import variant_of
 
 from ..common.config import read_config
 from ..common.dense import AdamWSettings, BackboneSettings, check_model, trained_values
@@ -113,7 +113,7 @@ def from_checkpoint(weights: Weights, given: Mapping[str, Any]) -> dict[str, Any
     if not weights.published:
         return trained_values(weights, FROM_CHECKPOINT)
     depths = weights.meta["depths"]
-    model = next((name for name, arguments in VARIANTS.items() if arguments["depths"] == depths), given.get("model"))
+    model = variant_of(depths) or given.get("model")
     if model is None:
         raise UsageError(
             f"{weights.source} holds an ATMNet of other depths than those published, {depths}: give --model and --model-kwargs"

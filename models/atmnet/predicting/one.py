@@ -1,0 +1,62 @@
+"""The way to look at images that suits a model, and a single image."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..images import open_image, to_rgb, upright
+from ..tasks import CLASSIFICATION, DETECTION, about
+from .boxes import Detecting
+from .classes import Classifier
+from .masks import Segmenting
+from .options import Options
+from .result import Predictor, Result
+
+
+def predictor(model: nn.Module, options: Options) -> Predictor:
+    """Raises ValueError where the model is of no known kind, or of one that an option is not for."""
+    described = about(model)
+    if described.task == CLASSIFICATION:
+        return Classifier(model, options)
+    if described.task == DETECTION:
+        return Detecting(model, described, options)
+    return Segmenting(model, described, options)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    image: str | os.PathLike[str] | Image.Image,
+    *,
+    top: int = 5,
+    threshold: float | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    multi_scale: bool = False,
+) -> Any:
+    """What a model finds on an image: ``Classes``, ``Masks`` or ``Boxes``, each with ``draw()``, ``to_dict()`` and ``to_json()``.
+
+    It is what the training programs' evaluation finds on it. The model, one of ``open_model``, or a classifier of timm's, or a segmenter
+    or detector of this library, must be in evaluation mode and stays where it is.
+
+    Args:
+        image: A file, or an image of Pillow's.
+        top, threshold, tile, overlap, multi_scale: As ``atmnet.predicting.options.Options`` has them.
+
+    Raises:
+        ImageError: the image cannot be read.
+        ValueError: the model is in training mode or of no known kind, or an option is wrong, or for models of another kind.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, in which it predicts otherwise: call model.eval() first")
+    if not isinstance(image, (str, os.PathLike, Image.Image)):
+        raise TypeError(f"an image is a file's path or an image of Pillow's, got a {type(image).__name__}")
+    way = predictor(model, Options(top, threshold, tile, overlap, multi_scale))
+    picture = to_rgb(upright(image)) if isinstance(image, Image.Image) else open_image(image)
+    found: Result = way.find([way.load(picture)])[0]
+    return found

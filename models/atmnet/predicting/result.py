@@ -1,0 +1,57 @@
+"""What all predictions of an image have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from PIL import Image
+from torch import Tensor
+
+from atm_triton.strict_json import dumps
+
+
+@dataclass
+class Result(ABC):
+    """What a model has found on ``image``."""
+
+    image: Image.Image
+
+    @abstractmethod
+    def draw(self) -> Image.Image:
+        """A picture of it."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The same in values that JSON has."""
+
+    @abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """A row of a table for each class or object."""
+
+    def to_json(self) -> str:
+        return dumps(self.to_dict())
+
+
+def check_finite(values: Tensor) -> None:
+    """Refuse what no picture and no table could show."""
+    if not values.isfinite().all():
+        raise ValueError("what the network makes of it is not finite")
+
+
+class Predictor(ABC):
+    """A model with its way to look at images."""
+
+    columns: ClassVar[tuple[str, ...]]  # of a result's rows
+
+    @abstractmethod
+    def load(self, image: Image.Image) -> Any:
+        """What the network needs of an image, on the CPU."""
+
+    @abstractmethod
+    def find(self, loaded: list[Any]) -> list[Any]:
+        """A ``Result`` for each."""
+
+    def warm_up(self) -> None:  # noqa: B027 (there may be nothing to do)
+        """Set kernels up, where the size of what comes is known."""

@@ -1,0 +1,94 @@
+"""What a model is for: task, classes, preprocessing, and how well it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from timm.data import resolve_model_data_config
+from torch import nn
+from torchvision.models.detection import MaskRCNN, RetinaNet
+
+from .dense.segmentation import Segmenter
+from .labels import class_names, nameless
+
+CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
+NOUNS = {CLASSIFICATION: "classifier", SEGMENTATION: "segmenter", DETECTION: "detector"}
+SIDE = 512  # of a segmenter that does not say: the paper's
+
+
+@dataclass
+class About:
+    """Description of a model, as far as its checkpoint says it.
+
+    Attributes:
+        task: ``"classification"``, ``"segmentation"`` or ``"detection"``.
+        name: Such as ``"semantic-fpn on atmnet_t with fpn"``.
+        classes: Their names in order.
+        size: Of images as the network sees them: of a classifier height and width, of a segmenter the shorter side, of a detector
+            the shorter side and the most of the longer.
+        mean, std: Of the normalisation, by channel, of values from 0 to 1.
+        category_ids: Of a detector, what COCO's files call the classes.
+        metrics: Of the validation, of weights that were saved for it.
+    """
+
+    task: str
+    name: str
+    classes: list[str]
+    size: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    category_ids: list[int] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def about(model: nn.Module) -> About:
+    """What ``open_model`` found out about a model, or what the model itself tells.
+
+    Raises:
+        ValueError: it is no classifier of timm's, and no segmenter or detector of this library.
+    """
+    known: Any = getattr(model, "about", None)
+    if isinstance(known, About):
+        return replace(known, classes=class_names(model)) if known.task == CLASSIFICATION else known  # its classifier may be another now
+    if isinstance(model, Segmenter):
+        return about_segmenter(model, "segmenter", [], SIDE)
+    if isinstance(model, (RetinaNet, MaskRCNN)):
+        return about_detector(model, "detector", [])
+    if hasattr(model, "pretrained_cfg") and hasattr(model, "num_classes"):
+        return about_classifier(model)
+    raise ValueError(f"cannot tell what a {type(model).__name__} predicts: give what atmnet.open_model opens, or a classifier of timm's")
+
+
+def about_classifier(model: Any) -> About:
+    config = resolve_model_data_config(model)
+    name = str(model.pretrained_cfg.get("architecture") or type(model).__name__)
+    return About(CLASSIFICATION, name, class_names(model), tuple(config["input_size"][1:]), config["mean"], config["std"])
+
+
+def about_segmenter(model: Segmenter, name: str, classes: Sequence[str], side: int) -> About:
+    config, head = resolve_model_data_config(model.backbone.net), cast(Any, model.decode_head)
+    return About(SEGMENTATION, name, list(classes) or nameless(head.conv_seg.out_channels), (side,), config["mean"], config["std"])
+
+
+def about_detector(model: RetinaNet | MaskRCNN, name: str, classes: Sequence[str], category_ids: Sequence[int] = ()) -> About:
+    transform: Any = model.transform
+    number = num_labels(model)
+    return About(
+        DETECTION,
+        name,
+        list(classes) or nameless(number),
+        (transform.min_size[-1], transform.max_size),
+        tuple(transform.image_mean),
+        tuple(transform.image_std),
+        list(category_ids) or list(range(1, number + 1)),
+    )
+
+
+def num_labels(model: Any) -> int:
+    """Number of a detector's classes, without the background."""
+    if isinstance(model, RetinaNet):
+        return int(model.head.classification_head.num_classes)  # type: ignore[union-attr, operator, arg-type]
+    heads = model.roi_heads
+    return int(getattr(heads, "stages", [heads])[0].box_predictor.cls_score.out_features) - 1

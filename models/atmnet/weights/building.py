@@ -1,0 +1,171 @@
+"""Models as their checkpoints describe them, with their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+from torch import nn
+
+from ..dense.detection import create_detector
+from ..dense.segmentation import create_segmenter
+from ..images import channels
+from ..model import ATMNet
+from ..tasks import CLASSIFICATION, DETECTION, SEGMENTATION, SIDE, about_classifier, about_detector, about_segmenter
+from ..variants import VARIANTS, check_known, model_arguments, variant_of
+from .fit import load_strict
+from .published import load_published
+from .reader import Checkpoint, read_json, reason
+
+# Of a run's summary.json.
+FIGURES = ("epochs", "updates", "training_seconds", "images_per_second", "processes", "device", "mixed_precision", "versions")
+
+METRICS = ("top1", "top5", "loss", "mIoU", "mAcc", "aAcc", "images")  # of a validation; and all of boxes and masks
+OF_DETECTION = ("box_", "mask_")
+
+# Where a detector's weights show how wide its pyramid is.
+WIDTHS = ("rpn.head.cls_logits.weight", "head.classification_head.cls_logits.weight")
+
+
+def task_of(checkpoint: Checkpoint) -> str:
+    if checkpoint.meta.get("detector") is not None:
+        return DETECTION
+    return SEGMENTATION if checkpoint.meta.get("head") is not None else CLASSIFICATION
+
+
+def build_segmenter(checkpoint: Checkpoint, name: str | None) -> nn.Module:
+    trained = _said(checkpoint)
+    head, neck, arguments = trained["head"], trained.get("neck"), dict[str, Any]()
+    if checkpoint.published:
+        name = name or variant_of(trained["depths"])
+        # Of another width than those published, too.
+        arguments["dims"] = tuple(len(checkpoint.weights[f"backbone.norm_{i}.weight"]) for i in range(len(trained["depths"])))
+    if name is None:
+        raise ValueError(f"{checkpoint.path} does not say which backbone its segmenter has: give one, such as atmnet-t")
+    classes, number = _classes(checkpoint, trained)
+
+    def create(**kwargs: Any) -> Any:
+        return create_segmenter(name, head, neck, number, **kwargs)
+
+    model = _create(checkpoint, f"segmenter {head} on {name}", create, arguments)
+    _load(model, checkpoint)
+    model.about = about_segmenter(model, _title(head, name, neck), classes, trained.get("crop_size") or SIDE)
+    model.about.metrics = metrics_of(checkpoint)
+    return model
+
+
+def build_detector(checkpoint: Checkpoint, name: str) -> nn.Module:
+    trained = _said(checkpoint)
+    detector, neck = trained["detector"], trained.get("neck") or "fpn"
+    classes, number = _classes(checkpoint, trained)
+    sizes = {key: value for key in ("min_size", "max_size") if (value := trained.get(key))}
+    if "min_size" in sizes:
+        sizes["min_size"] = sorted(sizes["min_size"])
+    width = next((checkpoint.weights[key].shape[1] for key in WIDTHS if key in checkpoint.weights), 256)
+
+    def create(**kwargs: Any) -> Any:
+        return create_detector(name, detector, neck, number, dim=width, **sizes, **kwargs)
+
+    model = _create(checkpoint, f"detector {detector} on {name}", create, {})
+    _load(model, checkpoint)
+    ids = trained.get("category_ids")
+    fitting = isinstance(ids, list) and len(ids) == number and all(type(one) is int for one in ids)
+    model.about = about_detector(model, _title(detector, name, neck), classes, ids if fitting and ids else ())
+    model.about.metrics = metrics_of(checkpoint)
+    return model
+
+
+def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
+    if checkpoint.published and name not in VARIANTS:
+        raise ValueError(f"{checkpoint.path} holds a published ATMNet, not {name}: name one of {', '.join(VARIANTS)}")
+    trained = _said(checkpoint)
+    num_classes = trained.get("num_classes", _width_of_classifier(checkpoint, name))
+    try:
+        check_known(name)
+        arguments = model_arguments(trained.get("model_kwargs") or []) | dict(num_classes=num_classes)
+        arguments |= dict(pretrained=False, checkpoint_path="")  # whatever was started from: the weights are here
+        model = timm.create_model(name, **arguments)
+    except Exception as error:  # of a model that is given what it does not take
+        raise ValueError(f"{checkpoint.path}: cannot make its model {name}: {reason(error)}") from error
+    _load(model, checkpoint)
+    if isinstance(model, ATMNet):
+        model.training_summary = _training_summary(checkpoint)
+    config: Any = model.pretrained_cfg
+    config["num_classes"] = num_classes
+    if side := trained.get("img_size"):
+        config["input_size"] = (channels(model), side, side)
+    if crop := trained.get("crop_pct"):
+        config["crop_pct"] = crop
+    if (interpolation := trained.get("interpolation")) and interpolation != "random":  # which is of training alone
+        config["interpolation"] = interpolation
+    if classes := trained.get("classes"):
+        config["label_names"] = list(classes)
+    described: Any = model
+    described.about = about_classifier(model)
+    described.about.metrics = metrics_of(checkpoint)
+    return model
+
+
+def _training_summary(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Summary of how train/imagenet.py's weights came about, of which nothing names this machine's files; None for other weights."""
+    if "recipe" not in checkpoint.meta:
+        return None
+    summary = checkpoint.path.with_name("summary.json")
+    run = read_json(summary) if summary.is_file() else {}
+    return (
+        {f"val_{name}": checkpoint.meta[name] for name in ("top1", "top5", "loss", "images") if name in checkpoint.meta}
+        | {name: run[name] for name in FIGURES if name in run}
+        | {
+            "recipe": {
+                name: value
+                for name, value in checkpoint.meta["recipe"].items()
+                if value is not None and value is not False and value not in ("", [])
+            }
+        }
+    )
+
+
+def _width_of_classifier(checkpoint: Checkpoint, name: str) -> int:
+    """The number of classes that the weights show; 0 without a classifier."""
+    classifier = "head" if checkpoint.published else getattr(timm.get_pretrained_cfg(name), "classifier", None)
+    weight = checkpoint.weights.get(f"{classifier}.weight")
+    return 0 if weight is None else weight.shape[0]
+
+
+def metrics_of(checkpoint: Checkpoint) -> dict[str, float]:
+    """Metrics of the validation that weights were saved for; none of others."""
+    return {
+        name: float(value)
+        for name, value in checkpoint.meta.items()
+        if (name in METRICS or name.startswith(OF_DETECTION)) and isinstance(value, (int, float))
+    }
+
+
+def _said(checkpoint: Checkpoint) -> dict[str, Any]:
+    return (checkpoint.meta.get("recipe") or {}) | checkpoint.meta
+
+
+def _classes(checkpoint: Checkpoint, trained: dict[str, Any]) -> tuple[list[str], int]:
+    classes = list(trained.get("classes") or [])
+    number = trained.get("num_classes") or len(classes)
+    if not number:
+        raise ValueError(f"{checkpoint.path} does not say its classes nor their number: it is damaged, or not of this library")
+    return (classes if len(classes) == number else []), number
+
+
+def _create(checkpoint: Checkpoint, what: str, create: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    try:
+        given = model_arguments(_said(checkpoint).get("model_kwargs") or [])
+        return create(**arguments | given | dict(pretrained=False))
+    except Exception as error:  # of a model that is given what it does not take
+        raise ValueError(f"{checkpoint.path}: cannot make its {what}: {reason(error)}") from error
+
+
+def _load(model: nn.Module, checkpoint: Checkpoint) -> None:
+    load = load_published if checkpoint.published else load_strict
+    load(model, checkpoint.weights, str(checkpoint.path))
+
+
+def _title(head: str, name: str, neck: str | None) -> str:
+    return f"{head} on {name}" + (f" with {neck}" if neck else "")
