@@ -16,7 +16,7 @@ from atmnet_train.common.sampling import SampleKey
 from atmnet_train.segmentation.data import check_pairs, class_names, find_pairs, resolve_classes
 from atmnet_train.segmentation.evaluate import class_table, confusion_matrix, predict, scores
 from atmnet_train.segmentation.labels import read_labels
-from atmnet_train.segmentation.pictures import draw_picture, overlay, palette
+from atmnet_train.segmentation.pictures import draw_picture, oklab, overlay, palette
 from atmnet_train.segmentation.samples import TrainPairs, ValPairs, collate, read_pair
 from atmnet_train.segmentation.transforms import IGNORED, DiverseCrop, EvalTransform, TrainTransform
 from image_files import write_turned
@@ -366,9 +366,11 @@ def test_predictions_over_views_and_mirror_images() -> None:
 
 def test_colours_are_distinct() -> None:
     colours = torch.tensor(palette(150)).float()
-    distances = torch.cdist(colours, colours) + 1000 * torch.eye(150)
-    assert distances.min() > 25
     assert palette(11) == palette(150)[:11]
+    hues = oklab(colours)
+    assert (torch.cdist(hues, hues) + torch.eye(150)).min() > 0.03
+    few = oklab(torch.tensor(palette(12)).float())
+    assert (torch.cdist(few, few) + torch.eye(12)).min() > 0.15  # those of a street scene look nothing like each other
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -378,7 +380,7 @@ def test_pictures(tmp_path: Path) -> None:
     labels[:, 10:] = 1
     drawn = overlay(image, labels, palette(3))
     assert torch.equal(drawn[:, :, :10], image[:, :, :10])
-    assert drawn[:, 0, 20].tolist() == [math.floor(0.4 * 100 + 0.6 * part) for part in palette(3)[1]]
+    assert drawn[:, 0, 20].tolist() == [math.floor(0.3 * round(80 + 100 * 120 / 255) + 0.7 * part) for part in palette(3)[1]]
     draw_picture(tmp_path / "pictures" / "a.png", image, labels, labels.long().clamp(max=1), ["x", "[/b]$y$", "$z"])
     with Image.open(tmp_path / "pictures" / "a.png") as picture:
         assert picture.width > 1000 and len(picture.getcolors(1 << 20)) > 4

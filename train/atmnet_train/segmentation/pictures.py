@@ -9,34 +9,57 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 from torchvision.utils import draw_segmentation_masks
 
-from ..common.files import write_atomically
+from ..common.pictures import MOST, Example, plain, save, to_bytes
 
 Colour = tuple[int, int, int]
 
 
+STRENGTH = 0.7  # of a class's colour over its image
+GREYS = 80, 200  # to which the image under the colours is narrowed, so that these stay what the legend shows
+TO_LMS = ((0.4122, 0.5363, 0.0514), (0.2119, 0.6807, 0.1074), (0.0883, 0.2817, 0.6300))
+TO_OKLAB = ((0.2105, 0.7936, -0.0041), (1.9780, -2.4286, 0.4506), (0.0259, 0.7828, -0.8087))
+
+
+def oklab(colours: Tensor) -> Tensor:
+    """Lightness and the two axes of colour of bytes `[N, 3]`, in which equal distances look equal (Ottosson's OKLab)."""
+    linear = (colours / 255) ** 2.2
+    return (linear @ torch.tensor(TO_LMS).T) ** (1 / 3) @ torch.tensor(TO_OKLAB).T
+
+
 @cache
 def palette(number: int) -> list[Colour]:
-    """Distinct colours, each as far as can be from those before it; none is grey."""
-    levels = torch.linspace(30, 255, 8).round()
+    """Distinct colours, each looking as unlike those before it as can be; none is grey, nearly black or nearly white."""
+    levels = torch.linspace(0, 255, 12).round()
     colours = torch.cartesian_prod(levels, levels, levels)
-    colours = colours[colours.amax(1) - colours.amin(1) > 40]
-    chosen = [0]
+    places = oklab(colours)
+    usable = (places[:, 1:].norm(dim=1) > 0.07) & (places[:, 0] > 0.35) & (places[:, 0] < 0.93)
+    colours, places = colours[usable], places[usable]
+    chosen = [int((places - oklab(torch.tensor([[40.0, 110.0, 220.0]]))).norm(dim=1).argmin())]  # a blue
     distance = torch.full((len(colours),), torch.inf)
     while len(chosen) < number:
-        distance = distance.minimum((colours - colours[chosen[-1]]).norm(dim=1))
+        distance = distance.minimum((places - places[chosen[-1]]).norm(dim=1))
         chosen.append(int(distance.argmax()))
     return [(int(red), int(green), int(blue)) for red, green, blue in colours[chosen].tolist()]
 
 
 def overlay(image: Tensor, labels: Tensor, colours: Sequence[Colour]) -> Tensor:
-    """Draw each class of `labels [H, W]` in its colour on the image `[3, H, W]` of bytes; other labels leave it as it is."""
+    """Lay over the image `[3, H, W]` of bytes, in grey, each class of `labels [H, W]` in its colour; other labels leave it as it is."""
     there = [label for label in labels.unique().tolist() if label < len(colours)]
     if not there:
         return image
     masks = torch.stack([labels == label for label in there])
-    return draw_segmentation_masks(image, masks, alpha=0.6, colors=[colours[label] for label in there])
+    low, high = GREYS
+    grey = low + rgb_to_grayscale(image).float() * ((high - low) / 255)
+    beneath = torch.where(masks.any(0), grey.round().byte(), image)
+    return draw_segmentation_masks(beneath, masks, alpha=STRENGTH, colors=[colours[label] for label in there])
+
+
+def in_legend(colour: Colour) -> str:
+    """Colour of a class as it looks over an image of middle grey."""
+    return "#" + "".join(f"{round(STRENGTH * part + (1 - STRENGTH) * sum(GREYS) / 2):02x}" for part in colour)
 
 
 def draw_picture(path: Path, image: Tensor, labels: Tensor, prediction: Tensor, classes: Sequence[str]) -> None:
@@ -49,8 +72,18 @@ def draw_picture(path: Path, image: Tensor, labels: Tensor, prediction: Tensor, 
         axes.set_title(title)
         axes.set_axis_off()
     there = [label for label in torch.cat([labels.unique(), prediction.unique()]).unique().tolist() if label < len(classes)]
-    patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*colours[label]), label=classes[label]) for label in there]
+    patches = [Patch(color=in_legend(colours[label]), label=classes[label]) for label in there]
     legend = figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(there)), fontsize=8)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # in names, dollars are no formulas
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+        plain(text)
+    save(figure, path)
+
+
+def batch_examples(images: Tensor, labels: Tensor, classes: int, mean: Sequence[float], std: Sequence[float]) -> list[Example]:
+    """A training batch as the network gets it: each image, and beside it the image with its labels."""
+    examples = []
+    for image, label in zip(images[: MOST // 2], labels[: MOST // 2].cpu(), strict=True):
+        pixels = to_bytes(image, mean, std)
+        laid = overlay(rearrange(torch.from_numpy(pixels), "h w c -> c h w"), label, palette(classes))
+        examples += [Example(pixels), Example(rearrange(laid, "c h w -> h w c").numpy(), "labels")]
+    return examples
