@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from atmnet.weights.average import HISTORY, history_name, prune_history
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -61,6 +62,7 @@ class Plan:
     sched_on_updates: bool = False
     by_updates: bool = False  # people count in updates; an epoch is merely what lies between two evaluations
     checkpoint_steps: int = 500
+    checkpoint_hist: int = 0
     log_interval: int = 50
 
 
@@ -138,6 +140,8 @@ class Engine:
             for name in (self.steps.path.name, self.epochs.path.name, "best.safetensors", "best_ema.safetensors", *beside):
                 if (path.parent / name).is_file():  # what the run has measured and its best weights move along
                     shutil.copyfile(path.parent / name, self.plan.output / name)
+            if (path.parent / HISTORY).is_dir():
+                shutil.copytree(path.parent / HISTORY, self.plan.output / HISTORY, dirs_exist_ok=True)
         return [f"going on from {path}: {self._place(self.progress.epoch)}, after update {self.progress.updates}", *notes]
 
     def _place(self, epoch: int) -> str:
@@ -345,7 +349,19 @@ class Engine:
             self.checkpointer.save_weights(f"best{prefix and '_ema'}.safetensors", models[prefix], epoch=progress.epoch, **metrics)
             if self.accelerator.is_main_process:
                 write_tables(plan.output, prefix, evaluate.tables(prefix))
+        if plan.checkpoint_hist:
+            self._keep_weights(models, row)
         self.save()
+
+    def _keep_weights(self, models: Models, row: Metrics) -> None:
+        """The weights of this evaluation beside those of others, of which the last and the best stay."""
+        for prefix, model in models.items():
+            column = f"val_{prefix}{self.plan.metric}"
+            name = history_name(self.progress.epoch, bool(prefix))
+            self.checkpointer.save_weights(name, model, epoch=self.progress.epoch, measured={self.plan.metric: row[column]})
+            if self.accelerator.is_main_process:
+                values = {int(row["epoch"]): row[column] for row in self.epochs.rows if column in row}
+                prune_history(self.plan.output, values, self.plan.checkpoint_hist, bool(prefix))
 
 
 def end_quietly(accelerator: Accelerator) -> None:

@@ -37,6 +37,9 @@ class RunSettings:
     tune: bool = setting(True, "on a GPU, look for faster launch configurations first", incidental=True)
     deterministic: bool = setting(False, "on a GPU too, the same results bit by bit: slower, not tuned")
     checkpoint_steps: int = setting(500, "write last.pt every N updates, besides every epoch", metavar="N", at_least=1, incidental=True)
+    checkpoint_hist: int = setting(
+        0, "keep the weights of the last N and of the best N evaluations, to average them", metavar="N", at_least=0, incidental=True
+    )
     log_interval: int = setting(
         50, "print and log every N updates, and log in short epochs more often", metavar="N", at_least=1, incidental=True
     )

@@ -56,6 +56,7 @@ def make_plan(
         output=Path(run.output),
         clip_grad=clip_grad,
         checkpoint_steps=run.checkpoint_steps,
+        checkpoint_hist=run.checkpoint_hist,
         log_interval=run.log_interval,
         **options,
     )
@@ -87,7 +88,7 @@ class Task:
 
 def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Path | None) -> None:
     """Trains, evaluates, saves, and leaves summary.json and curves.png, until the end or until asked to stop."""
-    check_room(task.plan.output, task.model, task.ema_decay > 0)
+    check_room(task.plan.output, task.model, task.ema_decay > 0, task.plan.checkpoint_hist)
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     model, optimizer = task.model.to(accelerator.device), task.optimizer
     if settings.tune:
