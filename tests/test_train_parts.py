@@ -13,6 +13,7 @@ import timm
 import torch
 from atmnet_train import imagenet
 from atmnet_train.classification import images as classification_images
+from atmnet_train.classification.findings import measure
 from atmnet_train.classification.images import TrainImages, class_indices
 from atmnet_train.classification.loaders import patch_posterize
 from atmnet_train.classification.optimization import learning_rate
