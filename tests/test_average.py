@@ -8,7 +8,7 @@ import atmnet
 import pytest
 import torch
 from atmnet.__main__ import main
-from atmnet.weights.average import average, find_kept, history_name, prune_history
+from atmnet.weights.history import average, find_kept, history_name, prune_history
 from atmnet_train import imagenet
 from safetensors.torch import load_file, save_file
 

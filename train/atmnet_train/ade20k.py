@@ -1,4 +1,4 @@
-"""Train semantic segmentation on ADE20K, or on data in its layout: `accelerate launch train/ade20k.py --help`."""
+"""Train semantic segmentation on ADE20K, or on data in its layout: `python train/ade20k.py --help`."""
 
 from functools import partial
 from pathlib import Path

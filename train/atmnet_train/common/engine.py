@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from atmnet.weights.average import HISTORY, history_name, prune_history
+from atmnet.weights.history import HISTORY, history_name, prune_history
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
