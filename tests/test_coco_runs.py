@@ -188,7 +188,7 @@ def test_two_processes_train_together_and_find_what_one_finds(
     trained = learned("mask-rcnn")
     two_processes(coco.main, line(shapes, tmp_path / "two", *recipe, "--init-from", trained))
     said = capfd.readouterr().out
-    assert "2 x cpu" in said and "8 training and 5 validation images" in said
+    assert "M parameters · 2 x " in said and "8 training and 5 validation images" in said
     assert len(rows(tmp_path / "two")) == 2
     last = json.loads((tmp_path / "two" / "summary.json").read_text())["last"]
     assert last["val_images"] == 5 and last["val_box_AP"] > 10

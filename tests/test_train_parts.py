@@ -151,7 +151,7 @@ def test_the_strongest_posterize_does_not_end_the_run() -> None:
 def test_a_measurement_counts_known_targets_only() -> None:
     logits = torch.tensor([[9.0, 1, 2, 3, 4, 5], [1, 9, 2, 3, 4, 5], [1, 2, 3, 4, 5, 9]])
     found = measure(logits, torch.tensor([0, 0, -1]), torch.arange(3)).known()
-    assert found.figures[:, 1:3].tolist() == [[1, 1], [0, 1]] and found.places.tolist() == [[0, 0, 0], [0, 1, 1]]
+    assert found.figures[:, 1:3].tolist() == [[1, 1], [0, 0]] and found.places.tolist() == [[0, 0, 0], [0, 1, 1]]
 
 
 def test_classes_of_a_part_of_imagenet() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from safetensors.torch import save as to_safetensors
@@ -49,5 +50,5 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     said = ", ".join(f"{one.epoch} ({one.metric} {one.value:.3f})" for one in chosen)
     print(f"{out}: the average of the weights of epochs {said}")
     program = "ade20k" if "head" in meta else "coco" if "detector" in meta else "imagenet"
-    print(f"next: python -m atmnet_train.{program} --eval {out} --data-dir DIR")
+    print(f"next: python -m atmnet_train.{program} --eval {shlex.quote(str(out))} --data-dir DIR")
     return 0

@@ -201,6 +201,7 @@ class Evaluator:
         pairs, worst = (read_csv(folder / f"{prefix}{name}.csv") for name in ("confusion", "wrong"))
         if pairs:
             draw_confusion(confusion, pairs)
-        if worst and not self.streamed:
+        wrong.unlink(missing_ok=True)  # of weights that were wrong before
+        if worst:
             draw_wrong(wrong, worst, self.source)
-        return [confusion] * bool(pairs) + [wrong] * bool(worst)
+        return [path for path in (confusion, wrong) if path.is_file()]
