@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from atmnet_train import imagenet
+from atmnet_train.classification import pictures
 from atmnet_train.classification.findings import Findings, measure
 from atmnet_train.classification.images import Images
 from atmnet_train.classification.loaders import Evaluator
@@ -57,6 +58,22 @@ def test_any_number_of_classes_is_drawn_legibly(classes: int, tmp_path: Path) ->
     draw_confusion(tmp_path / "confusion.png", pairs)
     with Image.open(tmp_path / "confusion.png") as picture:
         assert 200 < picture.width < 2000 and 200 < picture.height < 2000
+
+
+def test_without_scikit_learn_pairs_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pictures, "draw_matrix", None)
+    draw_confusion(tmp_path / "confusion.png", [{"true": "a", "predicted": "b", "images": 3}, {"true": "a", "predicted": "a", "images": 1}])
+    assert (tmp_path / "confusion.png").exists()
+
+
+def test_pictures_of_earlier_weights_do_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "wrong.png").touch()
+    write_csv(tmp_path / "wrong.csv", [])
+    settings = imagenet.parse(["--batch-size", "2", "--img-size", "8", "--workers", "0"])
+    images = Images([(Image.new("RGB", (8, 8)), 0)], {"a": 0})
+    evaluator = Evaluator(images, settings, Accelerator(cpu=True), (0.5,) * 3, (0.5,) * 3, BrokenImages(0, 1))
+    assert evaluator.draw(tmp_path, "") == [] and not (tmp_path / "wrong.png").exists()
 
 
 def test_a_grid_of_images_of_any_shape(tmp_path: Path) -> None:

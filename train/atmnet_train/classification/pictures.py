@@ -1,5 +1,6 @@
 """Pictures of what a classifier is given and what it learnt: batches, confusions, the most wrong images, and where its tokens look."""
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,6 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
 from ..common.pictures import MOST, Example, draw_grid, plain, save, to_bytes
@@ -24,10 +24,14 @@ Rows = Sequence[Mapping[str, Any]]
 def draw_confusion(path: Path, pairs: Rows) -> None:
     """Draws rows of `true`, `predicted` and `images`: as a matrix, or where there are many classes the pairs most often confused."""
     names = list(dict.fromkeys(row[side] for side in ("true", "predicted") for row in pairs))
-    (draw_matrix if len(names) <= LEGIBLE else draw_pairs)(path, pairs, names)
+    # Where scikit-learn is missing, a training that has come so far does not fail for it.
+    legible = len(names) <= LEGIBLE and importlib.util.find_spec("sklearn") is not None
+    (draw_matrix if legible else draw_pairs)(path, pairs, names)
 
 
 def draw_matrix(path: Path, pairs: Rows, names: Sequence[str]) -> None:
+    from sklearn.metrics import ConfusionMatrixDisplay  # a second, which no start of a training should take
+
     counts = np.zeros((len(names), len(names)), dtype=int)
     for row in pairs:
         counts[names.index(row["true"]), names.index(row["predicted"])] = row["images"]
