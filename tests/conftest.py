@@ -89,10 +89,13 @@ def narrow_segmenters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing a run's curves takes as long as the smallest runs themselves."""
+    """Drawing a run's pictures takes longer than the smallest runs themselves."""
+    from atmnet_train.classification import loaders
     from atmnet_train.common import task
 
-    monkeypatch.setattr(task, "draw_curves", lambda *_: None)
+    for module, name in ((task, "draw_curves"), (task, "draw_grid"), (loaders, "draw_confusion"), (loaders, "draw_wrong")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(task, "show_trackers", lambda *_: None)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import atmnet
 import atmnet.dense.heads
+import numpy as np
 import pytest
 import timm
 import torch
@@ -63,7 +64,9 @@ def test_it_overfits_four_images_and_eval_says_what_training_said(
     assert column(output, "lr")[0] > 10 * column(output, "lr")[-1] > 0
     last = rows(output, "summary.csv")[-1]
     assert last["val_mIoU"] >= 90
-    assert (output / "curves.png").exists() and json.loads((output / "summary.json").read_text())["finished"]
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["finished"] and {"curves.png", "batch.png", "classes.csv"} <= {path.name for path in output.iterdir()}
+    assert np.mean([row["IoU"] for row in summary["classes"]]) == pytest.approx(summary["best"]["mIoU"]["value"])
 
     assert "images/training holds the training images too" in capsys.readouterr().out
     run(data, tmp_path / "eval", "--eval", output, "--val-split", "training", "--workers", 0, "--pictures", 2)
@@ -75,7 +78,7 @@ def test_it_overfits_four_images_and_eval_says_what_training_said(
     assert {path.name for path in (tmp_path / "eval" / "pictures").iterdir()} == {"training_0.png", "training_1.png"}
     with Image.open(tmp_path / "eval" / "pictures" / "training_0.png") as picture:
         assert picture.width > 1000
-    with open(tmp_path / "eval" / "classes.csv", newline="") as file:
+    with open(tmp_path / "eval" / "eval_classes.csv", newline="") as file:
         assert [row["class"] for row in csv.DictReader(file)] == CLASSES
 
     run(data, tmp_path / "multi", "--eval", output, "--val-split", "training", "--workers", 0, "--pictures", 0, "--multi-scale")

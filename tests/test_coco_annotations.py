@@ -13,7 +13,7 @@ from atmnet_train.common.sampling import SampleKey
 from atmnet_train.detection import data as detection_data
 from atmnet_train.detection.annotations import doubts, open_split
 from atmnet_train.detection.data import TrainImages, ValImages
-from atmnet_train.detection.evaluate import coco_metrics
+from atmnet_train.detection.evaluate import coco_metrics, evaluated
 from atmnet_train.detection.masks import decode, encode, read_counts, usable, wrong_mask
 from coco_shapes import write_coco
 from faster_coco_eval import COCO
@@ -152,7 +152,7 @@ def test_a_mask_without_area_is_left_out_and_told(mask: Any, content: tuple[Path
     assert [len(target["labels"]) for target in targets] == [1, 2, 0]
     truth = COCO(split.ground_truth)
     found = [{"image_id": 101, "category_id": 11, "score": 0.9, "segmentation": lengths(CROSS)}]
-    assert coco_metrics(truth, found, "segm", [101, 108])["AP"] == 0  # and the evaluation counts it as missed
+    assert coco_metrics(evaluated(truth, found, "segm", [101, 108]))["AP"] == 0  # and the evaluation counts it as missed
 
 
 def put(part: str, number: int, **values: Any) -> Any:

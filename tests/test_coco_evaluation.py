@@ -14,7 +14,7 @@ from atmnet_train.coco import parse
 from atmnet_train.common.broken import BrokenImages
 from atmnet_train.common.errors import RunError
 from atmnet_train.detection.annotations import Split, open_split
-from atmnet_train.detection.evaluate import METRICS, REPORTED, Evaluator, coco_metrics, to_results
+from atmnet_train.detection.evaluate import METRICS, REPORTED, Evaluator, class_metrics, coco_metrics, evaluated, to_results
 from atmnet_train.detection.pictures import draw
 from coco_shapes import run_lengths, write_coco
 from faster_coco_eval import COCO
@@ -84,7 +84,10 @@ def test_all_twelve_figures_are_those_of_pycocotools(kind: str, other: str, seed
     split = random_truth(rng)
     outputs = random_detections(rng, split)
     results = [row for id, output in outputs.items() for row in to_results(output, id, split.category_ids)]
-    ours = coco_metrics(COCO(split.ground_truth), results, kind, outputs)
+    found = evaluated(COCO(split.ground_truth), results, kind, outputs)
+    ours, classes = coco_metrics(found), class_metrics(found)
+    for metric in ("AP", "AP50"):
+        assert np.mean([figures[metric] for figures in classes.values()]) == pytest.approx(ours[metric])
 
     categories = [{"id": id, "name": name} for id, name in zip(split.category_ids, split.classes, strict=True)]
     content = {"info": {}, "images": split.images, "annotations": split.annotations, "categories": categories}
@@ -106,9 +109,9 @@ def test_crowds_neither_count_nor_punish() -> None:
     crowds = [row for row in split.annotations if row["iscrowd"]]
     exact = [{name: row[name] for name in ("image_id", "category_id", "bbox")} | {"score": 0.9} for row in split.annotations]
     ids = [image["id"] for image in split.images]
-    assert coco_metrics(COCO(split.ground_truth), exact, "bbox", ids)["AP"] == pytest.approx(100)
+    assert coco_metrics(evaluated(COCO(split.ground_truth), exact, "bbox", ids))["AP"] == pytest.approx(100)
     in_crowd = [{name: row[name] for name in ("image_id", "category_id", "bbox")} | {"score": 1.0} for row in crowds for _ in range(3)]
-    assert coco_metrics(COCO(split.ground_truth), exact + in_crowd, "bbox", ids)["AP"] == pytest.approx(100)
+    assert coco_metrics(evaluated(COCO(split.ground_truth), exact + in_crowd, "bbox", ids))["AP"] == pytest.approx(100)
 
 
 def test_ids_that_coco_would_miscount_do_not_matter() -> None:
@@ -116,7 +119,9 @@ def test_ids_that_coco_would_miscount_do_not_matter() -> None:
     exact = [{name: row[name] for name in ("image_id", "category_id", "bbox")} | {"score": 0.9} for row in split.annotations]
     for row in split.annotations:
         row["id"] = 0
-    assert coco_metrics(COCO(split.ground_truth), exact, "bbox", [image["id"] for image in split.images])["AR_100"] == pytest.approx(100)
+    assert coco_metrics(evaluated(COCO(split.ground_truth), exact, "bbox", [image["id"] for image in split.images]))[
+        "AR_100"
+    ] == pytest.approx(100)
 
 
 class Answers(nn.Module):
@@ -167,7 +172,7 @@ def test_a_pass_over_the_images(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "detections.json").read_text())
     assert results == [row for id, output in outputs.items() for row in to_results(output, id, split.category_ids)]
     for prefix, kind in (("box", "bbox"), ("mask", "segm")):
-        direct = coco_metrics(COCO(split.ground_truth), results, kind, outputs)
+        direct = coco_metrics(evaluated(COCO(split.ground_truth), results, kind, outputs))
         assert {name: found[f"{prefix}_{name}"] for name in REPORTED} == {name: direct[name] for name in REPORTED}
     assert found["images"] == 12
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["0.png", "1.png"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import atmnet
+import numpy as np
 import pytest
 import timm
 import torch
@@ -112,7 +113,17 @@ def test_each_detector_learns_four_images_by_heart(detector: str, learned: Calla
     assert last.get("val_mask_AP50", 100) >= 80
     assert ("val_mask_AP50" in last) == (detector != "retinanet")
 
-    assert {path.name for path in output.iterdir()} >= {"last.pt", "best.safetensors", "summary.json", "curves.png", "detections.json"}
+    assert {path.name for path in output.iterdir()} >= {
+        "last.pt",
+        "best.safetensors",
+        "summary.json",
+        "curves.png",
+        "batch.png",
+        "detections.json",
+    }
+    classes = json.loads((output / "summary.json").read_text())["classes"]
+    assert [row["class"] for row in classes] == ["square", "disc"]
+    assert np.mean([row["box_AP"] for row in classes]) == pytest.approx(max(row["val_box_AP"] for row in rows(output, "summary.csv")))
     assert sorted(path.name for path in (output / "pictures").iterdir()) == [f"four-{number}.png" for number in range(4)]
     for path in (output / "pictures").iterdir():
         with Image.open(path) as picture:

@@ -82,7 +82,7 @@ def test_whatever_goes_wrong_in_loading_names_the_image(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "white").save(tmp_path / "cat/2.png")
     expected = [(str(tmp_path / "cat/1.png"), "KeyError: 'of a transform'")]
     assert TrainImages(source, transform, 0, 1)[SampleKey(0, 0, 0)][1:] == (0, expected)
-    assert ValImages(source, transform, 8)[0][1:] == (-1, expected)
+    assert ValImages(source, transform, 8)[0][1:] == (-1, expected, 0)
 
 
 def test_a_class_whose_folder_is_not_mounted(tmp_path: Path) -> None:

@@ -89,6 +89,14 @@ def test_forward_and_backward_reach_every_parameter(name):
     assert without == []
 
 
+def test_gradients_have_their_parameters_strides():
+    """Others DDP copies, and warns."""
+    model = timm.create_model("atmnet_xt", num_classes=3, depths=(1, 1), dims=(16, 32), mlp_ratios=(2, 2), share=(2, 2))
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    other = [name for name, p in model.named_parameters() if p.grad.stride() != p.stride()]
+    assert other == []
+
+
 def test_any_input_size():
     model = create(num_classes=5)
     for batch, height, width in ((1, 3, 3), (3, 3, 9), (2, 7, 5), (1, 33, 129), (2, 130, 3), (0, 32, 32)):

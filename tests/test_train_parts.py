@@ -13,8 +13,9 @@ import timm
 import torch
 from atmnet_train import imagenet
 from atmnet_train.classification import images as classification_images
+from atmnet_train.classification.findings import measure
 from atmnet_train.classification.images import TrainImages, class_indices
-from atmnet_train.classification.loaders import patch_posterize, score
+from atmnet_train.classification.loaders import patch_posterize
 from atmnet_train.classification.optimization import learning_rate
 from atmnet_train.common import engine, task
 from atmnet_train.common.broken import BrokenImages
@@ -147,10 +148,10 @@ def test_the_strongest_posterize_does_not_end_the_run() -> None:
         transform(Image.new("RGB", (40, 40), (200, 100, 50)))
 
 
-def test_score_counts_known_targets_only() -> None:
+def test_a_measurement_counts_known_targets_only() -> None:
     logits = torch.tensor([[9.0, 1, 2, 3, 4, 5], [1, 9, 2, 3, 4, 5], [1, 2, 3, 4, 5, 9]])
-    rows = score(logits, torch.tensor([0, 0, -1]))
-    assert rows[:, 1:].tolist() == [[1, 1, 1], [0, 0, 1], [0, 0, 0]]
+    found = measure(logits, torch.tensor([0, 0, -1]), torch.arange(3)).known()
+    assert found.figures[:, 1:3].tolist() == [[1, 1], [0, 0]] and found.places.tolist() == [[0, 0, 0], [0, 1, 1]]
 
 
 def test_classes_of_a_part_of_imagenet() -> None:

@@ -150,12 +150,14 @@ def uninterrupted(recipe: list[object], tmp_path_factory: pytest.TempPathFactory
 def test_a_run_leaves_its_files(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir()}
     assert {"last.pt", "best.safetensors", "best_ema.safetensors", "steps.csv", "summary.csv", "summary.json", "curves.png"} <= names
+    assert {f"{prefix}{name}" for prefix in ("", "ema_") for name in ("classes.csv", "confusion.png", "wrong.png")} | {"batch.png"} <= names
     assert not [name for name in names if ".partial" in name]
     summary = json.loads((uninterrupted / "summary.json").read_text())
     assert summary["finished"] and summary["updates"] == 27 and summary["epochs"] == 3
     epochs = rows(uninterrupted, "summary.csv")
     assert summary["best"]["top1"]["value"] == max(row["val_top1"] for row in epochs)
     assert epochs[0]["val_images"] == 40
+    assert np.mean([row["top1"] for row in summary["classes"]]) == pytest.approx(summary["best"]["top1"]["value"])
     assert epochs[1]["train_loss"] == pytest.approx(np.mean(losses(uninterrupted)[9:18]))
 
 

@@ -56,7 +56,7 @@ def test_it_asks_for_all_that_it_imports(wheel):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module else []
                 imported |= {name.split(".")[0] for name in names}
-    imported = {{"PIL": "pillow", "yaml": "pyyaml"}.get(name, name) for name in imported}
+    imported = {{"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit_learn"}.get(name, name) for name in imported}
     imported -= {*sys.stdlib_module_names, "atm_triton", "atmnet", "triton"}  # Triton is used where it is there
     assert always <= imported <= always | extras
 

@@ -1,4 +1,4 @@
-"""Train semantic segmentation on ADE20K, or on data in its layout: `accelerate launch train/ade20k.py --help`."""
+"""Train semantic segmentation on ADE20K, or on data in its layout: `python train/ade20k.py --help`."""
 
 from atmnet_train.ade20k import main
 from atmnet_train.common.errors import run_program

@@ -1,4 +1,4 @@
-"""Train an ATMNet, or any timm model, on ImageNet or any labelled images: `accelerate launch train/imagenet.py --help`."""
+"""Train an ATMNet, or any timm model, on ImageNet or any labelled images: `python train/imagenet.py --help`."""
 
 from atmnet_train.common.errors import run_program
 from atmnet_train.imagenet import main

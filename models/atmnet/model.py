@@ -53,7 +53,10 @@ class PEG(nn.Conv2d):
         super().__init__(dim, dim, kernel_size=3, padding=1, groups=dim)
 
     def forward(self, x: Tensor, height: int) -> Tensor:  # type: ignore[override]
-        y = super().forward(rearrange(x, "b (h w) c -> b c h w", h=height))
+        # Through a view of the weight its gradient gets the weight's own strides: those of the convolution's, which differ along the 1, DDP
+        # would copy, and warn.
+        weight = rearrange(rearrange(self.weight, "c 1 kh kw -> c (kh kw)"), "c (kh kw) -> c 1 kh kw", kh=3)
+        y = self._conv_forward(rearrange(x, "b (h w) c -> b c h w", h=height), weight, self.bias)
         return x + rearrange(y, "b c h w -> b (h w) c")
 
 

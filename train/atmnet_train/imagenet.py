@@ -1,4 +1,4 @@
-"""Train an ATMNet, or any timm model, on ImageNet or any labelled images: `accelerate launch train/imagenet.py --help`."""
+"""Train an ATMNet, or any timm model, on ImageNet or any labelled images: `python train/imagenet.py --help`."""
 
 import os
 from typing import Any
@@ -8,15 +8,17 @@ from accelerate import Accelerator
 from .classification.images import Images, data_folder, open_split, split_folder
 from .classification.loaders import Evaluator, train_loader
 from .classification.model import build_model, check_outputs, classes_for_eval, normalisation, start_from
-from .classification.optimization import learning_rate, make_batch_loss, make_optimizer, make_scheduler
+from .classification.optimization import BatchLoss, learning_rate, make_optimizer, make_scheduler
+from .classification.pictures import batch_examples
 from .classification.settings import Settings, check, dependent, from_checkpoint
 from .common.broken import BrokenImages
 from .common.errors import UsageError, run_program
 from .common.listing import Tell, tell_of_overlap
+from .common.pictures import Example
 from .common.program import Program
 from .common.runtime import make_accelerator
 from .common.sampling import names_digest
-from .common.seeding import seed_everything
+from .common.seeding import STEP, seed_everything
 from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
 from .common.trial import Trial, run_trial
@@ -40,12 +42,15 @@ def evaluate(settings: Settings, weights: Weights) -> None:
         settings=settings,
         report={"model": name, "ema": settings.model.ema, "img_size": data.img_size, "crop_pct": settings.evaluation.crop_pct},
         model=model,
-        measure=lambda model: evaluator({"model": model})["model"],
+        measure=lambda model: evaluator({"": model})[""],
+        tables=lambda: evaluator.tables(""),
+        draw=evaluator.draw,
         broken=broken,
         in_words=lambda found: (
             f"{found['images']:.0f} images at {data.img_size} · top-1 {found['top1']:.3f} · top-5 {found['top5']:.3f} · "
             f"loss {found['loss']:.4f}"
         ),
+        files="eval_confusion.png, eval_wrong.png",
     )
     run_trial(settings.run, accelerator, weights, trial)
 
@@ -65,6 +70,15 @@ def train(settings: Settings) -> None:
     loader = train_loader(images, settings, accelerator, mean, std, broken)
     optimizer = make_optimizer(settings.optimizer, model, learning_rate(settings.optimizer, settings.schedule, loader.images_per_update))
     scheduler, epochs = make_scheduler(settings.schedule, optimizer, loader.updates_per_epoch)
+    batch_loss = BatchLoss(settings.augmentation, num_classes)
+    evaluator = Evaluator(val_images, settings, accelerator, mean, std, broken)
+
+    def examples(batch: Any) -> list[Example]:
+        seed_everything(run.seed, STEP, 0, 0, accelerator.process_index)  # as the first update will
+        images, targets = batch
+        images, targets = batch_loss.mix(images.clone(), targets, epoch=0)
+        return batch_examples(images, targets, evaluator.class_name, mean, std)
+
     order = {
         "seed": run.seed,
         "global batch": loader.images_per_update,
@@ -88,8 +102,8 @@ def train(settings: Settings) -> None:
             sched_on_updates=settings.schedule.sched_on_updates,
         ),
         loader=loader,
-        batch_loss=make_batch_loss(settings.augmentation, num_classes),
-        evaluate=Evaluator(val_images, settings, accelerator, mean, std, broken),
+        batch_loss=batch_loss,
+        evaluate=evaluator,
         broken=broken,
         meta={
             "model": settings.model.model,
@@ -102,6 +116,7 @@ def train(settings: Settings) -> None:
         data=f"{len(images.source)} training and {len(val_images.source)} validation images of {num_classes} classes at {data.img_size}",
         curves=("top1",),
         example=(data.batch_size, 3, data.img_size, data.img_size),
+        examples=examples,
         ema_decay=settings.optimizer.model_ema_decay,
         ema_warmup=settings.optimizer.model_ema_warmup,
     )

@@ -184,8 +184,8 @@ class TrainImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
         return image, target, broken
 
 
-class ValImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
-    """Validation images, each once; an unreadable one gets the target -1, which is not counted."""
+class ValImages(Dataset[tuple[Tensor, int, list[Unreadable], int]]):
+    """Validation images, each once, with its number; an unreadable one gets the target -1, which is not counted."""
 
     def __init__(self, source: Any, transform: Any, img_size: int) -> None:
         self.source, self.transform, self.img_size = source, transform, img_size
@@ -193,19 +193,24 @@ class ValImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, list[Unreadable]]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, list[Unreadable], int]:
         def load() -> tuple[Tensor, int]:
             image, target = read_image(self.source, index)
             return self.transform(image), target
 
         found, broken = load_or_tell(load, partial(image_name, self.source, index))
         image, target = found if found is not None else (torch.zeros(3, self.img_size, self.img_size), -1)
-        return image, target, broken
+        return image, target, broken, index
 
 
 def collate(samples: list[tuple[Tensor, int, list[Unreadable]]]) -> Batch:
     images, targets = default_collate([sample[:2] for sample in samples])
     return (images, targets), [name for sample in samples for name in sample[2]]
+
+
+def collate_numbered(samples: list[tuple[Tensor, int, list[Unreadable], int]]) -> Any:
+    (images, targets), unreadable = collate([sample[:3] for sample in samples])
+    return (images, targets, torch.tensor([sample[3] for sample in samples])), unreadable
 
 
 def collate_streamed(samples: list[tuple[Tensor, int]]) -> Batch:

@@ -1,13 +1,14 @@
 """Batches for training and evaluation, on the device."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import AutoAugment, RandAugment
@@ -19,7 +20,10 @@ from ..common.errors import RunError, UsageError
 from ..common.evaluation import evaluating, readable
 from ..common.loading import LoadingSettings, MapLoader, TrainLoader, check_fills, images_per_update, loader_options
 from ..common.seeding import WORKERS, derive_seed
-from .images import Batch, Images, TrainImages, ValImages, collate, collate_streamed
+from ..common.tables import Tables, read_csv
+from .findings import Findings, join, measure
+from .images import Batch, Images, TrainImages, ValImages, collate, collate_numbered, collate_streamed, image_name
+from .pictures import draw_confusion, draw_wrong
 from .settings import AugmentationSettings, DataSettings, Settings
 
 
@@ -129,11 +133,13 @@ class InStep:
 
 
 class Evaluator:
-    """Top-1, top-5 and loss of one or several models in one pass over the images."""
+    """Top-1, top-5 and loss of one or several models in one pass over the images; what it found of each is kept until the next."""
 
     def __init__(self, images: Images, settings: Settings, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages) -> None:
         data, evaluation = settings.data, settings.evaluation
         self.accelerator, self.broken, self.images, self.streamed = accelerator, broken, len(images.source), images.streamed
+        self.source, self.names = images.source, {label: name for name, label in (images.classes or {}).items()}
+        self.found: dict[str, Findings] = {}  # of the last pass, by model
         # "random" varies the interpolation in training; an evaluation has one.
         interpolation = "bicubic" if data.interpolation == "random" else data.interpolation
         transform = create_transform(data.img_size, interpolation=interpolation, mean=mean, std=std, crop_pct=evaluation.crop_pct)
@@ -153,33 +159,49 @@ class Evaluator:
         else:
             dataset = ValImages(images.source, transform, data.img_size)
             # Prepared by Accelerate: it shards the images, and gather_for_metrics drops the ones it repeats to fill the last batch.
-            self.loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size, collate_fn=collate, **options))
+            self.loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size, collate_fn=collate_numbered, **options))
 
     @torch.no_grad()
     def __call__(self, models: dict[str, nn.Module], check_stop: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
         device = self.accelerator.device
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # of which Apple's GPUs have none
-        sums = {name: torch.zeros(4, dtype=dtype, device=device) for name in models}
+        parts: dict[str, list[Findings]] = {name: [] for name in models}
         with evaluating(models):
-            for images, targets in readable(self.loader, self.accelerator, self.broken, check_stop):
-                images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            for images, *about in readable(self.loader, self.accelerator, self.broken, check_stop):
+                images = images.to(device, non_blocking=True)
+                targets = about[0].to(device, non_blocking=True)
+                numbers = about[1].to(device, non_blocking=True) if len(about) > 1 else torch.full_like(targets, -1)  # of a stream
                 for name, model in models.items():
                     with self.accelerator.autocast():
                         logits = model(images).float()
-                    rows = score(logits, targets)
-                    sums[name] += (rows if self.streamed else self.accelerator.gather_for_metrics(rows)).to(dtype).sum(0)
-        results = {}
-        for name, total in sums.items():
-            loss, top1, top5, count = (self.accelerator.reduce(total, "sum") if self.streamed else total).tolist()
-            if not count:
-                raise RunError(f"none of the {self.images} validation images could be read")
-            results[name] = {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count, "images": int(count)}
-        return results
+                    found = measure(logits, targets, numbers)
+                    if not self.streamed:
+                        found = Findings(*self.accelerator.gather_for_metrics((found.figures, found.places)))
+                    parts[name].append(found)
+        self.found = {name: self._together(found) for name, found in parts.items()}
+        return {name: found.metrics() for name, found in self.found.items()}
 
+    def _together(self, parts: list[Findings]) -> Findings:
+        """What all processes have found, the same on all of them."""
+        found = join(parts).known()
+        if self.streamed:  # each has its own share
+            found = join([Findings(*shared) for shared in gather_object([(found.figures.cpu(), found.places.cpu())])])
+        if not len(found.places):
+            raise RunError(f"none of the {self.images} validation images could be read")
+        return found
 
-def score(logits: Tensor, targets: Tensor) -> Tensor:
-    """Loss, top-1, top-5 and one per image `[B, 4]`; zeros where the target is -1."""
-    known = targets >= 0
-    loss = F.cross_entropy(logits, targets.clamp(min=0), reduction="none")
-    hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-    return torch.stack([loss, hits[:, 0].float(), hits.any(1).float(), torch.ones_like(loss)], 1) * known[:, None]
+    def tables(self, name: str) -> Tables:
+        return self.found[name].tables(self.class_name, partial(image_name, self.source))
+
+    def class_name(self, label: int) -> str:
+        return self.names.get(label, str(label))
+
+    def draw(self, folder: Path, prefix: str) -> list[Path]:
+        """Pictures of the tables in a folder, which may be those of an earlier part of the run."""
+        confusion, wrong = folder / f"{prefix}confusion.png", folder / f"{prefix}wrong.png"
+        pairs, worst = (read_csv(folder / f"{prefix}{name}.csv") for name in ("confusion", "wrong"))
+        if pairs:
+            draw_confusion(confusion, pairs)
+        wrong.unlink(missing_ok=True)  # of weights that were wrong before
+        if worst:
+            draw_wrong(wrong, worst, self.source)
+        return [path for path in (confusion, wrong) if path.is_file()]

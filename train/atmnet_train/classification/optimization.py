@@ -8,7 +8,6 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from ..common.engine import BatchLoss
 from ..common.errors import UsageError
 from .settings import AugmentationSettings, OptimizerSettings, ScheduleSettings
 
@@ -59,27 +58,32 @@ def make_scheduler(settings: ScheduleSettings, optimizer: torch.optim.Optimizer,
     return scheduler, epochs
 
 
-def make_batch_loss(settings: AugmentationSettings, num_classes: int) -> BatchLoss:
-    """Makes the loss of a batch: mixup or cutmix with soft targets, or label smoothing alone."""
-    mixup = None
-    if settings.mixup > 0 or settings.cutmix > 0:
-        mixup = Mixup(
-            mixup_alpha=settings.mixup,
-            cutmix_alpha=settings.cutmix,
-            prob=settings.mixup_prob,
-            switch_prob=settings.mixup_switch_prob,
-            label_smoothing=settings.smoothing,
-            num_classes=num_classes,
-        )
-    criterion = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(settings.smoothing)
+class BatchLoss:
+    """Loss of a batch: mixup or cutmix with soft targets, or label smoothing alone."""
 
-    def batch_loss(model: nn.Module, batch: tuple[Tensor, Tensor], epoch: int) -> Tensor:
-        images, targets = batch
+    def __init__(self, settings: AugmentationSettings, num_classes: int) -> None:
+        self.off_epoch, self.mixup = settings.mixup_off_epoch, None
+        if settings.mixup > 0 or settings.cutmix > 0:
+            self.mixup = Mixup(
+                mixup_alpha=settings.mixup,
+                cutmix_alpha=settings.cutmix,
+                prob=settings.mixup_prob,
+                switch_prob=settings.mixup_switch_prob,
+                label_smoothing=settings.smoothing,
+                num_classes=num_classes,
+            )
+        self.criterion = SoftTargetCrossEntropy() if self.mixup else LabelSmoothingCrossEntropy(settings.smoothing)
+
+    def mix(self, images: Tensor, targets: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Mixes a batch, in place."""
         # Where nothing could be read the target is -1; the run is about to end, and the other processes wait for this update.
         targets = targets.clamp(min=0)
-        if mixup is not None:
-            mixup.mixup_enabled = not settings.mixup_off_epoch or epoch < settings.mixup_off_epoch
-            images, targets = mixup(images, targets)
-        return criterion(model(images), targets)
+        if self.mixup is None:
+            return images, targets
+        self.mixup.mixup_enabled = not self.off_epoch or epoch < self.off_epoch
+        mixed: tuple[Tensor, Tensor] = self.mixup(images, targets)
+        return mixed
 
-    return batch_loss
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor], epoch: int) -> Tensor:
+        images, targets = self.mix(*batch, epoch)
+        return self.criterion(model(images), targets)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from atmnet.weights.digest import digest_of
+from atmnet.weights.history import HISTORY
 from atmnet.weights.reader import DIGEST, check_finite, read_torch, safetensors_metadata
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class Checkpointer:
             write_atomically(self.folder / "last.pt", lambda file: torch.save(state, file))
         self.accelerator.wait_for_everyone()
 
-    def save_weights(self, name: str, model: nn.Module, **metrics: float | int) -> None:
+    def save_weights(self, name: str, model: nn.Module, **metrics: Any) -> None:
         """The weights alone, as safetensors with what is needed to rebuild and evaluate the model."""
         state = model_state(self.accelerator.unwrap_model(model))
         if self.accelerator.is_main_process:
@@ -255,12 +256,13 @@ def find_resume(resume: str, output: Path) -> Path | None:
     raise UsageError(f"--resume {resume}: there is no {path}")
 
 
-def check_room(folder: Path, model: nn.Module, with_ema: bool) -> None:
-    """Refuses to start a long run whose first checkpoint cannot be written."""
+def check_room(folder: Path, model: nn.Module, with_ema: bool, history: int) -> None:
+    """Refuses to start a long run whose checkpoints cannot be written, with `history` of the last and of the best weights."""
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     # last.pt (weights, EMA, two moments) and the best files, each old and new at the moment of replacement; what is there already counts.
-    there = sum(path.stat().st_size for path in folder.glob("*") if path.suffix in (".pt", ".safetensors") and path.is_file())
-    need = weights * (2 * (3 + with_ema) + 2 * (1 + with_ema)) - there
+    files = (path for pattern in ("*", f"{HISTORY}/*") for path in folder.glob(pattern))
+    there = sum(path.stat().st_size for path in files if path.suffix in (".pt", ".safetensors") and path.is_file())
+    need = weights * (2 * (3 + with_ema) + 2 * (1 + history) * (1 + with_ema)) - there
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < need:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from atmnet.weights.history import HISTORY, history_name, prune_history
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -25,12 +26,12 @@ from .history import Table
 from .progress import ProgressLine
 from .seeding import STEP, seed_everything
 from .stop import Stop
+from .tables import OF_BEST, Tables, write_tables
 
 Batch = Any
 Metrics = dict[str, float]
 BatchLoss = Callable[[nn.Module, Batch, int], Tensor | dict[str, Tensor]]  # model, batch, epoch index
 Models = dict[str, nn.Module]  # by the prefix of their metrics: "" for the trained one, "ema_" for its average
-Evaluate = Callable[[Models, Callable[[], None]], dict[str, Metrics]]  # all in one pass over the data, calling the second now and then
 
 
 class Stopped(Exception):
@@ -61,7 +62,21 @@ class Plan:
     sched_on_updates: bool = False
     by_updates: bool = False  # people count in updates; an epoch is merely what lies between two evaluations
     checkpoint_steps: int = 500
+    checkpoint_hist: int = 0
     log_interval: int = 50
+
+
+class Evaluate(Protocol):
+    """Evaluation of models, and what it finds besides metrics."""
+
+    def __call__(self, models: Models, check_stop: Callable[[], None]) -> dict[str, Metrics]:
+        """Metrics of all models in one pass over the data, calling `check_stop` now and then."""
+
+    def tables(self, name: str) -> Tables:
+        """What the last pass found of a model, by the name of the file it goes to. The main process alone asks."""
+
+    def draw(self, folder: Path, prefix: str) -> list[Path]:
+        """Draws the tables in a folder whose names begin with a prefix; returns all pictures. The main process alone asks."""
 
 
 class Watch(Protocol):
@@ -121,9 +136,12 @@ class Engine:
         self.progress, notes = self.checkpointer.load(path)
         self.saved_at = self.progress.updates
         if self.accelerator.is_main_process and not path.parent.samefile(self.plan.output):
-            for name in (self.steps.path.name, self.epochs.path.name, "best.safetensors", "best_ema.safetensors"):
+            beside = [f"{prefix}{name}" for prefix in ("", "ema_") for name in OF_BEST]
+            for name in (self.steps.path.name, self.epochs.path.name, "best.safetensors", "best_ema.safetensors", *beside):
                 if (path.parent / name).is_file():  # what the run has measured and its best weights move along
                     shutil.copyfile(path.parent / name, self.plan.output / name)
+            if (path.parent / HISTORY).is_dir():
+                shutil.copytree(path.parent / HISTORY, self.plan.output / HISTORY, dirs_exist_ok=True)
         if self.progress.epoch >= self.plan.epochs:
             notes.append("nothing is left to be trained")
         if self.progress.update > self.plan.updates_per_epoch:
@@ -270,7 +288,7 @@ class Engine:
 
     def _log(self, rows: list[Metrics], line: ProgressLine) -> None:
         last = rows[-1]
-        if line.advance(last["loss"], last["lr"], len(rows)):
+        if line.advance(last["loss"], last["lr"], len(rows)):  # often enough for a curve of a short epoch
             shown = {f"train/{name}": last[name] for name in ("loss", "lr", *self.parts)}
             speed = {"train/images_per_second": line.images_per_second, "train/data_wait": line.data_wait}
             self.accelerator.log(shown | speed, step=self.progress.updates)
@@ -312,13 +330,13 @@ class Engine:
             "train_loss": progress.loss_sum / max(progress.update, 1),
             "lr": self._set_lr(max(progress.update - 1, 0)),  # of the last update, which may have been before a resumption
         }
-        better = []
+        better = dict[str, Metrics]()  # than ever before, by the model's prefix
         for prefix, metrics in evaluate(models, self.stop_during_evaluation).items():
             row |= {f"val_{prefix}{name}": value for name, value in metrics.items()}
             key, value = prefix + plan.metric, metrics[plan.metric]
             if value > progress.best.get(key, -math.inf):
                 progress.best[key], progress.best_epoch[key] = value, progress.epoch
-                better.append((f"best{prefix and '_ema'}.safetensors", models[prefix], metrics))
+                better[prefix] = metrics
         row |= {"seconds": progress.seconds, "eval_seconds": time.perf_counter() - began}
         if self.accelerator.is_main_process:
             self.epochs.append(row)
@@ -331,9 +349,23 @@ class Engine:
             {name.replace("_", "/", 1): value for name, value in row.items() if name.startswith("val")}, step=progress.updates
         )
         progress.epoch, progress.update, progress.loss_sum = progress.epoch + 1, 0, 0.0
-        for name, model, metrics in better:
-            self.checkpointer.save_weights(name, model, epoch=progress.epoch, **metrics)
+        for prefix, metrics in better.items():
+            self.checkpointer.save_weights(f"best{prefix and '_ema'}.safetensors", models[prefix], epoch=progress.epoch, **metrics)
+            if self.accelerator.is_main_process:
+                write_tables(plan.output, prefix, evaluate.tables(prefix))
+        if plan.checkpoint_hist:
+            self._keep_weights(models, row)
         self.save()
+
+    def _keep_weights(self, models: Models, row: Metrics) -> None:
+        """The weights of this evaluation beside those of others, of which the last and the best stay."""
+        for prefix, model in models.items():
+            column = f"val_{prefix}{self.plan.metric}"
+            name = history_name(self.progress.epoch, bool(prefix))
+            self.checkpointer.save_weights(name, model, epoch=self.progress.epoch, measured={self.plan.metric: row[column]})
+            if self.accelerator.is_main_process:
+                values = {int(row["epoch"]): row[column] for row in self.epochs.rows if column in row}
+                prune_history(self.plan.output, values, self.plan.checkpoint_hist, bool(prefix))
 
 
 def end_quietly(accelerator: Accelerator) -> None:

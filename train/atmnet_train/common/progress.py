@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
 
 Item = TypeVar("Item")
+POINTS = 20  # of a curve that an epoch has at least, as far as it has updates
 
 
 class ProgressLine:
@@ -21,6 +22,7 @@ class ProgressLine:
         self.total, self.done, self.label, self.images_per_update = total, start, label, images_per_update
         self.remaining = remaining  # updates to the end of the training
         self.interval, self.shown = interval, shown
+        self.logged = min(interval, max(1, total // POINTS))  # updates between two points of a curve
         self.waited = 0.0
         self.mark = (time.perf_counter(), start, 0.0)
         self.images_per_second = 0.0
@@ -37,14 +39,14 @@ class ProgressLine:
     def advance(self, loss: float, lr: float, updates: int = 1) -> bool:
         """Count `updates` more updates; True when it is time to log."""
         previous, self.done, self.remaining = self.done, self.done + updates, self.remaining - updates
-        due = self.done // self.interval > previous // self.interval or self.done == self.total
-        if due or self.bar:
+        due, logged = (self.done // every > previous // every or self.done == self.total for every in (self.interval, self.logged))
+        if due or logged or self.bar:
             text = self._measure(loss, lr, reset=due)
             if self.bar:
                 self.bar.update(self.task, completed=self.done, text=text)
-            elif self.shown:
+            elif self.shown and due:
                 print(f"{self.label} {self.done}/{self.total} {text}", flush=True)
-        return due
+        return logged
 
     def _measure(self, loss: float, lr: float, reset: bool) -> str:
         now = time.perf_counter()

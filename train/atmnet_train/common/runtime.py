@@ -37,7 +37,12 @@ class RunSettings:
     tune: bool = setting(True, "on a GPU, look for faster launch configurations first", incidental=True)
     deterministic: bool = setting(False, "on a GPU too, the same results bit by bit: slower, not tuned")
     checkpoint_steps: int = setting(500, "write last.pt every N updates, besides every epoch", metavar="N", at_least=1, incidental=True)
-    log_interval: int = setting(50, "print and log every N updates", metavar="N", at_least=1, incidental=True)
+    checkpoint_hist: int = setting(
+        0, "keep the weights of the last N and of the best N evaluations, to average them", metavar="N", at_least=0, incidental=True
+    )
+    log_interval: int = setting(
+        50, "print and log every N updates, and log in short epochs more often", metavar="N", at_least=1, incidental=True
+    )
     report_to: str = setting("tensorboard", "the tracker", choices=(*TRACKERS, "none"), incidental=True)
 
 
@@ -134,4 +139,12 @@ def make_accelerator(settings: RunSettings, accumulate: int = 1) -> Accelerator:
 def start_trackers(accelerator: Accelerator, name: str, values: Mapping[str, Any], updates: int) -> None:
     """Tells them the settings. `updates`: those done before a resumption; TensorBoard drops what it has from after it."""
     config: dict[str, Any] = {key: value for key, value in values.items() if isinstance(value, (int, float, str, bool))}
-    accelerator.init_trackers(name, config, {"tensorboard": {"purge_step": updates}} if updates else {})
+    # TensorBoard's tracker would put them into a folder of their own, each start into another: they go into the run itself.
+    boards = "tensorboard" in {str(kind) for kind in accelerator.log_with}
+    accelerator.init_trackers(name, None if boards else config, {"tensorboard": {"purge_step": updates + 1}} if updates else {})
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard" and accelerator.is_main_process:
+            from torch.utils.tensorboard.summary import hparams  # of a package that only this tracker needs
+
+            for summary in hparams(config, {}):
+                tracker.writer.file_writer.add_summary(summary)

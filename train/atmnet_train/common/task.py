@@ -1,6 +1,7 @@
 """A training from its model to its summary: what every program does alike."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,14 @@ from .config import write_config
 from .engine import BatchLoss, Engine, Evaluate, Plan, Stopped, end_quietly
 from .errors import GO_ON, RunError, UsageError, explained
 from .loading import TrainLoader
+from .pictures import Example, draw_grid, show_trackers
 from .runtime import RunSettings, start_trackers
 from .settings import flatten
 from .summary import draw_curves, versions, write_json
+from .tables import CLASSES, read_csv
 from .tuning import tune_kernels
+
+Batches = Callable[[int, int], Iterator[Any]]  # of an epoch, from a place in it on
 
 
 def claim_output(settings: RunSettings) -> Path | None:
@@ -53,6 +58,7 @@ def make_plan(
         output=Path(run.output),
         clip_grad=clip_grad,
         checkpoint_steps=run.checkpoint_steps,
+        checkpoint_hist=run.checkpoint_hist,
         log_interval=run.log_interval,
         **options,
     )
@@ -76,6 +82,7 @@ class Task:
     data: str  # what is trained on, for the line before the first update
     curves: Sequence[str]  # the metrics to draw, in percent
     example: tuple[int, ...]  # the shape of a batch of images
+    examples: Callable[[Any], list[Example]]  # pictures of a batch, as the network gets it
     core: str = ""  # the submodule that takes such a batch, is compiled and tuned; the model itself where empty
     ema_decay: float = 0.0
     ema_warmup: bool = False
@@ -83,7 +90,7 @@ class Task:
 
 def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Path | None) -> None:
     """Trains, evaluates, saves, and leaves summary.json and curves.png, until the end or until asked to stop."""
-    check_room(task.plan.output, task.model, task.ema_decay > 0)
+    check_room(task.plan.output, task.model, task.ema_decay > 0, task.plan.checkpoint_hist)
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     model, optimizer = task.model.to(accelerator.device), task.optimizer
     if settings.tune:
@@ -115,7 +122,7 @@ def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Pat
     facts: dict[str, Any] = {"parameters": parameters, "finished": False}
     try:
         with explained(GO_ON):
-            engine.fit(task.loader.batches, task.batch_loss, task.evaluate)
+            engine.fit(with_picture(task, accelerator, task.loader.batches), task.batch_loss, task.evaluate)
         facts["finished"] = True
     except Stopped:
         pass
@@ -135,6 +142,8 @@ def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Pat
                 f"stopped{asked} after update {engine.progress.updates}; go on with the same command and --resume {task.plan.output}",
                 flush=True,
             )
+        else:
+            print(next_command(task.plan.output), flush=True)
     end_quietly(accelerator)
 
 
@@ -143,8 +152,29 @@ def compile_core(accelerator: Accelerator, model: nn.Module, core: str) -> None:
     (cast(nn.Module, accelerator.unwrap_model(model)).get_submodule(core) if core else model).compile()
 
 
+def with_picture(task: Task, accelerator: Accelerator, batches: Batches) -> Batches:
+    """The same batches; of the first of the run, batch.png is drawn when the network is about to get it."""
+
+    def drawing(epoch: int, start: int) -> Iterator[Any]:
+        source = batches(epoch, start)
+        if epoch == start == 0 and accelerator.is_main_process:
+            first = next(source)
+            path = task.plan.output / "batch.png"
+            draw_grid(path, task.examples(first), "images of the first update, as the network gets them")
+            show_trackers(accelerator, [path], 0)
+            yield first
+        yield from source
+
+    return drawing
+
+
+def next_command(checkpoint: Path | str) -> str:
+    """The line of a run that is over: what its weights can do."""
+    return f"next: python -m atmnet predict --checkpoint {shlex.quote(str(checkpoint))} PHOTOS"
+
+
 def finish(task: Task, accelerator: Accelerator, engine: Engine, facts: dict[str, Any]) -> None:
-    """summary.json and curves.png, of a run that is finished or stopped."""
+    """summary.json, curves.png and the pictures of the evaluation, of a run that is finished or stopped."""
     plan, progress, rows = engine.plan, engine.progress, engine.epochs.rows
     peak = torch.cuda.max_memory_allocated() / 2**20 if accelerator.device.type == "cuda" else None
     unit = "update" if plan.by_updates else "epoch"
@@ -157,6 +187,7 @@ def finish(task: Task, accelerator: Accelerator, engine: Engine, facts: dict[str
             "updates": progress.updates,
             "best": {name: {"value": value, unit: when[name]} for name, value in progress.best.items()},
             "last": rows[-1] if rows else None,
+            **{f"{prefix}classes": found for prefix in ("", "ema_") if (found := read_csv(plan.output / f"{prefix}{CLASSES}"))},
             "training_seconds": progress.seconds,
             "images_per_second": progress.images / max(progress.seconds, 1e-9),
             "peak_memory_mib": peak,
@@ -168,6 +199,9 @@ def finish(task: Task, accelerator: Accelerator, engine: Engine, facts: dict[str
         },
     )
     if rows:
+        prefixes = [name.removesuffix(plan.metric) for name in progress.best]
+        drawn = [path for prefix in prefixes for path in task.evaluate.draw(plan.output, prefix)]
+        show_trackers(accelerator, drawn, progress.updates)
         draw_curves(plan.output / "curves.png", rows, engine.steps.rows, plan.updates_per_epoch, task.curves, plan.by_updates)
         best = " · ".join(f"best {name} {value:.3f} ({unit} {when[name]})" for name, value in progress.best.items())
         print(f"{best} · {plan.output}/summary.json, curves.png", flush=True)

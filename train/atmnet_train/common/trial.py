@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 from torch import Tensor, nn
 
 from .broken import BrokenImages
@@ -16,8 +17,12 @@ from .engine import end_quietly
 from .errors import RunError
 from .runtime import RunSettings
 from .summary import versions, write_json
-from .task import compile_core
+from .tables import CLASSES, Rows, Tables, to_rich, write_tables
+from .task import compile_core, next_command
 from .weights import Weights, load_weights
+
+EVALUATED = "eval_"  # begins the names of tables and pictures: those of the training stay
+SHOWN = 150  # classes on the terminal
 
 
 @dataclass
@@ -29,9 +34,11 @@ class Trial:
     report: dict[str, Any]  # of them, what belongs beside the metrics
     model: nn.Module
     measure: Callable[[nn.Module], dict[str, Any]]  # the metrics, among them the number of images; every process calls it
+    tables: Callable[[], Tables]  # that the measurement made; the main process asks
+    draw: Callable[[Path, str], object]  # pictures of the tables in a folder whose names begin with a prefix
     broken: BrokenImages
     in_words: Callable[[dict[str, Any]], str]
-    files: str = "eval.json"  # that are left in the output folder
+    files: str  # that are left in the output folder, besides eval.json and eval_classes.csv
     core: str = ""  # the submodule that is compiled; the model itself where empty
 
 
@@ -61,9 +68,25 @@ def run_trial(settings: RunSettings, accelerator: Accelerator, weights: Weights,
     if accelerator.reduce(broken.float(), "sum").item() > 0:
         raise RunError(f"{weights.source}: what the network makes of the images is not finite, and no measure of it means anything")
     speed = f"{metrics['images'] / seconds:.1f} images/s"
-    accelerator.print(f"{trial.name} · {weights.source} · {trial.in_words(metrics)} · {speed} · {output}/{trial.files}", flush=True)
+    if accelerator.is_main_process:
+        tables = trial.tables()
+        write_tables(output, EVALUATED, tables)
+        Console().print(to_rich(some_classes(tables[CLASSES])))
+        trial.draw(output, EVALUATED)
+    accelerator.print(
+        f"{trial.name} · {weights.source} · {trial.in_words(metrics)} · {speed} · {output}/eval.json, eval_classes.csv, {trial.files}",
+        flush=True,
+    )
     if accelerator.is_main_process:
         write_config(output / "eval.yaml", trial.settings)
         facts = {"seconds": seconds, "unreadable": trial.broken.found, "versions": versions()}
-        write_json(output / "eval.json", {"checkpoint": weights.source} | trial.report | metrics | facts)
+        classes = {"classes": tables[CLASSES]}
+        write_json(output / "eval.json", {"checkpoint": weights.source} | trial.report | metrics | classes | facts)
+        print(next_command(weights.source), flush=True)
     end_quietly(accelerator)
+
+
+def some_classes(rows: Rows) -> Rows:
+    """Rows that a terminal has room for: of many classes the worst."""
+    by = list(rows[0])[1]
+    return rows if len(rows) <= SHOWN else sorted((row for row in rows if row[by] is not None), key=lambda row: row[by])[:SHOWN]

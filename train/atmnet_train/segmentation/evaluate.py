@@ -1,7 +1,5 @@
 """Evaluation on whole images: one confusion matrix over all processes, and what is read off it."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +9,6 @@ import torch
 from accelerate import Accelerator
 from atmnet.predicting.segmenting import segment
 from atmnet.predicting.views import ONE_SCALE, SCALES, EvalTransform
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,8 +16,8 @@ from ..common.broken import BrokenImages
 from ..common.engine import Metrics, Models
 from ..common.errors import RunError
 from ..common.evaluation import evaluating, readable
-from ..common.files import write_atomically
 from ..common.loading import loader_options
+from ..common.tables import CLASSES, Tables
 from .data import Pair
 from .pictures import draw_picture
 from .samples import ValPairs, Whole
@@ -69,13 +65,23 @@ class Evaluator:
         multi_scale: bool = False,
     ) -> None:
         self.pairs, self.classes, self.accelerator, self.broken, self.multi_scale = pairs, classes, accelerator, broken, multi_scale
+        self.found: dict[str, Tensor] = {}  # confusions of the last pass, by model
         self.pictures, self.folder = settings.evaluation.pictures, Path(settings.run.output) / "pictures"
         transform = EvalTransform(settings.data.crop_size, mean, std, SCALES if multi_scale else ONE_SCALE)
         share = ValPairs(pairs, transform, accelerator.num_processes, accelerator.process_index)
         self.loader: Any = DataLoader(share, batch_size=None, **loader_options(settings.data, accelerator, keep_workers=False))
 
     def __call__(self, models: Models, check_stop: Callable[[], None] = lambda: None) -> dict[str, Metrics]:
-        return {name: scores(confusion) for name, confusion in self.confusions(models, check_stop).items()}
+        self.found = self.confusions(models, check_stop)
+        return {name: scores(confusion) for name, confusion in self.found.items()}
+
+    def tables(self, name: str) -> Tables:
+        return {CLASSES: class_table(self.found[name], self.classes)}
+
+    def draw(self, folder: Path, prefix: str) -> list[Path]:
+        """The pictures, which are drawn while images are looked at."""
+        drawn = [self.folder / f"{pair.image.stem}.png" for pair in self.pairs[: self.pictures]]
+        return [path for path in drawn if path.is_file()]
 
     @torch.no_grad()
     def confusions(self, models: Models, check_stop: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
@@ -109,21 +115,3 @@ def class_table(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any
     figures = [{name: None if math.isnan(x := column[i].item()) else x for name, column in columns.items()} for i in range(len(classes))]
     pixels = confusion.sum(1).tolist()
     return [{"label": i + 1, "class": name, **figures[i], "pixels": pixels[i]} for i, name in enumerate(classes)]
-
-
-def to_rich(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table()
-    for heading in rows[0]:
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    for row in rows:
-        cells = (f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value) for value in row.values())
-        table.add_row(*map(Text, cells))  # in names, square brackets are no markup
-    return table
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))

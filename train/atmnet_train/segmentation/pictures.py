@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from ..common.files import write_atomically
+from ..common.pictures import MOST, Example, plain, save, to_bytes
 
 
 def draw_picture(path: Path, image: Tensor, labels: Tensor, prediction: Tensor, classes: Sequence[str]) -> None:
@@ -26,5 +26,15 @@ def draw_picture(path: Path, image: Tensor, labels: Tensor, prediction: Tensor, 
     patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*tint(colours[label])), label=classes[label]) for label in there]
     legend = figure.legend(handles=patches, loc="outside lower center", ncols=min(8, len(there)), fontsize=8)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # in names, dollars are no formulas
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
+        plain(text)
+    save(figure, path)
+
+
+def batch_examples(images: Tensor, labels: Tensor, classes: int, mean: Sequence[float], std: Sequence[float]) -> list[Example]:
+    """A training batch as the network gets it: each image, and beside it the image with its labels."""
+    examples = []
+    for image, label in zip(images[: MOST // 2], labels[: MOST // 2].cpu(), strict=True):
+        pixels = to_bytes(image, mean, std)
+        laid = overlay(rearrange(torch.from_numpy(pixels), "h w c -> c h w"), label, palette(classes))
+        examples += [Example(pixels), Example(rearrange(laid, "c h w -> h w c").numpy(), "labels")]
+    return examples
