@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 
 from rich.console import Console
-from timm.data import resolve_model_data_config
 
 from ..exporting import FORMATS, export
 from ..weights.opening import open_classifier
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", required=True, choices=list(FORMATS))
     add("--out", required=True, metavar="FILE", help="ends in .onnx for onnx, else in .pt2")
     add_model(parser, "fresh weights of --model")
-    add_image_size(parser, "to trace with (default: the model's)")
+    add_image_size(parser, "that the file must take (default: the model's)")
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -28,9 +28,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     began = time.perf_counter()
     try:
         model = open_classifier(args.checkpoint, args.model, args.ema)
-        config = resolve_model_data_config(model)
         with console.status("exporting ..."):
-            done = export(model, args.out, args.format, args.img_size or config["input_size"][1:])
+            done = export(model, args.out, args.format, args.img_size)
     except (OSError, ValueError, ImportError, RuntimeError) as error:  # RuntimeError: a file that differs, a compiler that is not there
         parser.error(str(error))
     console.print(
@@ -38,9 +37,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         f"differs from the model by {done.difference:.1e} of the largest logit at most · {time.perf_counter() - began:.0f} s",
         highlight=False,
     )
-    mean, std = ([round(value, 4) for value in config[name]] for name in ("mean", "std"))
-    console.print(
-        f"\nIt takes images [B, {config['input_size'][0]}, H, W] less their mean {mean}, over their deviation {std}:\n", highlight=False
-    )
+    mean, std = ([round(value, 4) for value in json.loads(done.metadata[name])] for name in ("mean", "std"))
+    in_chans = json.loads(done.metadata["input_size"])[0]
+    console.print(f"\nIt takes images [B, {in_chans}, H, W] less their mean {mean}, over their deviation {std}:\n", highlight=False)
     console.print(FORMATS[args.format].usage.format(path=done.path), highlight=False)
     return 0
