@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -38,8 +40,7 @@ def export_program(model: nn.Module, img_size: Size) -> tuple[ExportedProgram, S
         if not difference <= TOLERANCE:
             raise ValueError(f"the program differs by {difference:.1e} of the largest logit")
     except (AssertionError, RuntimeError, ValueError) as error:
-        told = f"{type(model).__name__} does not take images of any size, and cannot be exported: {reason(error)}"
-        raise ValueError(told) from error
+        raise ValueError(f"{type(model).__name__} cannot be exported for images of any size: {reason(error)}") from error
     return program, smallest
 
 
@@ -48,7 +49,8 @@ def _trace(model: nn.Module, img_size: Size) -> ExportedProgram:
     for doublings in range(DOUBLINGS + 1):
         height, width = (max(side, LEAST) * 2**doublings for side in img_size)
         images = torch.zeros(2, channels(model), height, width)  # a batch of 1 would stay 1
-        program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},))
+        with redirect_stderr(StringIO()):  # where PyTorch writes thousands of lines before it says why it cannot
+            program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},))
         if all(isinstance(side, torch.SymInt) and side.node.expr in program.range_constraints for side in _sides(program)):
             return program
     raise ValueError(f"traced with images of {height} x {width}, it takes these alone")

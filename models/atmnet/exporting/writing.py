@@ -43,7 +43,7 @@ def export(
         classes: Names of the outputs, where the model does not know them.
 
     Raises:
-        ValueError: one of these is not so, or the model does not take images of any size.
+        ValueError: one of these is not so, or the model cannot be exported for images of any size; of detectors PyTorch's own reason.
         ImportError: ``format="onnx"`` without the extra ``export``.
         RuntimeError: the file computes something else, by more than 1e-4 of the largest logit.
     """
