@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from operator import methodcaller
 from pathlib import Path
 
 from .files import write_atomically
@@ -117,4 +118,4 @@ def _digests(content: dict[str, bytes]) -> dict[str, str]:
 
 def _write(folder: Path, content: dict[str, bytes]) -> None:
     for name, data in content.items():
-        write_atomically(folder / name, lambda file, data=data: file.write(data))
+        write_atomically(folder / name, methodcaller("write", data))
