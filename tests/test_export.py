@@ -135,6 +135,7 @@ def test_the_page_classifies_with_onnxruntime_alone(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["classify.py", str(tmp_path / "model.onnx"), str(tmp_path / "picture.png")])
     for name in ("torch", "timm", "atmnet"):
         monkeypatch.setitem(sys.modules, name, None)
+    capsys.readouterr()  # what exporting prints
     exec(script, {})
     said = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
     assert {name: float(said[name]) for name in said} == pytest.approx(
