@@ -35,6 +35,10 @@ def _no_complaint(logger: str) -> Iterator[None]:
         logging.getLogger(logger).setLevel(level)
 
 
+# Of the operators: this package's own name, so that a copy under another has operators of its own.
+NAMESPACE = __package__.replace(".", "_")
+OPS: Any = getattr(torch.ops, NAMESPACE)
+
 with _no_complaint("torch.utils.flop_counter"):
     from torch.utils.flop_counter import register_flop_formula
 
@@ -44,7 +48,7 @@ def triton_op(name: str) -> Callable[[Callable], Any]:
 
     def register(fn: Callable) -> Any:
         with _no_complaint("torch._library.triton"):
-            return torch.library.triton_op(f"atm_triton::{name}", mutates_args=())(fn)
+            return torch.library.triton_op(f"{NAMESPACE}::{name}", mutates_args=())(fn)
 
     return register
 
@@ -62,6 +66,8 @@ def refuse_second_derivative(backward: Any) -> None:
 
 
 __all__ = [
+    "NAMESPACE",
+    "OPS",
     "jit",
     "refuse_second_derivative",
     "register_flop_formula",

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .. import flops, plain
-from .._triton import jit, refuse_second_derivative, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
+from .._triton import OPS, jit, refuse_second_derivative, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
 from ..tuning import tables
 from . import checks
 from .gather import _line_sum, _load_taps, _scatter_taps, _taps
@@ -236,10 +236,8 @@ def _backward(ctx, dy):
 
 _axial_gather.register_autograd(_backward, setup_context=_setup_context)
 refuse_second_derivative(_axial_gather_backward)
-register_flop_formula(torch.ops.atm_triton.axial_gather)(flops.Formula(per_value=lambda x, *_, **__: flops.GATHER[0] * math.prod(x)))
-register_flop_formula(torch.ops.atm_triton.axial_gather_backward)(
-    flops.Formula(per_value=lambda dy, *_, **__: flops.GATHER[1] * math.prod(dy))
-)
+register_flop_formula(OPS.axial_gather)(flops.Formula(per_value=lambda x, *_, **__: flops.GATHER[0] * math.prod(x)))
+register_flop_formula(OPS.axial_gather_backward)(flops.Formula(per_value=lambda dy, *_, **__: flops.GATHER[1] * math.prod(dy)))
 
 
 def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .. import flops, plain, reference
-from .._triton import jit, refuse_second_derivative, register_flop_formula, runs_kernels, tl, triton, triton_op
+from .._triton import OPS, jit, refuse_second_derivative, register_flop_formula, runs_kernels, tl, triton, triton_op
 from ..tuning import tables
 from . import checks
 
@@ -168,10 +168,8 @@ def _backward(ctx, dy):
 
 _branch_fusion.register_autograd(_backward, setup_context=_setup_context)
 refuse_second_derivative(_branch_fusion_backward)
-register_flop_formula(torch.ops.atm_triton.branch_fusion)(flops.Formula(per_value=lambda w, *_, **__: flops.FUSION[0] * math.prod(w)))
-register_flop_formula(torch.ops.atm_triton.branch_fusion_backward)(
-    flops.Formula(per_value=lambda dy, *_, **__: flops.FUSION[1] * math.prod(dy))
-)
+register_flop_formula(OPS.branch_fusion)(flops.Formula(per_value=lambda w, *_, **__: flops.FUSION[0] * math.prod(w)))
+register_flop_formula(OPS.branch_fusion_backward)(flops.Formula(per_value=lambda dy, *_, **__: flops.FUSION[1] * math.prod(dy)))
 
 
 def branch_fusion(w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> Tensor:

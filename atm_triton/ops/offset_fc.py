@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from .. import flops, plain
-from .._triton import jit, refuse_second_derivative, register_flop_formula, runs_kernels, tl, triton, triton_op
+from .._triton import OPS, jit, refuse_second_derivative, register_flop_formula, runs_kernels, tl, triton, triton_op
 from ..tuning import tables
 from . import checks
 
@@ -280,15 +280,13 @@ _offset_fc.register_autograd(_backward, setup_context=_setup_context)
 refuse_second_derivative(_offset_fc_backward)
 
 
-register_flop_formula(torch.ops.atm_triton.offset_fc)(
+register_flop_formula(OPS.offset_fc)(
     flops.Formula(
         macs=lambda x, norm_weight, norm_bias, weight, *_, **__: flops.offset_fc_macs(x, weight[0]),
         normalized=lambda x, *_, **__: math.prod(x),
     )
 )
-register_flop_formula(torch.ops.atm_triton.offset_fc_backward)(
-    flops.Formula(macs=lambda doffset, x, *_, **__: 2 * flops.offset_fc_macs(x, doffset[-1]))
-)
+register_flop_formula(OPS.offset_fc_backward)(flops.Formula(macs=lambda doffset, x, *_, **__: 2 * flops.offset_fc_macs(x, doffset[-1])))
 
 
 def offset_fc(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:

@@ -11,6 +11,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .._triton import NAMESPACE
+
 OFFSET_SPREAD = 3.0  # tokens
 
 
@@ -37,7 +39,7 @@ class _Listener(TorchDispatchMode):
         self.tell = tell
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func.namespace == "atm_triton":
+        if func.namespace == NAMESPACE:
             self.tell(func, args)
         return func(*args, **(kwargs or {}))
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import plain
+from .._triton import OPS
 from ..ops.token_mix.strategy import plain_choice
 from . import tables
 from .calls import Call, fresh
 
-TOKEN_MIX = torch.ops.atm_triton.token_mix.default
+TOKEN_MIX = OPS.token_mix.default
 OPERATOR, PLAIN = dict(PLAIN=0), dict(PLAIN=1)
 Step = Callable[[], tuple[Tensor, ...]]
 

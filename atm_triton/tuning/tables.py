@@ -25,7 +25,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .._triton import triton
+from .._triton import NAMESPACE, triton
 from ..files import write_atomically
 from ..strict_json import loads
 
@@ -163,8 +163,8 @@ def stamp() -> None:
     for file in files:
         with contextlib.suppress(OSError):
             digest.update(_content(file))
-    users = re.sub(r"atm_triton [0-9a-f]{64}", "", torch.compiler.config.cache_key_tag)
-    torch.compiler.config.cache_key_tag = f"{users}atm_triton {digest.hexdigest()}"
+    users = re.sub(rf"{NAMESPACE} [0-9a-f]{{64}}", "", torch.compiler.config.cache_key_tag)
+    torch.compiler.config.cache_key_tag = f"{users}{NAMESPACE} {digest.hexdigest()}"
 
 
 stamp()

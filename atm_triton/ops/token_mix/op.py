@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import flops, plain
-from ..._triton import refuse_second_derivative, register_flop_formula, runs_kernels, triton_op
+from ..._triton import OPS, refuse_second_derivative, register_flop_formula, runs_kernels, triton_op
 from ...algebra import Weights, branch_weights_backward, fold
 from ...reference import bottleneck
 from .. import checks
@@ -177,13 +177,13 @@ _token_mix.register_autograd(_backward, setup_context=_setup_context)
 refuse_second_derivative(_token_mix_backward)
 
 
-register_flop_formula(torch.ops.atm_triton.token_mix)(
+register_flop_formula(OPS.token_mix)(
     flops.Formula(
         macs=lambda x, offset, weight_w, *_, **__: flops.token_mix_macs(x, weight_w[0]),
         per_value=lambda x, offset, weight_w, *_, **__: flops.token_mix_per_value(x, weight_w[0]),
     )
 )
-register_flop_formula(torch.ops.atm_triton.token_mix_backward)(
+register_flop_formula(OPS.token_mix_backward)(
     flops.Formula(
         macs=lambda dy, x, *_, **__: 2 * flops.token_mix_macs(x, dy[-1]),
         per_value=lambda dy, x, *_, **__: 2 * flops.token_mix_per_value(x, dy[-1]),

@@ -31,7 +31,15 @@ def image_size(text: str) -> tuple[int, int]:
 def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
     """``--checkpoint``, with what it means to leave it out, ``--model`` and ``--ema``."""
     parser.add_argument("--checkpoint", required=not checkpoint, help=KINDS + (f" (default: {checkpoint})" if checkpoint else ""))
+    add_model_name(parser)
+    add_ema(parser)
+
+
+def add_model_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="such as atmnet-t, where the checkpoint does not say")
+
+
+def add_ema(parser: argparse.ArgumentParser) -> None:
     told = "take the averaged weights (default: of a published file, as the paper does)"
     parser.add_argument("--ema", action=argparse.BooleanOptionalAction, help=told)
 

@@ -1,18 +1,19 @@
-"""python -m atmnet export: a classifier for use without this library."""
+"""python -m atmnet export: a classifier or segmenter for use without this library."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 
 from rich.console import Console
 
 from ..exporting import FORMATS, export
-from ..images import data_config
-from ..weights.opening import open_classifier
+from ..tasks import SEGMENTATION, about
+from ..weights.opening import open_model
 from .arguments import add_image_size, add_model
 
-HELP = "write a classifier as a torch.export program, an AOTInductor package or ONNX"
+HELP = "write a classifier or segmenter as a torch.export program, an AOTInductor package or ONNX"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,17 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", required=True, choices=list(FORMATS))
     add("--out", required=True, metavar="FILE", help="ends in .onnx for onnx, else in .pt2")
     add_model(parser, "fresh weights of --model")
-    add_image_size(parser, "to trace with (default: the model's)")
+    add_image_size(parser, "that the file must take (default: the model's)")
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     console = Console(soft_wrap=True, markup=False)  # square brackets are of file names
     began = time.perf_counter()
     try:
-        model = open_classifier(args.checkpoint, args.model, args.ema)
-        config = data_config(model)
+        model = open_model(args.checkpoint, args.model, args.ema)
+        described = about(model)
+        own_size = 2 * described.size if described.task == SEGMENTATION else None
         with console.status("exporting ..."):
-            done = export(model, args.out, args.format, args.img_size or config["input_size"][1:])
+            done = export(model, args.out, args.format, args.img_size or own_size, described.classes)
     except (OSError, ValueError, ImportError, RuntimeError) as error:  # RuntimeError: a file that differs, a compiler that is not there
         parser.error(str(error))
     console.print(
@@ -38,9 +40,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         f"differs from the model by {done.difference:.1e} of the largest logit at most · {time.perf_counter() - began:.0f} s",
         highlight=False,
     )
-    mean, std = ([round(value, 4) for value in config[name]] for name in ("mean", "std"))
-    console.print(
-        f"\nIt takes images [B, {config['input_size'][0]}, H, W] less their mean {mean}, over their deviation {std}:\n", highlight=False
-    )
+    mean, std = ([round(value, 4) for value in json.loads(done.metadata[name])] for name in ("mean", "std"))
+    in_chans = json.loads(done.metadata["input_size"])[0]
+    console.print(f"\nIt takes images [B, {in_chans}, H, W] less their mean {mean}, over their deviation {std}:\n", highlight=False)
     console.print(FORMATS[args.format].usage.format(path=done.path), highlight=False)
     return 0

@@ -1,0 +1,38 @@
+"""What a model's images and outputs mean, for a file that holds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..dense.segmentation import Segmenter
+from ..images import channels
+from ..images import data_config as checked_config
+from ..labels import class_names
+
+
+def task(model: nn.Module) -> str:
+    """By Hugging Face's names."""
+    return "image-segmentation" if isinstance(model, Segmenter) else "image-classification"
+
+
+def data_config(model: nn.Module) -> dict[str, Any] | None:
+    """timm's configuration of the images; None of a network that timm has not made."""
+    net: Any = model.backbone.net if isinstance(model, Segmenter) else model
+    return checked_config(net) if getattr(net, "pretrained_cfg", None) else None
+
+
+def describe(model: nn.Module, img_size: tuple[int, int], classes: Sequence[str] | None) -> dict[str, str]:
+    """Task, normalisation, crop and classes, as far as they are known; all but ``task`` and ``interpolation`` are JSON."""
+    described: dict[str, Any] = {"task": task(model), "input_size": [channels(model), *img_size]}
+    if config := data_config(model):
+        described |= {name: config[name] for name in ("mean", "std", "interpolation")}
+        if not isinstance(model, Segmenter):
+            described["crop_pct"] = config["crop_pct"]
+            classes = classes or class_names(model)
+    if classes:
+        described["classes"] = list(classes)
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in described.items()}
