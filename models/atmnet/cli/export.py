@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         model = open_model(args.checkpoint, args.model, args.ema)
         described = about(model)
-        own_size = 2 * described.size if described.task == SEGMENTATION else None
+        own_size = (described.size[0], described.size[0]) if described.task == SEGMENTATION else None
         with console.status("exporting ..."):
             done = export(model, args.out, args.format, args.img_size or own_size, described.classes)
     except (OSError, ValueError, ImportError, RuntimeError) as error:  # RuntimeError: a file that differs, a compiler that is not there
