@@ -90,7 +90,7 @@ def test_the_report(model, images):
     assert report.macs_after not in (None, report.macs_before)
     rows = {row.name: row for row in (*report.changed, *report.left)}
     assert rows["body.0"] == ("body.0", "Conv2d", "ActiveTokenMixer2d", "")
-    assert "groups are ignored" in rows["body.2"].note and rows["stem"].now == "left" and rows["stem"].note == "stride 2 x 2"
+    assert rows["body.2"][2:] == ("GroupedMixer2d", "4 groups") and rows["stem"].now == "left" and rows["stem"].note == "stride 2 x 2"
     text = str(report)
     assert "heads.0, again" in text and "1 x 1: it mixes no tokens" in text
     assert "4 changed, 2 left" in text and f"parameters {size / 1e6:.2f} M before" in text and "MACs 0.000 G before" in text

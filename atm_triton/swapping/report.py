@@ -33,6 +33,16 @@ class Report:
     macs_before: int | None = None  # MACs of the example, if one was given
     macs_after: int | None = None
 
+    @property
+    def warning(self) -> str | None:
+        """What to look at before training: a model that more than doubled."""
+        if self.parameters_after <= 2 * self.parameters_before:
+            return None
+        return (
+            f"the model has {self.parameters_after / self.parameters_before:.1f} times the parameters: give a larger share, fewer layers, "
+            "or leave dense=True out"
+        )
+
     def __rich__(self) -> Group:
         table = Table()
         for heading in ("modules", "was", "is", "note"):
@@ -47,7 +57,8 @@ class Report:
         counted = f"parameters {self.parameters_before / 1e6:.2f} M before, {self.parameters_after / 1e6:.2f} M after"
         if self.macs_before is not None and self.macs_after is not None:
             counted += f"; MACs {self.macs_before / 1e9:.3f} G before, {self.macs_after / 1e9:.3f} G after"
-        return Group(table, f"{len(self.changed)} changed, {len(self.left)} left; {counted}")
+        lines = [f"{len(self.changed)} changed, {len(self.left)} left; {counted}"]
+        return Group(table, *lines, *([f"Warning: {self.warning}"] if self.warning else []))
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=140)

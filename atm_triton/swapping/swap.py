@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .convert import Unsuitable, convert, is_published
-from .layers import MapBlock, PublishedMixer
+from .convert import Converters, convert
+from .layers import Block, PublishedMixer
+from .published import is_published
+from .replacement import Options, Unsuitable
 from .report import Report, Row, macs, parameters
 
 Target = type[nn.Module] | str | Callable[[str, nn.Module], bool]
@@ -34,6 +36,8 @@ def swap(
     *,
     share: int = 1,
     grid: tuple[int, int] | None = None,
+    dense: bool = False,
+    converters: Converters | None = None,
     example: Tensor | None = None,
 ) -> Report:
     """Replace modules inside ``model`` by Active Token Mixers, in place; ``unswap`` puts them back.
@@ -41,9 +45,11 @@ def swap(
     A mixer of the published implementation, recognised by its structure, keeps its parameters, their names and its function, and runs on
     this library's operators. The others become mixers of the same widths that begin from the old weights (``convert.py`` says how):
 
-    - convolutions of stride 1 that keep the size of their map, dense, grouped or depthwise;
-    - attention of timm's vision transformers, where tokens before the grid get the mean of what the grid's tokens get;
-    - attention of timm's Swins, whose blocks then mix whole maps.
+    - convolutions of stride 1 that keep the size of their map; of a grouped or depthwise one the mixer has the groups;
+    - attention of the vision transformers of timm, torchvision and transformers (5 or newer), where tokens before the grid get the mean of
+      what the grid's tokens get;
+    - attention of their Swins, whose blocks then mix whole maps;
+    - whatever you give a converter for.
 
     A module that is in several places is replaced in all of them by one.
 
@@ -55,7 +61,10 @@ def swap(
         target: What to replace: a class, a pattern of names as in a shell (``"layer3.*.conv2"``), a predicate of name and module, or
             several of these. By default the published implementation's mixers.
         share: Neighbouring channels that share an offset, in new mixers.
-        grid: Rows and columns of a vision transformer's tokens, where the model's ``patch_embed`` does not say them.
+        grid: Rows and columns of a vision transformer's tokens, where the model does not say them or takes images of another size.
+        dense: Of a grouped convolution make a mixer without groups, in which every channel reaches every other: more parameters, but one
+            operator rather than several.
+        converters: Functions from a layer to the module that takes its place, by the layer's class.
         example: Images that the model takes, to count MACs before and after; nothing is computed with them.
 
     Returns:
@@ -69,6 +78,7 @@ def swap(
         raise TypeError(f"swap: model must be a torch.nn.Module, got {model!r}{advice}")
     if share < 1:
         raise ValueError(f"share must be at least 1, got {share}")
+    options = Options(share, grid, dense)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
@@ -86,7 +96,7 @@ def swap(
             if inside is not None:
                 raise Unsuitable(f"inside {inside}, which is replaced")
             ancestors = [model.get_submodule(name) for name in _enclosing(names[0])]
-            replacement = convert(module, ancestors, share, grid)
+            replacement = convert(module, ancestors, options, converters or {})
         except Unsuitable as reason:
             left += [Row(name, type(module).__name__, "left", str(reason)) for name in names]
             continue
@@ -133,8 +143,8 @@ def _original(new: nn.Module) -> nn.Module:
     if isinstance(new, PublishedMixer):
         vars(old).update({name: value for name, value in vars(new).items() if name not in OF_ONE})
         return old
-    if isinstance(new, MapBlock):
-        for name in MapBlock.SHARED:
+    if isinstance(new, Block):
+        for name in new.SHARED:
             setattr(old, name, getattr(new, name))
     if new.training != old.training:
         for module in set(old.modules()) - set(new.modules()):
@@ -147,7 +157,7 @@ def _original(new: nn.Module) -> nn.Module:
 
 def _own(module: Any, new: nn.Module) -> nn.Module:
     """Return what the two do not share: all of it, but of a Swin block the attention."""
-    return module.attn if isinstance(new, MapBlock) else module
+    return getattr(module, new.MIXER) if isinstance(new, Block) else module
 
 
 def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
