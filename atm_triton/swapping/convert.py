@@ -14,6 +14,7 @@ from ..layers import EagerLayer
 from .attention import convert_attention
 from .convolution import convert_convolution
 from .layers import Block
+from .pointwise import convert_pointwise
 from .published import convert_published, is_published
 from .replacement import Options, Replacement, Unsuitable, note
 from .windows import convert_windows
@@ -40,6 +41,8 @@ def convert(layer: nn.Module, ancestors: Sequence[nn.Module], options: Options, 
             return Replacement(layer, _converted(layer, kind, converter), note(layer, "by a converter of one's own"))
     if is_published(layer):
         return convert_published(layer)
+    if options.start == "identity":
+        return convert_pointwise(layer, options)
     if isinstance(layer, nn.Conv2d):
         return convert_convolution(layer, options)
     for known in (convert_windows, convert_attention):

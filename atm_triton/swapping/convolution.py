@@ -19,7 +19,7 @@ def convert_convolution(conv: nn.Conv2d, options: Options) -> Replacement:
     if type(conv).forward is not nn.Conv2d.forward:
         raise Unsuitable("its class has a forward of its own")
     if conv.kernel_size == (1, 1):
-        raise Unsuitable("1 x 1: it mixes no tokens")
+        raise Unsuitable('1 x 1: it mixes no tokens; start="identity" takes it')
     if conv.stride != (1, 1):
         raise Unsuitable(f"stride {conv.stride[0]} x {conv.stride[1]}")
     if any(k % 2 == 0 for k in conv.kernel_size) or conv.padding not in ("same", same):

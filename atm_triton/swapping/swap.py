@@ -18,6 +18,7 @@ from .report import Report, Row, macs, parameters
 
 Target = type[nn.Module] | str | Callable[[str, nn.Module], bool]
 
+STARTS = ("weights", "identity")
 ORIGINAL = "_original"  # of a replacement; a tuple, so that what it holds is none of the model's modules
 
 
@@ -37,6 +38,7 @@ def swap(
     share: int = 1,
     grid: tuple[int, int] | None = None,
     dense: bool = False,
+    start: str = "weights",
     converters: Converters | None = None,
     example: Tensor | None = None,
 ) -> Report:
@@ -64,6 +66,8 @@ def swap(
         grid: Rows and columns of a vision transformer's tokens, where the model does not say them or takes images of another size.
         dense: Of a grouped convolution make a mixer without groups, in which every channel reaches every other: more parameters, but one
             operator rather than several.
+        start: ``"weights"`` begins near the old layers, as said above; ``"identity"`` computes what they did, to rounding, and takes 1 x 1
+            convolutions of stride 1 and ``nn.Linear`` on maps ``[B, H, W, C]`` alone.
         converters: Functions from a layer to the module that takes its place, by the layer's class.
         example: Images that the model takes, to count MACs before and after; nothing is computed with them.
 
@@ -71,14 +75,17 @@ def swap(
         What was changed, what was left and why, parameters and MACs before and after; it prints as a table.
 
     Raises:
-        ValueError: nothing matches ``target``, the model itself would be replaced, or ``example`` does not go through it.
+        ValueError: nothing matches ``target``, the model itself would be replaced, ``example`` does not go through it, or with
+            ``start="identity"`` a matched module cannot begin so.
     """
     if not isinstance(model, nn.Module):
         advice = f": swap(timm.create_model({model!r}))" if isinstance(model, str) else ""
         raise TypeError(f"swap: model must be a torch.nn.Module, got {model!r}{advice}")
     if share < 1:
         raise ValueError(f"share must be at least 1, got {share}")
-    options = Options(share, grid, dense)
+    if start not in STARTS:
+        raise ValueError(f"start must be one of {', '.join(map(repr, STARTS))}, got {start!r}")
+    options = Options(share, grid, dense, start)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
@@ -109,6 +116,9 @@ def swap(
             new[name] = replacement.new
             changed.append(Row(name, kind, type(replacement.new).__name__, replacement.note))
 
+    if start == "identity" and left:
+        refused = "; ".join(f"{row.name} ({row.was}): {row.note}" for row in left[:3]) + "; ..." * (len(left) > 3)
+        raise ValueError(f"start='identity' cannot begin with the function of {refused}. Narrow the target")
     before = parameters(model), None if example is None else macs(model, example)
     old = {name: model.get_submodule(name) for name in new}
     try:
@@ -117,25 +127,27 @@ def swap(
     except BaseException:
         _put(model, old)
         raise
-    return Report(tuple(changed), tuple(left), before[0], after[0], before[1], after[1])
+    return Report(tuple(changed), tuple(left), before[0], after[0], before[1], after[1], options)
 
 
-def unswap(model: nn.Module) -> list[str]:
+def unswap(model: nn.Module) -> Report:
     """Put back what ``swap`` replaced, however often it was called: the same modules in their places.
 
     Parameters that the two had in common keep what was trained. What is put back follows the model if it was moved, cast, or switched
     between training and evaluation meanwhile.
 
     Returns:
-        The names of the modules put back.
+        What was put back, and the parameters before and after; it prints as a table.
     """
     if ORIGINAL in vars(model):
         raise ValueError(f"this {type(model).__name__} itself stands for another module: unswap the model that it is in")
-    names: list[str] = []
+    rows: list[Row] = []
+    before = parameters(model)
     while swapped := {name: module for name, module in model.named_modules(remove_duplicate=False) if ORIGINAL in vars(module)}:
-        _put(model, {name: _original(module) for name, module in swapped.items()})
-        names += swapped
-    return names
+        old = {name: _original(module) for name, module in swapped.items()}
+        _put(model, old)
+        rows += [Row(name, type(new).__name__, type(old[name]).__name__, "") for name, new in swapped.items()]
+    return Report(tuple(rows), (), before, parameters(model))
 
 
 def _original(new: nn.Module) -> nn.Module:
