@@ -5,6 +5,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from .classification.distillation import open_teacher
 from .classification.images import Images, open_split
 from .classification.loaders import Evaluator, train_loader
 from .classification.model import build_model, classes_for_eval, normalisation, start_from
@@ -59,6 +60,7 @@ def train(settings: Settings) -> None:
     seed_everything(run.seed)
     model = first_model(settings, accelerator, num_classes, resumed=resume is not None)
     mean, std = normalisation(model)
+    teacher = open_teacher(settings.distillation, accelerator, num_classes, images.classes, (mean, std))
     broken = BrokenImages(data.max_broken, len(images.source))
     loader = train_loader(images, settings, accelerator, mean, std, broken)
     optimizer = make_optimizer(settings.optimizer, model, learning_rate(settings.optimizer, settings.schedule, loader.images_per_update))
@@ -86,7 +88,7 @@ def train(settings: Settings) -> None:
             sched_on_updates=settings.schedule.sched_on_updates,
         ),
         loader=loader,
-        batch_loss=make_batch_loss(settings.augmentation, num_classes),
+        batch_loss=make_batch_loss(settings.augmentation, num_classes, teacher),
         evaluate=Evaluator(val_images, settings, accelerator, mean, std, broken),
         broken=broken,
         meta={

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..common.engine import BatchLoss
 from ..common.errors import UsageError
+from .distillation import Teacher
 from .settings import AugmentationSettings, OptimizerSettings, ScheduleSettings
 
 
@@ -57,8 +58,8 @@ def make_scheduler(settings: ScheduleSettings, optimizer: torch.optim.Optimizer,
     return scheduler, epochs
 
 
-def make_batch_loss(settings: AugmentationSettings, num_classes: int) -> BatchLoss:
-    """Makes the loss of a batch: mixup or cutmix with soft targets, or label smoothing alone."""
+def make_batch_loss(settings: AugmentationSettings, num_classes: int, teacher: Teacher | None = None) -> BatchLoss:
+    """Makes the loss of a batch: mixup or cutmix with soft targets, or label smoothing alone; with a teacher, its answers to the images."""
     mixup = None
     if settings.mixup > 0 or settings.cutmix > 0:
         mixup = Mixup(
@@ -78,6 +79,6 @@ def make_batch_loss(settings: AugmentationSettings, num_classes: int) -> BatchLo
         if mixup is not None:
             mixup.mixup_enabled = not settings.mixup_off_epoch or epoch < settings.mixup_off_epoch
             images, targets = mixup(images, targets)
-        return criterion(model(images), targets)
+        return criterion(model(images), targets) if teacher is None else teacher.loss(model(images), images)
 
     return batch_loss

@@ -19,7 +19,7 @@ from ..common.weights import Weights
 DROP_PATH = {"atmnet_xt": 0.1, "atmnet_t": 0.1, "atmnet_s": 0.2, "atmnet_b": 0.3, "atmnet_l": 0.3}
 
 # What an evaluation takes from the checkpoint unless it is given.
-FROM_CHECKPOINT = ("img_size", "crop_pct", "interpolation", "model_kwargs")
+FROM_CHECKPOINT = ("img_size", "crop_pct", "interpolation", "model_kwargs", "swap")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class ModelSettings:
         told="atmnet-t; with --eval, the checkpoint's",
     )
     model_kwargs: tuple[str, ...] = setting((), "passed on to timm.create_model", metavar="KEY=VALUE")
+    swap: str | None = setting(
+        None, "modules that become mixers, by a pattern of their names (atm_triton.swap), after --init-from", metavar="PATTERN"
+    )
     drop_path: float | None = setting(None, "stochastic depth", share=True, told="the variant's, 0.1 to 0.3; timm's for other models")
     init_from: str | None = setting(
         None, "start from these weights; a classifier of another size is replaced", metavar="CKPT", incidental=True, told="new weights"
@@ -91,6 +94,19 @@ class AugmentationSettings:
 
 
 @dataclass(frozen=True)
+class DistillationSettings:
+    """Distillation."""
+
+    teacher: str | None = setting(
+        None,
+        "learn this model's answers in place of the labels: a checkpoint, or a timm model, whose pretrained weights are downloaded",
+        metavar="CKPT|NAME",
+        incidental=True,
+    )
+    temperature: float = setting(2.0, "divides the logits of teacher and model", at_least=0.01)
+
+
+@dataclass(frozen=True)
 class OptimizerSettings:
     """Optimizer."""
 
@@ -138,6 +154,7 @@ class Settings:
     model: ModelSettings
     data: DataSettings
     augmentation: AugmentationSettings
+    distillation: DistillationSettings
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     evaluation: ClassifierEvaluationSettings

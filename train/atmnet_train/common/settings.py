@@ -15,7 +15,7 @@ from .errors import UsageError
 
 S = TypeVar("S")
 
-PLACES = ("output", "eval", "resume", "init_from", "backbone_weights")  # settings that name a file or folder
+PLACES = ("output", "eval", "resume", "init_from", "teacher", "backbone_weights")  # settings that name a file or folder
 LARGEST_RATE = 1e4  # of learning and of weight decay; beyond, the first step leaves no finite weight
 
 
