@@ -20,11 +20,11 @@ TOLD = "mixes the whole map, not windows"
 def convert_windows(layer: Any, ancestors: Sequence[Any], options: Options) -> Replacement | None:
     """Torchvision's attention takes maps itself; of the others the block is replaced. None where it is no Swin's."""
     if type(layer).__module__ == OF_TORCHVISION:
-        attention = layer if hasattr(layer, "qkv") else getattr(layer, "attn", None)
-        return attention and Replacement(attention, _mixer(attention, options), note(attention, TOLD))
+        attention = layer if hasattr(layer, "qkv") else getattr(layer, "attn", layer)
+        return Replacement(attention, _mixer(attention, options), note(attention, TOLD)) if hasattr(attention, "qkv") else None
     is_attention = hasattr(layer, "relative_position_bias_table") and hasattr(layer, "qkv")
     is_attention |= type(layer).__module__ == OF_TRANSFORMERS and hasattr(layer, "v_proj")
-    block = next(iter(ancestors), None) if is_attention else layer
+    block: Any = next(iter(ancestors), None) if is_attention else layer
     for kind in (MapBlock, SequenceBlock):
         if _is_block(block, kind):
             attention = getattr(block, kind.MIXER)

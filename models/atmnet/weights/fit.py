@@ -49,7 +49,9 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
             listed.append("only the classifier differs: load with the checkpoint's number of classes, then model.reset_classifier(...)")
         if swapped := swapped_modules(weights) - swapped_modules(own):
             names = ", ".join(sorted(swapped)[:3]) + ", ..." * (len(swapped) > 3)
-            listed.append(f"it holds mixers where the model has other layers ({names}): swap the model first, as atm_triton.Report.apply does")
+            listed.append(
+                f"it holds mixers where the model has other layers ({names}): swap the model first, as atm_triton.Report.apply does"
+            )
         raise ValueError("\n  ".join([f"{source} does not fit this {type(model).__name__}:", *listed]))
 
 
