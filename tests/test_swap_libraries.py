@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.swin_transformer import ShiftedWindowAttentionV2, SwinTransformerBlockV2
 
-from atm_triton import ActiveTokenMixer, swap, unswap
+from atm_triton import ActiveTokenMixer, ActiveTokenMixer2d, swap, unswap
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +158,13 @@ def test_converters():
     assert model(torch.randn(1, 4, 4, 8)).shape == (1, 4, 4, 8)
     unswap(model)
     assert model[0] is mine
+
+
+def test_layers_without_parameters_convert_too():
+    model = nn.Sequential(nn.AvgPool2d(3, 1, 1))
+    swap(model, "0", converters={nn.AvgPool2d: lambda layer: ActiveTokenMixer2d(8)})
+    assert model(torch.randn(1, 8, 4, 4)).shape == (1, 8, 4, 4)
+    assert unswap(model).changed[0].now == "AvgPool2d" and type(model[0]) is nn.AvgPool2d
 
 
 @pytest.mark.parametrize("given,message", [(lambda layer: None, "got None"), (lambda layer: nn.ReLU(), "a ReLU without parameters")])

@@ -48,10 +48,7 @@ def convert(layer: nn.Module, ancestors: Sequence[nn.Module], options: Options, 
     for known in (convert_windows, convert_attention):
         if found := known(layer, ancestors, options):
             return found
-    raise Unsuitable(
-        "neither a published mixer, nor a Conv2d, nor attention as the ViTs and Swins of timm, torchvision and transformers have it: "
-        "give converters={its class: function}"
-    )
+    raise Unsuitable("neither a published mixer, nor a Conv2d, nor a known attention: give converters={its class: function}")
 
 
 def _converted(layer: nn.Module, kind: type[nn.Module], converter: Callable[[nn.Module], nn.Module]) -> nn.Module:

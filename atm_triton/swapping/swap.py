@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -110,7 +111,7 @@ def swap(
         kind = type(replacement.old).__name__
         if replacement.old is model:
             raise ValueError(f"the model itself is a {kind}, and swap replaces modules inside a model: give torch.nn.Sequential(model)")
-        parameter = next(_own(replacement.old, replacement.new).parameters())
+        parameter = next(chain(_own(*replacement[:2]).parameters(), replacement.new.parameters()))  # the old may have none
         vars(replacement.new)[ORIGINAL] = Original(replacement.old, parameter.device, parameter.dtype)
         for name in places[replacement.old]:
             new[name] = replacement.new
