@@ -35,7 +35,10 @@ class ModelSettings:
     )
     model_kwargs: tuple[str, ...] = setting((), "passed on to timm.create_model", metavar="KEY=VALUE")
     swap: str | None = setting(
-        None, "modules that become mixers, by a pattern of their names (atm_triton.swap), after --init-from", metavar="PATTERN"
+        None,
+        "modules that become mixers, by a pattern of their names (atm_triton.swap), after --init-from",
+        metavar="PATTERN",
+        told="none; with --eval, the checkpoint's",
     )
     drop_path: float | None = setting(None, "stochastic depth", share=True, told="the variant's, 0.1 to 0.3; timm's for other models")
     init_from: str | None = setting(
@@ -102,6 +105,7 @@ class DistillationSettings:
         "learn this model's answers in place of the labels: a checkpoint, or a timm model, whose pretrained weights are downloaded",
         metavar="CKPT|NAME",
         incidental=True,
+        told="none: the labels",
     )
     temperature: float = setting(2.0, "divides the logits of teacher and model", at_least=0.01)
 
