@@ -6,6 +6,7 @@ from .ops.axial_gather import axial_gather
 from .ops.branch_fusion import branch_fusion
 from .ops.offset_fc import offset_fc
 from .ops.token_mix import token_mix
+from .swapping.report import Report
 from .swapping.swap import swap, unswap
 from .tuning.tune import tune
 
@@ -13,6 +14,7 @@ __all__ = [
     "ActiveTokenMixer",
     "ActiveTokenMixer2d",
     "OffsetFC",
+    "Report",
     "axial_gather",
     "backend_info",
     "branch_fusion",

@@ -90,7 +90,7 @@ def test_the_report(model, images):
     assert report.macs_after not in (None, report.macs_before)
     rows = {row.name: row for row in (*report.changed, *report.left)}
     assert rows["body.0"] == ("body.0", "Conv2d", "ActiveTokenMixer2d", "")
-    assert "groups are ignored" in rows["body.2"].note and rows["stem"].now == "left" and rows["stem"].note == "stride 2 x 2"
+    assert rows["body.2"][2:] == ("GroupedMixer2d", "4 groups") and rows["stem"].now == "left" and rows["stem"].note == "stride 2 x 2"
     text = str(report)
     assert "heads.0, again" in text and "1 x 1: it mixes no tokens" in text
     assert "4 changed, 2 left" in text and f"parameters {size / 1e6:.2f} M before" in text and "MACs 0.000 G before" in text
@@ -175,11 +175,14 @@ def test_unswap_puts_everything_back(model, images):
     assert not any(name.startswith("_") or "original" in name for name in model.state_dict())
     assert len(list(model.parameters())) > len(weights)
     assert not torch.equal(model.eval()(images), y) and calls == ["conv"]
-    assert set(unswap(model)) == {"body.0", "body.2", "heads.0", "again"}
+    report = unswap(model)
+    assert {row.name for row in report.changed} == {"body.0", "body.2", "heads.0", "again"} and not report.left
+    assert report.changed[0][:3] == ("body.0", "ActiveTokenMixer2d", "Conv2d") and "4 changed, 0 left" in str(report)
+    assert (report.parameters_before, report.parameters_after) == (swapped.parameters_after, swapped.parameters_before)
     assert places(model) == before
     assert_same_state(model, weights)
     assert torch.equal(model(images), y) and calls == ["conv", "conv"]  # in evaluation, as the model was meanwhile switched to
-    assert unswap(model) == []
+    assert unswap(model).changed == ()
 
 
 def test_what_comes_back_follows_the_model(model, images):

@@ -111,26 +111,70 @@ class GridMixer(ActiveTokenMixer):
         return f"{super().extra_repr()}, grid={self.grid}, prefix={self.prefix}"
 
 
-class MapBlock(nn.Module):
-    """A Swin block that mixes its whole map ``[B, H, W, C]``, of any size, where it attended in windows. All else is the block's own."""
+class MultiheadGridMixer(GridMixer):
+    """``GridMixer`` where ``nn.MultiheadAttention`` attended to itself: called with queries, keys and values, it returns no weights."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:  # type: ignore[override]
+        if not (query is key is value):
+            raise ValueError("a mixer reads one map: query, key and value must be the same tensor")
+        return super().forward(query), None
+
+
+class PairGridMixer(GridMixer):
+    """``GridMixer`` as transformers calls an attention; it returns no weights."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(hidden_states, attention_mask), None
+
+
+class Block(nn.Module):
+    """A Swin block that mixes its whole map, of any size, where it attended in windows. All else is the block's own."""
+
+    SHARED: tuple[str, ...]
+    MIXER: str
+
+    def __init__(self, block: Any, mixer: ActiveTokenMixer) -> None:
+        super().__init__()
+        setattr(self, self.MIXER, mixer)
+        for name in self.SHARED:
+            setattr(self, name, getattr(block, name))
+        self.training = block.training
+
+
+class MapBlock(Block):
+    """Of timm: ``[B, H, W, C]`` to the same."""
 
     SHARED = ("norm1", "drop_path1", "norm2", "mlp", "drop_path2")
+    MIXER = "attn"
+    attn: Any
     norm1: Any
     drop_path1: Any
     norm2: Any
     mlp: Any
     drop_path2: Any
 
-    def __init__(self, block: Any, mixer: ActiveTokenMixer) -> None:
-        super().__init__()
-        self.attn = mixer
-        for name in self.SHARED:
-            setattr(self, name, getattr(block, name))
-        self.training = block.training
-
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class SequenceBlock(Block):
+    """Of transformers: ``[B, H * W, C]`` and ``(H, W)`` to the same and no weights of attention."""
+
+    SHARED = ("layernorm_before", "layernorm_after", "mlp", "dropout", "drop_path")
+    MIXER = "attention"
+    attention: Any
+    layernorm_before: Any
+    layernorm_after: Any
+    mlp: Any
+    dropout: Any
+    drop_path: Any
+
+    def forward(self, hidden_states: Tensor, input_dimensions: tuple[int, int], *_: Any, **__: Any) -> tuple[Tensor, None]:
+        y = rearrange(self.layernorm_before(hidden_states), "b (h w) c -> b h w c", h=input_dimensions[0])
+        y = rearrange(self.attention(y), "b h w c -> b (h w) c")
+        x = hidden_states + self.drop_path(self.dropout(y))
+        return x + self.dropout(self.mlp(self.layernorm_after(x))), None
 
 
 def _is_bottleneck(fusion: nn.Module) -> bool:

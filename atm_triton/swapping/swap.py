@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .convert import Unsuitable, convert, is_published
-from .layers import MapBlock, PublishedMixer
+from .convert import Converters, convert
+from .layers import Block, PublishedMixer
+from .published import is_published
+from .replacement import Options, Unsuitable
 from .report import Report, Row, macs, parameters
 
 Target = type[nn.Module] | str | Callable[[str, nn.Module], bool]
 
+STARTS = ("weights", "identity")
 ORIGINAL = "_original"  # of a replacement; a tuple, so that what it holds is none of the model's modules
 
 
@@ -34,6 +38,9 @@ def swap(
     *,
     share: int = 1,
     grid: tuple[int, int] | None = None,
+    dense: bool = False,
+    start: str = "weights",
+    converters: Converters | None = None,
     example: Tensor | None = None,
 ) -> Report:
     """Replace modules inside ``model`` by Active Token Mixers, in place; ``unswap`` puts them back.
@@ -41,9 +48,11 @@ def swap(
     A mixer of the published implementation, recognised by its structure, keeps its parameters, their names and its function, and runs on
     this library's operators. The others become mixers of the same widths that begin from the old weights (``convert.py`` says how):
 
-    - convolutions of stride 1 that keep the size of their map, dense, grouped or depthwise;
-    - attention of timm's vision transformers, where tokens before the grid get the mean of what the grid's tokens get;
-    - attention of timm's Swins, whose blocks then mix whole maps.
+    - convolutions of stride 1 that keep the size of their map; of a grouped or depthwise one the mixer has the groups;
+    - attention of the vision transformers of timm, torchvision and transformers (5 or newer), where tokens before the grid get the mean of
+      what the grid's tokens get;
+    - attention of their Swins, whose blocks then mix whole maps;
+    - whatever you give a converter for.
 
     A module that is in several places is replaced in all of them by one.
 
@@ -55,20 +64,29 @@ def swap(
         target: What to replace: a class, a pattern of names as in a shell (``"layer3.*.conv2"``), a predicate of name and module, or
             several of these. By default the published implementation's mixers.
         share: Neighbouring channels that share an offset, in new mixers.
-        grid: Rows and columns of a vision transformer's tokens, where the model's ``patch_embed`` does not say them.
+        grid: Rows and columns of a vision transformer's tokens, where the model does not say them or takes images of another size.
+        dense: Of a grouped convolution make a mixer without groups, in which every channel reaches every other: more parameters, but one
+            operator rather than several.
+        start: ``"weights"`` begins near the old layers, as said above; ``"identity"`` computes what they did, to rounding, and takes 1 x 1
+            convolutions of stride 1 and ``nn.Linear`` on maps ``[B, H, W, C]`` alone.
+        converters: Functions from a layer to the module that takes its place, by the layer's class.
         example: Images that the model takes, to count MACs before and after; nothing is computed with them.
 
     Returns:
         What was changed, what was left and why, parameters and MACs before and after; it prints as a table.
 
     Raises:
-        ValueError: nothing matches ``target``, the model itself would be replaced, or ``example`` does not go through it.
+        ValueError: nothing matches ``target``, the model itself would be replaced, ``example`` does not go through it, or with
+            ``start="identity"`` a matched module cannot begin so.
     """
     if not isinstance(model, nn.Module):
         advice = f": swap(timm.create_model({model!r}))" if isinstance(model, str) else ""
         raise TypeError(f"swap: model must be a torch.nn.Module, got {model!r}{advice}")
     if share < 1:
         raise ValueError(f"share must be at least 1, got {share}")
+    if start not in STARTS:
+        raise ValueError(f"start must be one of {', '.join(map(repr, STARTS))}, got {start!r}")
+    options = Options(share, grid, dense, start)
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
@@ -86,19 +104,22 @@ def swap(
             if inside is not None:
                 raise Unsuitable(f"inside {inside}, which is replaced")
             ancestors = [model.get_submodule(name) for name in _enclosing(names[0])]
-            replacement = convert(module, ancestors, share, grid)
+            replacement = convert(module, ancestors, options, converters or {})
         except Unsuitable as reason:
             left += [Row(name, type(module).__name__, "left", str(reason)) for name in names]
             continue
         kind = type(replacement.old).__name__
         if replacement.old is model:
             raise ValueError(f"the model itself is a {kind}, and swap replaces modules inside a model: give torch.nn.Sequential(model)")
-        parameter = next(_own(replacement.old, replacement.new).parameters())
+        parameter = next(chain(_own(*replacement[:2]).parameters(), replacement.new.parameters()))  # the old may have none
         vars(replacement.new)[ORIGINAL] = Original(replacement.old, parameter.device, parameter.dtype)
         for name in places[replacement.old]:
             new[name] = replacement.new
             changed.append(Row(name, kind, type(replacement.new).__name__, replacement.note))
 
+    if start == "identity" and left:
+        refused = "; ".join(f"{row.name} ({row.was}): {row.note}" for row in left[:3]) + "; ..." * (len(left) > 3)
+        raise ValueError(f"start='identity' cannot begin with the function of {refused}. Narrow the target")
     before = parameters(model), None if example is None else macs(model, example)
     old = {name: model.get_submodule(name) for name in new}
     try:
@@ -107,25 +128,27 @@ def swap(
     except BaseException:
         _put(model, old)
         raise
-    return Report(tuple(changed), tuple(left), before[0], after[0], before[1], after[1])
+    return Report(tuple(changed), tuple(left), before[0], after[0], before[1], after[1], options)
 
 
-def unswap(model: nn.Module) -> list[str]:
+def unswap(model: nn.Module) -> Report:
     """Put back what ``swap`` replaced, however often it was called: the same modules in their places.
 
     Parameters that the two had in common keep what was trained. What is put back follows the model if it was moved, cast, or switched
     between training and evaluation meanwhile.
 
     Returns:
-        The names of the modules put back.
+        What was put back, and the parameters before and after; it prints as a table.
     """
     if ORIGINAL in vars(model):
         raise ValueError(f"this {type(model).__name__} itself stands for another module: unswap the model that it is in")
-    names: list[str] = []
+    rows: list[Row] = []
+    before = parameters(model)
     while swapped := {name: module for name, module in model.named_modules(remove_duplicate=False) if ORIGINAL in vars(module)}:
-        _put(model, {name: _original(module) for name, module in swapped.items()})
-        names += swapped
-    return names
+        old = {name: _original(module) for name, module in swapped.items()}
+        _put(model, old)
+        rows += [Row(name, type(new).__name__, type(old[name]).__name__, "") for name, new in swapped.items()]
+    return Report(tuple(rows), (), before, parameters(model))
 
 
 def _original(new: nn.Module) -> nn.Module:
@@ -133,8 +156,8 @@ def _original(new: nn.Module) -> nn.Module:
     if isinstance(new, PublishedMixer):
         vars(old).update({name: value for name, value in vars(new).items() if name not in OF_ONE})
         return old
-    if isinstance(new, MapBlock):
-        for name in MapBlock.SHARED:
+    if isinstance(new, Block):
+        for name in new.SHARED:
             setattr(old, name, getattr(new, name))
     if new.training != old.training:
         for module in set(old.modules()) - set(new.modules()):
@@ -147,7 +170,7 @@ def _original(new: nn.Module) -> nn.Module:
 
 def _own(module: Any, new: nn.Module) -> nn.Module:
     """Return what the two do not share: all of it, but of a Swin block the attention."""
-    return module.attn if isinstance(new, MapBlock) else module
+    return getattr(module, new.MIXER) if isinstance(new, Block) else module
 
 
 def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from .classification.distillation import open_teacher
 from .classification.images import Images, data_folder, open_split, split_folder
 from .classification.loaders import Evaluator, train_loader
 from .classification.model import build_model, check_outputs, classes_for_eval, normalisation, start_from
@@ -66,11 +67,12 @@ def train(settings: Settings) -> None:
     model = first_model(settings, accelerator, num_classes, resumed=resume is not None)
     check_outputs(model, settings.model, num_classes, data.batch_size, data.img_size)
     mean, std = normalisation(model)
+    teacher = open_teacher(settings.distillation, accelerator, num_classes, images.classes, (mean, std))
     broken = BrokenImages(data.max_broken, len(images.source))
     loader = train_loader(images, settings, accelerator, mean, std, broken)
     optimizer = make_optimizer(settings.optimizer, model, learning_rate(settings.optimizer, settings.schedule, loader.images_per_update))
     scheduler, epochs = make_scheduler(settings.schedule, optimizer, loader.updates_per_epoch)
-    batch_loss = BatchLoss(settings.augmentation, num_classes)
+    batch_loss = BatchLoss(settings.augmentation, num_classes, teacher)
     evaluator = Evaluator(val_images, settings, accelerator, mean, std, broken)
 
     def examples(batch: Any) -> list[Example]:

@@ -8,6 +8,8 @@ from typing import Any
 import timm
 from torch import nn
 
+from atm_triton import swap
+
 from ..dense.detection import create_detector
 from ..dense.segmentation import create_segmenter
 from ..images import channels
@@ -86,6 +88,8 @@ def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
         arguments = model_arguments(trained.get("model_kwargs") or []) | dict(num_classes=num_classes)
         arguments |= dict(pretrained=False, checkpoint_path="")  # whatever was started from: the weights are here
         model = timm.create_model(name, **arguments)
+        if pattern := trained.get("swap"):
+            swap(model, pattern)
     except Exception as error:  # of a model that is given what it does not take
         raise ValueError(f"{checkpoint.path}: cannot make its model {name}: {reason(error)}") from error
     _load(model, checkpoint)

@@ -47,7 +47,19 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
         listed = problems[:LISTED] + ([f"... and {more} more"] if more > 0 else [])
         if all("head.fc." in problem for problem in problems):
             listed.append("only the classifier differs: load with the checkpoint's number of classes, then model.reset_classifier(...)")
+        if swapped := swapped_modules(weights) - swapped_modules(own):
+            names = ", ".join(sorted(swapped)[:3]) + ", ..." * (len(swapped) > 3)
+            listed.append(
+                f"it holds mixers where the model has other layers ({names}): swap the model first, as atm_triton.Report.apply does"
+            )
         raise ValueError("\n  ".join([f"{source} does not fit this {type(model).__name__}:", *listed]))
+
+
+def swapped_modules(weights: Mapping[str, Tensor]) -> set[str]:
+    """Names of the modules that are mixers with an offset layer of their own, as ``atm_triton.swap`` puts them in."""
+    last = ".logits.fc2.weight", ".logits.weight"
+    found = {name.removesuffix(end) for name in weights for end in last if name.endswith(end)}
+    return {name for name in found if f"{name}.fc_c.weight" in weights and f"{name}.offset.weight" in weights}
 
 
 def load_strict(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -1,9 +1,12 @@
 """The model of train/imagenet.py: built by name, started from weights, and what its outputs mean."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import timm
 from torch import nn
+
+from atm_triton import swap
 
 from ..common.errors import UsageError
 from ..common.models import check_model_name, model_kwargs, try_out
@@ -23,18 +26,37 @@ def build_model(settings: ModelSettings, num_classes: int, loaded: bool = False)
         kwargs.pop("pretrained", None)
     check_model_name(settings.model)
     try:
-        return timm.create_model(settings.model, **kwargs)
+        model = timm.create_model(settings.model, **kwargs)
     except Exception as error:  # of any model
         raise UsageError(f"--model {settings.model} does not take what was given ({kwargs}): {error}") from error
+    if settings.swap is not None:
+        put_mixers(model, settings.swap)
+    return model
+
+
+def put_mixers(model: nn.Module, pattern: str) -> None:
+    """`--swap`: replaces the modules of these names, as far as they can be mixers."""
+    try:
+        report = swap(model, pattern)
+    except ValueError as error:
+        raise UsageError(f"--swap {pattern}: {error}") from error
+    if not report.changed:
+        row = report.left[0]
+        raise UsageError(f"--swap {pattern} changes nothing: {row.name} ({row.was}) is left: {row.note}")
 
 
 def start_from(settings: ModelSettings, num_classes: int, weights: Weights) -> nn.Module:
     """The model with given weights; a classifier of another size is replaced by a new one."""
     held = weights.num_classes or num_classes
-    model = build_model(settings, held, loaded=True)
+    swapped = weights.meta.get("recipe", {}).get("swap")
+    if swapped not in (None, settings.swap):
+        raise UsageError(f"{weights.source} was trained with --swap {swapped}: give the same, not {settings.swap}")
+    model = build_model(replace(settings, swap=swapped), held, loaded=True)
     load_weights(model, weights)
     if held != num_classes:
         cast(Any, model).reset_classifier(num_classes)
+    if settings.swap != swapped:
+        put_mixers(model, cast(str, settings.swap))
     return model
 
 

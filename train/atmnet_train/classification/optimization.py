@@ -9,6 +9,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from ..common.errors import UsageError
+from .distillation import Teacher
 from .settings import AugmentationSettings, OptimizerSettings, ScheduleSettings
 
 
@@ -59,10 +60,10 @@ def make_scheduler(settings: ScheduleSettings, optimizer: torch.optim.Optimizer,
 
 
 class BatchLoss:
-    """Loss of a batch: mixup or cutmix with soft targets, or label smoothing alone."""
+    """Loss of a batch: mixup or cutmix with soft targets, or label smoothing alone; with a teacher, its answers to the images."""
 
-    def __init__(self, settings: AugmentationSettings, num_classes: int) -> None:
-        self.off_epoch, self.mixup = settings.mixup_off_epoch, None
+    def __init__(self, settings: AugmentationSettings, num_classes: int, teacher: Teacher | None = None) -> None:
+        self.off_epoch, self.mixup, self.teacher = settings.mixup_off_epoch, None, teacher
         if settings.mixup > 0 or settings.cutmix > 0:
             self.mixup = Mixup(
                 mixup_alpha=settings.mixup,
@@ -86,4 +87,4 @@ class BatchLoss:
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor], epoch: int) -> Tensor:
         images, targets = self.mix(*batch, epoch)
-        return self.criterion(model(images), targets)
+        return self.criterion(model(images), targets) if self.teacher is None else self.teacher.loss(model(images), images)

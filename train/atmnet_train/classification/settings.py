@@ -29,7 +29,7 @@ POLICY = re.compile(
 DATASETS = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
 # What an evaluation takes from the checkpoint unless it is given.
-FROM_CHECKPOINT = ("img_size", "crop_pct", "interpolation", "model_kwargs")
+FROM_CHECKPOINT = ("img_size", "crop_pct", "interpolation", "model_kwargs", "swap")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class ModelSettings:
         told="atmnet-t; with --eval, the checkpoint's",
     )
     model_kwargs: tuple[str, ...] = setting((), "passed on to timm.create_model", metavar="KEY=VALUE")
+    swap: str | None = setting(
+        None,
+        "modules that become mixers, by a pattern of their names (atm_triton.swap), after --init-from",
+        metavar="PATTERN",
+        told="none; with --eval, the checkpoint's",
+    )
     drop_path: float | None = setting(
         None, "stochastic depth", share=True, at_most=BELOW_1, told="the variant's, 0.1 to 0.3; timm's for other models"
     )
@@ -105,6 +111,20 @@ class AugmentationSettings:
 
 
 @dataclass(frozen=True)
+class DistillationSettings:
+    """Distillation."""
+
+    teacher: str | None = setting(
+        None,
+        "learn this model's answers in place of the labels: a checkpoint, or a timm model, whose pretrained weights are downloaded",
+        metavar="CKPT|NAME",
+        incidental=True,
+        told="none: the labels",
+    )
+    temperature: float = setting(2.0, "divides the logits of teacher and model", at_least=0.01)
+
+
+@dataclass(frozen=True)
 class OptimizerSettings:
     """Optimizer."""
 
@@ -152,6 +172,7 @@ class Settings:
     model: ModelSettings
     data: DataSettings
     augmentation: AugmentationSettings
+    distillation: DistillationSettings
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     evaluation: ClassifierEvaluationSettings

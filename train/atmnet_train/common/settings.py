@@ -17,7 +17,7 @@ from .errors import UsageError
 
 S = TypeVar("S")
 
-PLACES = ("output", "eval", "resume", "init_from", "backbone_weights")  # settings that name a file or folder
+PLACES = ("output", "eval", "resume", "init_from", "teacher", "backbone_weights")  # settings that name a file or folder
 SPLITS = ("train_split", "val_split")
 LARGEST_RATE = 1e4  # of learning and of weight decay; beyond, the first step leaves no finite weight
 LARGEST_SIDE = 2**14  # of an image that is trained on; a slip of the finger takes all memory
