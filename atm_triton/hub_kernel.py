@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent
 NAME = "atm_triton"
 BACKENDS = "cpu", "cuda", "rocm"  # a variant each, of the same files
 SHIPPED = (
-    *("_triton.py", "algebra.py", "backend.py", "files.py", "flops.py", "layers.py", "plain.py", "reference.py"),
+    *("_triton.py", "algebra.py", "backend.py", "files.py", "flops.py", "layers.py", "plain.py", "reference.py", "strict_json.py"),
     *("ops/**/*.py", "tuning/__init__.py", "tuning/tables.py", "tuning/configs/*.json"),
 )
 

@@ -13,7 +13,7 @@ import torch
 from atmnet.__main__ import main
 from atmnet.exporting import FORMATS, TOLERANCE, export, export_program, tracing, writing
 from atmnet.model import Downsample
-from atmnet.prediction import predict
+from atmnet.predicting import predict
 from pages import blocks
 from torch import Tensor, nn
 from torch.export import Dim
@@ -131,7 +131,7 @@ def test_the_page_classifies_with_onnxruntime_alone(tmp_path, monkeypatch, capsy
     export(model, tmp_path / "model.onnx", "onnx")
     pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 5, 4), picture[::-1], mode="bicubic").clamp(0, 1)[0]
     to_pil_image(pixels).save(tmp_path / "picture.png")
-    (expected,) = predict(model, [tmp_path / "picture.png"], top=5)
+    expected = predict(model, tmp_path / "picture.png", top=5)
     monkeypatch.setattr(sys, "argv", ["classify.py", str(tmp_path / "model.onnx"), str(tmp_path / "picture.png")])
     for name in ("torch", "timm", "atmnet"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -71,7 +71,7 @@ def test_what_the_kernel_leaves_out(tmp_path: Path):
     """What needs more than torch and einops, or is of commands."""
     names: dict[str, object] = {}
     exec(hub_kernel.INIT[hub_kernel.INIT.index("__all__") :], names)
-    assert set(atm_triton.__all__) - set(names["__all__"]) == {"swap", "unswap", "tune"}
+    assert set(atm_triton.__all__) - set(names["__all__"]) == {"Report", "swap", "unswap", "tune"}
     identifiers = hub_kernel.write_kernel(tmp_path / "kernel", 1)
     variant = tmp_path / "kernel/build/torch-cpu"
     assert json.loads((variant / "metadata.json").read_text())["id"] == identifiers[0]

@@ -158,7 +158,7 @@ def test_what_is_loaded_is_not_downloaded(loaded: bool, monkeypatch: pytest.Monk
 def test_what_a_checkpoint_says_is_not_taken_blindly(said: dict[str, Any], tmp_path: Path) -> None:
     meta = {"model": "test_resnet", "recipe": {"model_kwargs": [], "crop_size": 64}} | said
     torch.save({"progress": {}, "model": {"w": torch.zeros(1)}, "meta": meta}, tmp_path / "last.pt")
-    with pytest.raises(UsageError, match=r"last\.pt (does not say|says) "):
+    with pytest.raises(UsageError, match=r"last\.pt (does not say|is damaged, or not ours: it says) "):
         ade20k.parse(["--data-dir", "x", "--eval", str(tmp_path / "last.pt")])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ..files import write_atomically
 from ..profile import count_macs
+from ..strict_json import dumps, loads
 from .convert import Converters
 from .replacement import Options
 
@@ -81,7 +81,7 @@ class Report:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON, from which ``Report.load`` makes it again."""
-        write_atomically(Path(path), lambda file: file.write(json.dumps(self.to_json(), indent=1).encode()))
+        write_atomically(Path(path), lambda file: file.write(dumps(self.to_json(), indent=1).encode()))
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "options": self.options and self.options._asdict()}
@@ -90,7 +90,7 @@ class Report:
     def load(cls, path: str | os.PathLike[str]) -> Report:
         """Read what ``save`` has written."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text()))
+            return cls.from_json(loads(Path(path).read_text()))
         except FileNotFoundError:
             raise
         except (TypeError, ValueError, KeyError) as error:

