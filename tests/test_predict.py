@@ -90,6 +90,7 @@ def test_the_table_and_what_cannot_be_read(saved: Path, two_classes: Path, tmp_p
     assert main(["predict", "--checkpoint", str(saved), "--top", "2", "--batch-size", "2", *images]) == 1
     printed, errors = capsys.readouterr()
     assert printed.count("tench, Tinca tinca") + printed.count("ant") + printed.count("cow") == 2 * 2
+    assert all(str(two_classes / f"val/cat/{number}.png") in printed for number in (0, 1))  # whole, however long
     assert "2 images · per image" in errors and "skipped: " in errors and "broken.jpg (cannot identify" in errors
     assert main(["predict", "--checkpoint", str(saved), "--json", str(tmp_path / "out.json"), *images]) == 1
     assert [set(one) for one in json.loads((tmp_path / "out.json").read_text())] == [

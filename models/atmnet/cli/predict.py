@@ -26,6 +26,7 @@ from . import progress
 from .arguments import add_model, add_running, whole_number
 
 HELP = "what a model finds on images: classes, the class of each pixel, or objects"
+UNFOLDED = 10_000  # columns of a table that goes to a file or pipe, so that no path is broken
 AT_ONCE = 200  # rows of a table on the terminal
 
 
@@ -101,7 +102,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(f"{args.checkpoint}: {error}")
     if read:
         errors.print(
-            f"{read} images · per image {load_ms / read:.1f} ms to load, {network_ms / read:.1f} ms in the network ({args.device}) · "
+            f"{read} image{'' if read == 1 else 's'} · "
+            f"per image {load_ms / read:.1f} ms to load, {network_ms / read:.1f} ms in the network ({args.device}) · "
             f"{read / (time.perf_counter() - began):.3g} images/s" + (f" · {args.out}" if args.out else ""),
             markup=False,
             soft_wrap=True,
@@ -139,6 +141,8 @@ class Printed:
     def __init__(self, task: str) -> None:
         self.task, self.rows = task, 0
         self.console = Console()
+        if not self.console.is_terminal:
+            self.console.width = UNFOLDED
         self.table = self._table()
 
     def _table(self) -> Table:
