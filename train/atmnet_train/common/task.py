@@ -114,9 +114,10 @@ def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Pat
     length = f"{task.plan.epochs} epochs of {task.plan.updates_per_epoch} updates"
     if task.plan.by_updates:
         length = f"{task.plan.epochs * task.plan.updates_per_epoch} updates, evaluated every {task.plan.updates_per_epoch}"
+    precision = "no mixed precision" if accelerator.mixed_precision == "no" else f"{accelerator.mixed_precision} mixed precision"
     accelerator.print(
         f"{task.name}, {parameters / 1e6:.2f} M parameters · {accelerator.num_processes} x {device_name(accelerator.device)}, "
-        f"{accelerator.mixed_precision} precision · {task.data} · global batch {task.loader.images_per_update}, "
+        f"{precision} · {task.data} · global batch {task.loader.images_per_update}, "
         f"lr {max(group['initial_lr'] for group in task.optimizer.param_groups):.3g} · {length} · {task.plan.output}"
     )
     facts: dict[str, Any] = {"parameters": parameters, "finished": False}
