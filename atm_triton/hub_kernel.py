@@ -88,8 +88,10 @@ def write_kernel(out: Path, version: int) -> list[str]:
         version: Of the kernel; the Hub has a branch ``v<version>`` for each.
 
     Raises:
-        ValueError: the folder is not empty.
+        ValueError: the folder is not empty, or the version is no number of a branch.
     """
+    if version < 1:
+        raise ValueError(f"version {version}: it must be at least 1")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty")
     content = {"__init__.py": INIT.encode()}

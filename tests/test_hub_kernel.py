@@ -79,6 +79,8 @@ def test_what_the_kernel_leaves_out(tmp_path: Path):
         assert "rich" not in file.read_text().split("import ")[0] and "from rich" not in file.read_text(), file
     with pytest.raises(ValueError, match="is not empty"):
         hub_kernel.write_kernel(tmp_path / "kernel", 1)
+    with pytest.raises(ValueError, match="version 0: it must be at least 1"):
+        hub_kernel.write_kernel(tmp_path / "other", 0)
 
 
 def test_older_versions_find_the_kernel_in_its_folder(tmp_path: Path):

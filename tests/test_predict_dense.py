@@ -18,6 +18,7 @@ from atmnet.__main__ import main
 from atmnet.dense import detection, segmentation
 from atmnet.drawing.objects import colour
 from atmnet.drawing.regions import palette, tint
+from atmnet.images import ImageError
 from atmnet.predicting.boxes import Boxes
 from atmnet.predicting.folder import picture_names
 from atmnet.predicting.masks import Masks
@@ -309,6 +310,8 @@ def test_run_lengths_are_cocos() -> None:
         (["--tile", "64", "--overlap", "40"], "overlap 40: it must be between 0 and 32, half of tile 64"),
         (["--threshold", "30"], r"threshold 30.0: it must be between 0 and 1"),
         (["--json", "-", "--csv", "-"], "would write into each other"),
+        (["--json", "same", "--csv", "./same"], "same: --json, --csv and --out would write into each other"),
+        (["--out", ".", "--csv", "predictions.json"], "predictions.json: --json, --csv and --out would write"),
         (["--csv", "nowhere/x.csv"], "--csv nowhere/x.csv: give a file in a folder that exists"),
     ],
 )
@@ -327,5 +330,7 @@ def test_what_python_refuses(streets: Path, things: Path) -> None:
     model = atmnet.open_model(streets / "run")
     with pytest.raises(TypeError, match=r"an image is a file's path or an image of Pillow's, got a Tensor"):
         atmnet.predict(model, torch.zeros(3, 4, 4))  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="it is 0 x 5 pixels"):
+        atmnet.predict(model, Image.new("RGB", (0, 5)))
     with pytest.raises(ValueError, match="the model is in training mode"):
         atmnet.predict(model.train(), image)

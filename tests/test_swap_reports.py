@@ -14,6 +14,8 @@ from atm_triton import ActiveTokenMixer, Report, swap, unswap
 
 Make = Callable[[], nn.Module]
 
+GRID = '{"changed": [], "left": [], "parameters_before": 1, "parameters_after": 1, "options": {"grid": [3]}}'  # of one side
+
 
 def resnet() -> nn.Module:
     return timm.create_model("test_resnet", num_classes=3)
@@ -83,7 +85,7 @@ def test_other_models_are_refused_and_stay():
         swap(model, nn.BatchNorm2d).apply(model)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"changed": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"changed": 3}', GRID, "[" * 100_000])
 def test_files_that_are_no_reports(tmp_path, content):
     (tmp_path / "swap.json").write_text(content)
     with pytest.raises(ValueError, match=r"swap.json is no report of swap"):
@@ -98,3 +100,21 @@ def test_weights_of_a_swapped_model_say_so(target):
     swap(model, target)
     with pytest.raises(ValueError, match=r"holds mixers where the model has other layers \(layer1.0.conv2, .*swap the model first"):
         load_strict(resnet(), model.state_dict(), "weights")
+
+
+def test_what_is_inside_another_replacement_is_put_back_into_no_original():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1))
+    names, conv = list(model.state_dict()), model[0]
+    swap(model, "0", converters={nn.Conv2d: lambda layer: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1))})
+    swap(model, "0.0")
+    assert [row.name for row in unswap(model).changed] == ["0", "0.0"]
+    assert model[0] is conv and list(model.state_dict()) == names
+
+
+def test_parts_of_mixers_are_left():
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), torch.randn(1, 3, 5, 5)
+    swap(model, "0")
+    y = model(x)
+    with pytest.raises(ValueError, match=r"0\.fc_w \(Linear\): part of a mixer of this library"):
+        swap(model, nn.Linear, start="identity")
+    assert torch.equal(model(x), y)

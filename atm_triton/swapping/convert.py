@@ -36,6 +36,8 @@ def convert(layer: nn.Module, ancestors: Sequence[nn.Module], options: Options, 
     """
     if isinstance(layer, EagerLayer | Block):
         raise Unsuitable("a mixer of this library already")
+    if any(isinstance(ancestor, EagerLayer) for ancestor in ancestors):
+        raise Unsuitable("part of a mixer of this library")
     for kind, converter in converters.items():
         if isinstance(layer, kind):
             return Replacement(layer, _converted(layer, kind, converter), note(layer, "by a converter of one's own"))

@@ -93,7 +93,7 @@ class Report:
             return cls.from_json(loads(Path(path).read_text()))
         except FileNotFoundError:
             raise
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, LookupError, RecursionError) as error:
             raise ValueError(f"{path} is no report of swap, as report.save writes it: {error}") from error
 
     @classmethod

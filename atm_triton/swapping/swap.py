@@ -145,9 +145,12 @@ def unswap(model: nn.Module) -> Report:
     rows: list[Row] = []
     before = parameters(model)
     while swapped := {name: module for name, module in model.named_modules(remove_duplicate=False) if ORIGINAL in vars(module)}:
-        old = {name: _original(module) for name, module in swapped.items()}
-        _put(model, old)
-        rows += [Row(name, type(new).__name__, type(old[name]).__name__, "") for name, new in swapped.items()]
+        back = []
+        for name, new in reversed(swapped.items()):  # what is inside another first, for which the other's original may have no place
+            old = _original(new)
+            _put(model, {name: old})
+            back.append(Row(name, type(new).__name__, type(old).__name__, ""))
+        rows += reversed(back)
     return Report(tuple(rows), (), before, parameters(model))
 
 

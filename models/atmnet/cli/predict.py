@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,7 +18,7 @@ from rich.text import Text
 
 from ..images import find_images
 from ..predicting import predictor
-from ..predicting.folder import Folder
+from ..predicting.folder import FILES, Folder
 from ..predicting.many import Outcome, predict_files
 from ..predicting.options import Options
 from ..predicting.writing import CannotWrite, CsvFile, JsonFile
@@ -120,6 +122,10 @@ def check_files(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{flag} {path}: give a file in a folder that exists")
     if args.json == args.csv == "-":
         raise ValueError("--json - and --csv - would write into each other: give one of them a file")
+    own = [args.out / name for name in FILES] if args.out is not None else []
+    whole = Counter(os.path.realpath(path) for path in [args.json, args.csv, *own] if path not in (None, "-"))
+    if twice := [path for path, count in whole.items() if count > 1 and (not os.path.exists(path) or os.path.isfile(path))]:
+        raise ValueError(f"{twice[0]}: --json, --csv and --out would write into each other: give each a file of its own")
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise FileExistsError(f"--out {args.out}: there is a file of this name: give a folder")
 

@@ -18,6 +18,8 @@ from ..tasks import DETECTION, SEGMENTATION, About
 from .many import Outcome
 from .writing import CsvFile, JsonFile, telling
 
+FILES = ("predictions.json", "predictions.csv", "detections.json", "images.json")  # beside the folders of pictures
+
 
 class Folder:
     """Files of a prediction, with pictures of ``images`` under names of their own: where they lie below the folder that holds them all."""

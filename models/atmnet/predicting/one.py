@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..images import open_image, to_rgb, upright
+from ..images import ImageError, open_image, to_rgb, upright
 from ..tasks import CLASSIFICATION, DETECTION, about
 from .boxes import Detecting
 from .classes import Classifier
@@ -56,6 +56,8 @@ def predict(
         raise ValueError("the model is in training mode, in which it predicts otherwise: call model.eval() first")
     if not isinstance(image, (str, os.PathLike, Image.Image)):
         raise TypeError(f"an image is a file's path or an image of Pillow's, got a {type(image).__name__}")
+    if isinstance(image, Image.Image) and 0 in image.size:
+        raise ImageError(f"it is {image.width} x {image.height} pixels: there is nothing on it")
     way = predictor(model, Options(top, threshold, tile, overlap, multi_scale))
     picture = to_rgb(upright(image)) if isinstance(image, Image.Image) else open_image(image)
     found: Result = way.find([way.load(picture)])[0]
