@@ -60,8 +60,8 @@ def read_teacher(name: str) -> Any:
     if Path(name).exists():
         try:
             return open_classifier(name)
-        except ValueError as error:
-            raise UsageError(f"--teacher {error}") from error
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--teacher {name}: {error}") from error
     try:
         check_model_name(name)
     except UsageError as error:
