@@ -85,7 +85,11 @@ def test_other_models_are_refused_and_stay():
         swap(model, nn.BatchNorm2d).apply(model)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"changed": 3}', GRID, "[" * 100_000])
+NAMES = '{"changed": [[1, "a", "b", ""]], "left": [], "parameters_before": 1, "parameters_after": 1}'
+COUNTS = '{"changed": [], "left": [], "parameters_before": "1", "parameters_after": 1}'
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"changed": 3}', GRID, NAMES, COUNTS, "[" * 100_000])
 def test_files_that_are_no_reports(tmp_path, content):
     (tmp_path / "swap.json").write_text(content)
     with pytest.raises(ValueError, match=r"swap.json is no report of swap"):

@@ -103,6 +103,11 @@ class Report:
         if options and options.grid:
             options = options._replace(grid=(options.grid[0], options.grid[1]))
         rows = {name: tuple(Row(*row) for row in content[name]) for name in ("changed", "left")}
+        numbers = found.parameters_before, found.parameters_after, options.share if options else 1
+        if not all(type(number) is int for number in numbers) or not all(
+            isinstance(text, str) for row in sum(rows.values(), ()) for text in row
+        ):
+            raise TypeError("parameters and share are whole numbers, rows are of text")
         return replace(found, **rows, options=options)  # type: ignore[arg-type]
 
     def __rich__(self) -> Group:
