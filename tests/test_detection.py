@@ -9,7 +9,7 @@ import pytest
 import torch
 from atmnet.dense.detection import DETECTORS, create_detector
 from atmnet.dense.roi import roi_align
-from test_models_compile import Compiled, twelve_sizes
+from test_models_compile import Compiled, pools_by_parity, twelve_sizes
 from torch import Tensor, nn
 
 RCNNS = [name for name in DETECTORS if name != "retinanet"]
@@ -225,6 +225,7 @@ def test_names_what_it_knows():
         tiny("mask-rcnn", neck="pafpn")
 
 
+@pools_by_parity
 @pytest.mark.parametrize("detector", [pytest.param("retinanet", marks=pytest.mark.exhaustive), "mask-rcnn"])
 def test_the_pyramid_compiles_whole(detector):
     """The pyramid is what train/coco.py compiles. Much smaller images would make the coarsest map one pixel, which is another graph."""

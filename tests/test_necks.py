@@ -10,7 +10,7 @@ from atmnet.dense.backbone import Backbone
 from atmnet.dense.necks import ATMFPN, FPN, NECKS, Mix
 from einops import rearrange
 from test_backbone import SMALL, SWIN, small
-from test_models_compile import Compiled, twelve_sizes
+from test_models_compile import Compiled, pools_by_parity, twelve_sizes
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
@@ -132,6 +132,7 @@ def test_twelve_sizes_take_two_compilations_in_training(neck, channels):
 
 
 @torch.no_grad()
+@pools_by_parity
 def test_twelve_sizes_of_images_take_two_compilations():
     backbone = small("test_resnet")
     model = nn.Sequential(backbone, FPN(backbone.channels, 16))

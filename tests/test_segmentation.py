@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from atmnet.dense.backbone import Backbone
 from atmnet.dense.heads import GRIDS, Doubling, FPNHead, Means, UPerHead
 from atmnet.dense.segmentation import Segmenter, create_segmenter
+from test_models_compile import pools_by_parity
 from torch import Tensor, nn
 
 TINY: dict[str, Any] = dict(depths=(1, 1, 1, 1), dims=(16, 32, 48, 64), mlp_ratios=(2, 2, 2, 2))
@@ -109,7 +110,7 @@ class First(nn.Module):
         return maps[0]
 
 
-@pytest.mark.parametrize("multiple", [1, 32])
+@pytest.mark.parametrize("multiple", [pytest.param(1, marks=pools_by_parity), 32])
 def test_sizes_of_images_take_two_compilations(multiple: int):
     """Compiles with and without padding, which these sizes need or do not."""
     model = Segmenter(Pyramid(multiple), None, First()).eval()
