@@ -25,10 +25,8 @@ pytestmark = pytest.mark.usefixtures("narrow_segmenters")
         pytest.param("onnx", "atmnet_xt", "semantic-fpn", "fpn", TINY, marks=TRACED_LONG),
         pytest.param("onnx", "atmnet_xt", "semantic-fpn", "atmfpn", TINY, marks=TRACED_LONG),
         pytest.param("onnx", "atmnet_xt", "upernet", None, TINY, marks=TRACED_LONG),
-        pytest.param("exported-program", "atmnet_xt", "semantic-fpn", "atmfpn", TINY, marks=TRACED_LONG),
         pytest.param("exported-program", "atmnet_xt", "upernet", None, TINY, marks=TRACED_LONG),
         pytest.param("aoti", "test_efficientnet", "semantic-fpn", "fpn", {}, marks=TRACED_LONG),
-        pytest.param("aoti", "test_efficientnet", "upernet", None, {}, marks=TRACED_LONG),
     ],
 )
 @torch.no_grad()
@@ -45,7 +43,7 @@ def test_a_segmenter(tmp_path: Path, format: str, backbone: str, head: str, neck
     assert done.metadata["task"] == "image-segmentation" and json.loads(done.metadata["classes"]) == ["sky", "road", "cow"]
     assert json.loads(done.metadata["mean"]) == [0.485, 0.456, 0.406] and json.loads(done.metadata["input_size"]) == [3, 32, 48]
     run = FORMATS[format].open(path)
-    for size in ((1, 3, 65, 71), (2, 3, 96, 32)):
+    for size in ((1, 3, 65, 71), (2, 3, 96, 48)):
         images = torch.randn(size)
         expected = model(images)
         assert (run(images) - expected).abs().max() <= TOLERANCE * expected.abs().max()
