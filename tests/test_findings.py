@@ -18,6 +18,7 @@ from atmnet_train.common.broken import BrokenImages
 from atmnet_train.common.pictures import Example, draw_grid
 from atmnet_train.common.progress import ProgressLine
 from atmnet_train.common.tables import read_csv, write_csv
+from atmnet_train.common.trial import SHOWN, some_classes
 from PIL import Image
 from torch import nn
 
@@ -50,6 +51,13 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_csv(tmp_path / "rows.csv") == rows
     write_csv(tmp_path / "none.csv", [])
     assert read_csv(tmp_path / "none.csv") == read_csv(tmp_path / "no file.csv") == []
+
+
+@pytest.mark.parametrize("before", [{}, {"label": 1}])
+def test_of_many_classes_the_terminal_shows_the_worst(before: dict[str, int]) -> None:
+    rows = [before | {"class": f"{n}", "IoU": None if n == 7 else float(n), "pixels": n} for n in range(SHOWN + 10)]
+    assert some_classes(rows[::-1]) == [row for row in rows if row["IoU"] is not None][:SHOWN]
+    assert some_classes(rows[:SHOWN]) == rows[:SHOWN]
 
 
 @pytest.mark.parametrize("classes", [2, 30, 31, 400])

@@ -87,6 +87,7 @@ def run_trial(settings: RunSettings, accelerator: Accelerator, weights: Weights,
 
 
 def some_classes(rows: Rows) -> Rows:
-    """Rows that a terminal has room for: of many classes the worst."""
-    by = list(rows[0])[1]
+    """Rows that a terminal has room for: of many classes the worst by the measure, which comes after their name."""
+    headings = list(rows[0])
+    by = headings[headings.index("class") + 1]
     return rows if len(rows) <= SHOWN else sorted((row for row in rows if row[by] is not None), key=lambda row: row[by])[:SHOWN]
