@@ -71,20 +71,8 @@ class Evaluator:
         share = ValPairs(pairs, transform, accelerator.num_processes, accelerator.process_index)
         self.loader: Any = DataLoader(share, batch_size=None, **loader_options(settings.data, accelerator, keep_workers=False))
 
-    def __call__(self, models: Models, check_stop: Callable[[], None] = lambda: None) -> dict[str, Metrics]:
-        self.found = self.confusions(models, check_stop)
-        return {name: scores(confusion) for name, confusion in self.found.items()}
-
-    def tables(self, name: str) -> Tables:
-        return {CLASSES: class_table(self.found[name], self.classes)}
-
-    def draw(self, folder: Path, prefix: str) -> list[Path]:
-        """The pictures, which are drawn while images are looked at."""
-        drawn = [self.folder / f"{pair.image.stem}.png" for pair in self.pairs[: self.pictures]]
-        return [path for path in drawn if path.is_file()]
-
     @torch.no_grad()
-    def confusions(self, models: Models, check_stop: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
+    def __call__(self, models: Models, check_stop: Callable[[], None] = lambda: None) -> dict[str, Metrics]:
         number, device = len(self.classes), self.accelerator.device
         sums = {name: torch.zeros(number, number, dtype=torch.int64, device=device) for name in models}
         with evaluating(models):
@@ -97,10 +85,18 @@ class Evaluator:
                     if whole.number is not None:
                         sums[name] += confusion_matrix(labels, prediction, number)
                         self._draw(name, whole, prediction)
-        totals = {name: self.accelerator.reduce(confusion, "sum").cpu() for name, confusion in sums.items()}
-        if not all(total.any() for total in totals.values()):
+        self.found = {name: self.accelerator.reduce(confusion, "sum").cpu() for name, confusion in sums.items()}
+        if not all(confusion.any() for confusion in self.found.values()):
             raise RunError(f"none of the {len(self.pairs)} validation images has a labelled pixel that could be read: there is no mIoU")
-        return totals
+        return {name: scores(confusion) for name, confusion in self.found.items()}
+
+    def tables(self, name: str) -> Tables:
+        return {CLASSES: class_table(self.found[name], self.classes)}
+
+    def draw(self, folder: Path, prefix: str) -> list[Path]:
+        """The pictures, which are drawn while images are looked at."""
+        drawn = [self.folder / f"{pair.image.stem}.png" for pair in self.pairs[: self.pictures]]
+        return [path for path in drawn if path.is_file()]
 
     def _draw(self, name: str, whole: Whole, prediction: Tensor) -> None:
         """The first images, each by the process that has it."""
