@@ -247,7 +247,7 @@ def test_images_that_no_model_takes(said: dict, saved: Path, two_classes: Path, 
         assert "error: " in capsys.readouterr().err
 
 
-def test_what_a_network_makes_of_images_is_finite(saved: Path, two_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_a_network_makes_of_images_is_finite(two_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     state = timm.create_model("test_convnext", num_classes=2).state_dict()
     torch.save({name: value * 1e30 for name, value in state.items()}, tmp_path / "huge.pth")
     given = ["--checkpoint", str(tmp_path / "huge.pth"), "--model", "test_convnext"]

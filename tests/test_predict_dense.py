@@ -175,7 +175,7 @@ def test_the_authors_segmenter(tmp_path: Path) -> None:
     assert torch.equal(model.backbone.net.model.stem.weight, named["state_dict"]["backbone.patch_embed.proj.weight"])  # type: ignore[union-attr]
 
 
-def picture(labels: Tensor, classes: list[str], side: int = 60) -> Masks:
+def picture(labels: Tensor, classes: list[str]) -> Masks:
     return Masks(Image.new("RGB", (labels.shape[1], labels.shape[0]), (90, 160, 30)), labels, torch.ones(labels.shape), classes)
 
 

@@ -120,7 +120,7 @@ def test_more_processes_than_before_are_told(
     assert "not by as many processes as before (2 -> 1)" in capsys.readouterr().out
 
 
-def test_a_run_starts_with_the_arguments_of_its_checkpoint(finished: Path, tmp_path: Path) -> None:
+def test_a_run_starts_with_the_arguments_of_its_checkpoint(finished: Path) -> None:
     changed(finished / "last.pt", lambda state: state["meta"]["recipe"].update(model_kwargs=["drop_rate=0.5"]))
     line = ["--data-dir", "data", "--model", "test_convnext", "--init-from", str(finished / "last.pt")]
     assert imagenet.parse(line).model.model_kwargs == ("drop_rate=0.5",)
