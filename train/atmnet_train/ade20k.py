@@ -58,9 +58,6 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     broken = BrokenImages(data.max_broken, len(pairs))
     evaluator = Evaluator(pairs, classes, *normalisation(model), settings, accelerator, broken, evaluation.multi_scale)
 
-    def measure(model: nn.Module) -> dict[str, Any]:
-        return evaluator({"": model})[""] | {"images": len(pairs) - len(broken.found)}
-
     def in_words(found: dict[str, Any]) -> str:
         scale = "multi-scale, mirrored" if evaluation.multi_scale else "single scale"
         return " · ".join([f"{found['images']} images, {scale}", *(f"{name} {found[name]:.2f}" for name in METRICS)])
@@ -76,9 +73,7 @@ def evaluate(settings: Settings, weights: Weights) -> None:
             "multi_scale": evaluation.multi_scale,
         },
         model=model,
-        measure=measure,
-        tables=lambda: evaluator.tables(""),
-        draw=evaluator.draw,
+        evaluate=evaluator,
         broken=broken,
         in_words=in_words,
         files="pictures",

@@ -44,7 +44,6 @@ def evaluate(settings: Settings, weights: Weights) -> None:
             f"{val.source} has {len(val.classes)} ({shorten(val.classes)})"
         )
     broken = BrokenImages(settings.data.max_broken, len(val.images))
-    evaluator = Evaluator(val, settings, accelerator, broken)
 
     def in_words(found: dict[str, Any]) -> str:
         shown = [f"{name.replace('_', ' ', 1)} {value:.2f}" for name, value in found.items() if name != "images"]
@@ -61,9 +60,7 @@ def evaluate(settings: Settings, weights: Weights) -> None:
             "max_size": settings.data.max_size,
         },
         model=build_model(settings, len(val.classes)),
-        measure=lambda model: evaluator({"": model})[""],
-        tables=lambda: evaluator.tables(""),
-        draw=evaluator.draw,
+        evaluate=Evaluator(val, settings, accelerator, broken),
         broken=broken,
         in_words=in_words,
         files="detections.json, pictures",

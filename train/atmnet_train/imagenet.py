@@ -37,15 +37,12 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     model = build_model(settings.model, num_classes, loaded=True)
     check_outputs(model, settings.model, num_classes, 2, data.img_size)
     broken = BrokenImages(data.max_broken, len(images.source))
-    evaluator = Evaluator(images, settings, accelerator, *normalisation(model), broken)
     trial = Trial(
         name=name,
         settings=settings,
         report={"model": name, "ema": settings.model.ema, "img_size": data.img_size, "crop_pct": settings.evaluation.crop_pct},
         model=model,
-        measure=lambda model: evaluator({"": model})[""],
-        tables=lambda: evaluator.tables(""),
-        draw=evaluator.draw,
+        evaluate=Evaluator(images, settings, accelerator, *normalisation(model), broken),
         broken=broken,
         in_words=lambda found: (
             f"{found['images']:.0f} images at {data.img_size} · top-1 {found['top1']:.3f} · top-5 {found['top5']:.3f} · "

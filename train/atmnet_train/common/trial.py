@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from .broken import BrokenImages
 from .config import write_config
-from .engine import end_quietly
+from .engine import Evaluate, end_quietly
 from .errors import RunError
 from .runtime import RunSettings
 from .summary import versions, write_json
-from .tables import CLASSES, Rows, Tables, to_rich, write_tables
+from .tables import CLASSES, Rows, to_rich, write_tables
 from .task import compile_core, next_command
 from .weights import Weights, load_weights
 
@@ -33,9 +33,7 @@ class Trial:
     settings: Any  # all of the program's, to be written down
     report: dict[str, Any]  # of them, what belongs beside the metrics
     model: nn.Module
-    measure: Callable[[nn.Module], dict[str, Any]]  # the metrics, among them the number of images; every process calls it
-    tables: Callable[[], Tables]  # that the measurement made; the main process asks
-    draw: Callable[[Path, str], object]  # pictures of the tables in a folder whose names begin with a prefix
+    evaluate: Evaluate
     broken: BrokenImages
     in_words: Callable[[dict[str, Any]], str]
     files: str  # that are left in the output folder, besides eval.json and eval_classes.csv
@@ -63,16 +61,17 @@ def run_trial(settings: RunSettings, accelerator: Accelerator, weights: Weights,
     else:
         watch(cast(nn.Module, accelerator.unwrap_model(model)).get_submodule(trial.core), broken)
     output, began = Path(settings.output), time.perf_counter()
-    metrics = trial.measure(model)
+    metrics = trial.evaluate({"": model}, lambda: None)[""]
     seconds = time.perf_counter() - began
+    metrics = {"images": trial.broken.images - len(trial.broken.found)} | metrics  # a segmenter's metrics have no number of images
     if accelerator.reduce(broken.float(), "sum").item() > 0:
         raise RunError(f"{weights.source}: what the network makes of the images is not finite, and no measure of it means anything")
     speed = f"{metrics['images'] / seconds:.1f} images/s"
     if accelerator.is_main_process:
-        tables = trial.tables()
+        tables = trial.evaluate.tables("")
         write_tables(output, EVALUATED, tables)
         Console().print(to_rich(some_classes(tables[CLASSES])))
-        trial.draw(output, EVALUATED)
+        trial.evaluate.draw(output, EVALUATED)
     accelerator.print(
         f"{trial.name} · {weights.source} · {trial.in_words(metrics)} · {speed} · {output}/eval.json, eval_classes.csv, {trial.files}",
         flush=True,
