@@ -77,10 +77,12 @@ class Kernels(NamedTuple):
     dx: Lines
 
 
+TOGETHER = 14  # tiles of a program that gathers out of shared memory
+
 # By channels of an offset.
 KERNELS = {
     2: Kernels(Compiled(4, 65), Shared(1, 29, 64, 64), Compiled(4, 71), Compiled(3, 94), Lines(20, 3.3, 6.2)),
-    4: Kernels(Compiled(5, 48), Shared(4, 15.5, 32, 64), Compiled(5, 60), Compiled(4, 73), Lines(24, 3.1, 3.2)),
+    4: Kernels(Compiled(5, 48), Shared(4, 16, 32, 64), Compiled(5, 60), Compiled(4, 73), Lines(24, 3.1, 3.2)),
     8: Kernels(Compiled(7, 33), Shared(4, 16, 32, 64), Compiled(8, 39), Compiled(5, 64), Lines(28, 3.4, 1.8)),
 }
 
@@ -116,15 +118,16 @@ def gather(t: Tokens) -> float:
 
 
 def gather_shared(t: Tokens) -> float:
-    """Cost of both axes, one after the other; programs of 14 tiles, each line with a row of zeros, rounded up to a power of two."""
+    """Cost of both axes, one after the other; programs of TOGETHER tiles, each line with a row of zeros, rounded up to a power of two."""
     resident, instructions, positions, channels = compiled(t).shared
     room = 1 << max(t.W, t.H).bit_length()
     total = 0.0
     for lines in (t.H, t.W):
         tiles_of_sample = math.ceil(lines / max(1, positions // room))
-        programs = t.B * math.ceil(tiles_of_sample / 14) * t.C / channels
+        programs = t.B * math.ceil(tiles_of_sample / TOGETHER) * t.C / channels
         padded = instructions * tiles_of_sample * max(positions, room) / (t.W * t.H)
-        kernel = Kernel("gather shared", programs, resident, min(14, tiles_of_sample), padded, 0, passes=(2, 0.5), section=SHARED_SECTION)
+        rounds = min(TOGETHER, tiles_of_sample)
+        kernel = Kernel("gather shared", programs, resident, rounds, padded, 0, passes=(2, 0.5), section=SHARED_SECTION)
         total += kernel.microseconds(t)
     return total
 

@@ -52,6 +52,13 @@ class Resources:
         inner = innermost_loops(self.code)
         return sum(trips if any(a <= at <= b for a, b in inner) else 1 for at, _ in self.code)
 
+    def issued_around(self) -> int:
+        """Instructions of a trip through the loop around the innermost one, if a branch leaves that out with all that it needs."""
+        ((first, last),) = innermost_loops(self.code)
+        begin, end = min(((to, at) for at, to in self.code if to < first and at > last), key=lambda loop: loop[1] - loop[0])
+        left_out = max(((at, to) for at, to in self.code if begin <= at < first and last < to <= end), key=lambda jump: jump[1] - jump[0])
+        return sum(begin <= at <= end and not left_out[0] < at < left_out[1] for at, _ in self.code)
+
     def count(self, pattern: str) -> int:
         return sum(n for name, n in self.instructions.items() if re.match(pattern, name))
 

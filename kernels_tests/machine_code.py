@@ -42,16 +42,24 @@ def identity(stage: str, target: int | str, variant: Variant) -> Row:
 
 
 def issued(stage: str, variant: Variant, use: Resources) -> str:
-    """Instructions that threads issue for each token and channel: what bounds the mixer beside the L1 cache, where it is many."""
+    """Instructions that threads issue for each token and channel: what bounds the mixer beside the L1 cache, where it is many.
+
+    Out of shared memory, the rows of zeros count as tokens, and lines are one piece.
+    """
     C, S, side = STAGES[stage]
     has, groups = variant.config, C // S
+    if not use.code:
+        return ""
+    if variant.name.startswith("token_mix_gather_lines"):
+        values = has["BLOCK_L"] * has["BLOCK_Q"] * has["BLOCK_E"] * has["CHANNELS"]
+        return f"{use.issued_around() * 32 * has['num_warps'] / values:.1f}"
     if variant.name == "token_mix_gather":
         trips, tokens, programs = has["TOKENS"] // has["BLOCK_N"], has["TOKENS"], triton.cdiv(groups, has["BLOCK_G"])
     elif variant.name.startswith("token_mix_doffset"):
         trips, tokens, programs = 1, has["BLOCK_N"], triton.cdiv(groups, has["BLOCK_G"])
     else:
         return ""
-    return f"{use.issued(trips) * 32 * has['num_warps'] * programs / (tokens * C):.0f}" if use.code else ""
+    return f"{use.issued(trips) * 32 * has['num_warps'] * programs / (tokens * C):.0f}"
 
 
 def row(stage: str, target: int | str, variant: Variant, use: Resources) -> Row:
