@@ -99,9 +99,8 @@ def runs_kernels(x: Tensor) -> bool:
 
 
 def token_stride(t: Tensor) -> tuple[Tensor, int]:
-    """``t [B, H, W, K]`` as evenly spaced rows of K contiguous values, and their spacing: a slice of packed channels is read in place."""
-    B, H, W, K = t.shape
-    stride = t.stride(2)
-    if t.stride(3) == 1 and isinstance(stride, int) and t.stride(1) == W * stride and t.stride(0) == H * W * stride:
+    """``t [B, *axes, K]`` as evenly spaced rows of K contiguous values, and their spacing: a slice of packed channels is read in place."""
+    stride = t.stride(-2)
+    if t.stride(-1) == 1 and isinstance(stride, int) and all(t.stride(i) == t.shape[i + 1] * t.stride(i + 1) for i in range(t.ndim - 2)):
         return t, stride
-    return t.contiguous(), int(K)
+    return t.contiguous(), int(t.shape[-1])

@@ -14,8 +14,17 @@ from .reference import bottleneck
 
 # FLOPs per value of the tokens, forward and backward, that are in no GEMM.
 GATHER = 4, 8  # two multiplications and two additions; the backward's gather again, and twice over for two gradients
-FUSION = 5, 9  # three multiplications and two additions; three for the branches, three multiplications and additions for the logits
-MIX = 2 * GATHER[0] + FUSION[0], 2 * (2 * GATHER[0] + FUSION[0])
+
+
+def fusion(branches: int) -> tuple[int, int]:
+    """FLOPs per value, likewise: a multiplication each and the additions; three times a multiplication or an addition each."""
+    return 2 * branches - 1, 3 * branches
+
+
+def mix(axes: int) -> tuple[int, int]:
+    """FLOPs per value of gathering along the axes and fusing; backward twice as many."""
+    forward = axes * GATHER[0] + fusion(axes + 1)[0]
+    return forward, 2 * forward
 
 
 def none(*_: Sequence[int], **__: object) -> int:
@@ -35,17 +44,17 @@ class Formula:
 
 
 def offset_fc_macs(x: Sequence[int], outputs: int) -> int:
-    """MACs of tokens ``[B, H, W, C]`` to ``outputs`` offset channels. The LayerNorm has none."""
+    """MACs of tokens ``[B, *axes, C]`` to ``outputs`` offset channels. The LayerNorm has none."""
     return math.prod(x) * outputs
 
 
-def token_mix_macs(x: Sequence[int], outputs: int) -> int:
-    """MACs of tokens ``[B, ..., C]``: the FCs of three branches and the projection over the tokens, and a sample's bottleneck."""
+def token_mix_macs(x: Sequence[int], outputs: int, axes: int) -> int:
+    """MACs of tokens ``[B, ..., C]``: the FCs of the branches and the projection over the tokens, and a sample's bottleneck."""
     B, *_, C = x
-    tokens = math.prod(x) // C
-    return tokens * outputs * (3 * C + outputs) + 4 * B * outputs * bottleneck(outputs)
+    tokens, branches = math.prod(x) // C, axes + 1
+    return tokens * outputs * (branches * C + outputs) + (branches + 1) * B * outputs * bottleneck(outputs)
 
 
-def token_mix_per_value(x: Sequence[int], outputs: int) -> int:
+def token_mix_per_value(x: Sequence[int], outputs: int, axes: int) -> int:
     """FLOPs of gathering and fusing, forward."""
-    return 2 * GATHER[0] * math.prod(x) + FUSION[0] * math.prod(x) // x[-1] * outputs
+    return axes * GATHER[0] * math.prod(x) + fusion(axes + 1)[0] * math.prod(x) // x[-1] * outputs

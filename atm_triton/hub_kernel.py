@@ -14,14 +14,25 @@ PACKAGE = Path(__file__).parent
 NAME = "atm_triton"
 BACKENDS = "cpu", "cuda", "rocm"  # a variant each, of the same files
 SHIPPED = (
-    *("_triton.py", "algebra.py", "backend.py", "files.py", "flops.py", "layers.py", "plain.py", "reference.py", "strict_json.py"),
+    *(
+        "_triton.py",
+        "algebra.py",
+        "axes.py",
+        "backend.py",
+        "files.py",
+        "flops.py",
+        "layers.py",
+        "plain.py",
+        "reference.py",
+        "strict_json.py",
+    ),
     *("ops/**/*.py", "tuning/__init__.py", "tuning/tables.py", "tuning/configs/*.json"),
 )
 
 INIT = '''"""The operators of the Active Token Mixer (AAAI 2023) as Triton kernels, with a plain PyTorch path."""
 
 from .backend import backend_info
-from .layers import ActiveTokenMixer, ActiveTokenMixer2d, OffsetFC
+from .layers import ActiveTokenMixer, ActiveTokenMixer1d, ActiveTokenMixer2d, ActiveTokenMixer3d, OffsetFC
 from .ops.axial_gather import axial_gather
 from .ops.branch_fusion import branch_fusion
 from .ops.offset_fc import offset_fc
@@ -29,7 +40,9 @@ from .ops.token_mix import token_mix
 
 __all__ = [
     "ActiveTokenMixer",
+    "ActiveTokenMixer1d",
     "ActiveTokenMixer2d",
+    "ActiveTokenMixer3d",
     "OffsetFC",
     "axial_gather",
     "backend_info",
@@ -75,7 +88,8 @@ mixer = atm.ActiveTokenMixer(dim=64, share=2)  # [B, H, W, C] -> [B, H, W, C]
 y = mixer(torch.randn(8, 56, 56, 64))
 ```
 
-Functions: `offset_fc`, `axial_gather`, `branch_fusion`, `token_mix`. Layers: `ActiveTokenMixer`, `ActiveTokenMixer2d`, `OffsetFC`.
+Functions: `offset_fc`, `axial_gather`, `branch_fusion`, `token_mix`. Layers: `ActiveTokenMixer`, of
+channels first `ActiveTokenMixer1d`, `ActiveTokenMixer2d`, `ActiveTokenMixer3d`, and `OffsetFC`.
 `backend_info()` says which path runs and why.
 """
 

@@ -6,9 +6,12 @@ functions besides, that autograd differentiates and torch.compile fuses. referen
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 
 from .algebra import (
@@ -23,6 +26,7 @@ from .algebra import (
     softmax_backward,
     unfolded_backward,
 )
+from .axes import as_maps, offsets_by_axis
 from .reference import accumulation_dtype
 
 # ---- offset_fc
@@ -31,7 +35,7 @@ from .reference import accumulation_dtype
 def offset_fc_forward(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The offsets, and each token's mean and reciprocal deviation ``[B, H, W]``, which the backward needs."""
+    """The offsets, and each token's mean and reciprocal deviation ``[B, *axes]``, which the backward needs."""
     acc = accumulation_dtype(x)
     normed, mean, rstd = torch.native_layer_norm(x.to(acc), (x.shape[-1],), norm_weight.to(acc), norm_bias.to(acc), eps)
     return F.linear(normed.to(x.dtype), weight, bias), mean.squeeze(-1), rstd.squeeze(-1)
@@ -45,8 +49,8 @@ def offset_fc_backward(
     xhat = (x.to(acc) - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)
     scaled = (doffset.to(x.dtype) @ weight).to(acc) * norm_weight.to(acc)
     dx = (scaled - scaled.mean(-1, keepdim=True) - xhat * (scaled * xhat).mean(-1, keepdim=True)) * rstd.unsqueeze(-1)
-    doffset = rearrange(doffset, "b h w n -> (b h w) n").to(acc)
-    dscaled_weight = doffset.mT @ rearrange(xhat, "b h w c -> (b h w) c")
+    doffset = doffset.flatten(0, -2).to(acc)
+    dscaled_weight = doffset.mT @ xhat.flatten(0, -2)
     return dx.to(x.dtype), *offset_fc_parameter_grads(dscaled_weight, doffset.sum(0), norm_weight, norm_bias, weight)
 
 
@@ -122,7 +126,7 @@ def _gather(x: Tensor, taps: tuple[Tensor, ...]) -> Tensor:
 
 
 def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
-    return rearrange(_gather(x, _taps(x.dtype, offset, axis)), "b h w g s -> b h w (g s)")
+    return _gather(x, _taps(x.dtype, *as_maps(offset, axis))).reshape(x.shape)
 
 
 def axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str) -> tuple[Tensor, Tensor]:
@@ -137,17 +141,16 @@ def axial_gather_backward(dy: Tensor, x: Tensor, offset: Tensor, axis: str) -> t
 # ---- branch_fusion
 
 
-def branch_fusion_backward(dy: Tensor, w: Tensor, h: Tensor, c: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of w, h, c and logits."""
-    acc = accumulation_dtype(w)
-    alpha = rearrange(logits.to(acc).softmax(1), "b k c -> k b 1 1 c")
-    dalpha = torch.stack([reduce(dy.to(acc) * branch, "b h w c -> b c", "sum") for branch in (w, h, c)], 1)
-    dw, dh, dc = ((alpha[k] * dy).to(w.dtype) for k in range(3))
-    return dw, dh, dc, fusion_logits_backward(dalpha, logits)
+def branch_fusion_backward(dy: Tensor, branches: list[Tensor], logits: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Gradients of the branches and of the logits."""
+    acc = accumulation_dtype(dy)
+    dalpha = torch.stack([(dy.to(acc) * branch).flatten(1, -2).sum(1) for branch in branches], 1)
+    alpha = logits.to(acc).softmax(1).view(*logits.shape[:2], *[1] * (dy.ndim - 2), logits.shape[2])
+    return [(a * dy).to(dy.dtype) for a in alpha.unbind(1)], fusion_logits_backward(dalpha, logits)
 
 
 def fusion_logits_backward(dalpha: Tensor, logits: Tensor) -> Tensor:
-    """Gradient of the logits ``[B, 3, C]`` from that of their softmax, which is accumulated in float32."""
+    """Gradient of the logits ``[B, K, C]`` from that of their softmax, which is accumulated in float32."""
     return softmax_backward(dalpha, logits.to(dalpha.dtype).softmax(1)).to(logits.dtype)
 
 
@@ -158,28 +161,26 @@ def fusion_logits_backward(dalpha: Tensor, logits: Tensor) -> Tensor:
 # channels of a token far apart.
 
 
-def token_mix(x: Tensor, offset: Tensor, *parameters: Tensor) -> Tensor:
+def token_mix(x: Tensor, offset: Tensor, *parameters: Tensor | None) -> Tensor:
     """Mix in the order of the definition, for autograd; ``token_mix_forward`` computes the same in another order."""
-    weights, size, x = Weights(*parameters), x.shape[1:3], x.flatten(1, 2)
-    along_w, along_h = (_tokens(_gather(x, _taps(x.dtype, part, axis))) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True))
-    w = F.linear(along_w, weights.weight_w, weights.bias_w)
-    h = F.linear(along_h, weights.weight_h, weights.bias_h)
-    c = F.linear(x, weights.weight_c)
-    hidden = F.gelu(F.linear((w + h + c).mean(1), weights.fc1_weight, weights.fc1_bias))
+    weights, axes, x = Weights(*parameters), x.shape[1:-1], x.flatten(1, -2)  # type: ignore[arg-type]
+    gathered = [_gather(x, taps).reshape(x.shape) for taps in _taps_by_axis(x.dtype, offset)]
+    parts = [F.linear(t, *fc) for t, fc in zip(gathered, zip(weights.fcs, weights.biases, strict=False), strict=True)]
+    parts.append(F.linear(x, weights.weight_c))
+    hidden = F.gelu(F.linear(reduce(add, parts).mean(1), weights.fc1_weight, weights.fc1_bias))
     logits = F.linear(hidden, weights.fc2_weight, weights.fc2_bias)
-    alpha = rearrange(logits.to(accumulation_dtype(x)), "b (c k) -> k b 1 c", k=3).softmax(0)
-    fused = (alpha[0] * w + alpha[1] * h + alpha[2] * c).to(x.dtype)
-    return F.linear(fused, weights.proj_weight, weights.proj_bias).unflatten(1, size)
+    alpha = rearrange(logits.to(accumulation_dtype(x)), "b (c k) -> k b 1 c", k=len(parts)).softmax(0)
+    fused = reduce(add, (a * part for a, part in zip(alpha, parts, strict=True))).to(x.dtype)
+    return F.linear(fused, weights.proj_weight, weights.proj_bias).unflatten(1, axes)
 
 
-def _tokens(x: Tensor) -> Tensor:
-    return rearrange(x, "b h w g s -> b (h w) (g s)")
+def _taps_by_axis(dtype: torch.dtype, offset: Tensor) -> list[tuple[Tensor, ...]]:
+    return [_taps(dtype, *as_maps(part, axis)) for part, axis in offsets_by_axis(offset)]
 
 
 def token_mix_forward(x: Tensor, offset: Tensor, weights: Weights, folded: bool) -> tuple[Tensor, Tensor]:
-    """The mixed tokens, and what the backward needs besides the inputs: the means ``[B, 3, C]``."""
-    offset_w, offset_h = offset.chunk(2, -1)
-    gathered = [_tokens(_gather(x, _taps(x.dtype, part, axis))) for part, axis in ((offset_w, "w"), (offset_h, "h"))] + [x]
+    """The mixed tokens, and what the backward needs besides the inputs: the means ``[B, K, C]``."""
+    gathered = [_gather(x, taps).reshape(x.shape) for taps in _taps_by_axis(x.dtype, offset)] + [x]
     means = torch.stack([_mean(t) for t in gathered], 1)
     alpha = branch_weights(pooled(means, weights), weights)
     if folded:
@@ -204,12 +205,11 @@ def _mean(tokens: Tensor) -> Tensor:
 
 def branches(gathered: list[Tensor], weights: Weights) -> list[Tensor]:
     """Return the branches without their biases."""
-    return [F.linear(t, weight) for t, weight in zip(gathered, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
+    return [F.linear(t, weight) for t, weight in zip(gathered, weights.fcs, strict=True)]
 
 
 def _fuse(parts: list[Tensor], alpha: Tensor, weights: Weights) -> Tensor:
-    a_w, a_h, a_c = alpha.unsqueeze(2).unbind(1)
-    return a_w * parts[0] + a_h * parts[1] + a_c * parts[2] + shift(alpha, weights).unsqueeze(1)
+    return reduce(add, (a * part for a, part in zip(alpha.unsqueeze(2).unbind(1), parts, strict=True))) + shift(alpha, weights).unsqueeze(1)
 
 
 def token_mix_backward(
@@ -219,9 +219,9 @@ def token_mix_backward(
     acc = accumulation_dtype(x)
     s = pooled(means, weights)
     alpha = branch_weights(s, weights)
-    taps = [_taps(x.dtype, part, axis) for part, axis in zip(offset.chunk(2, -1), "wh", strict=True)]
+    taps = _taps_by_axis(x.dtype, offset)
     reads = [_read_both(x, t) for t in taps]
-    gathered = [_tokens(a + t[-1].unsqueeze(-1) * slope).to(x.dtype) for (a, slope), t in zip(reads, taps, strict=True)] + [x]
+    gathered = [(a + t[-1].unsqueeze(-1) * slope).to(x.dtype).reshape(x.shape) for (a, slope), t in zip(reads, taps, strict=True)] + [x]
     if folded:
         gradients, dgathered = folded_gradients(dy, gathered, alpha, weights)
     else:
@@ -233,11 +233,11 @@ def token_mix_backward(
         gradients, dgathered = unfolded_gradients(dy, dbranches, fused, dalpha, dfused.sum(1, dtype=acc), gathered, alpha, weights)
     dmeans, dweights = branch_weights_backward(gradients, alpha, s, means, weights)
     dgathered = [d.to(acc) + dmean / max(x.shape[1], 1) for d, dmean in zip(dgathered, dmeans.unsqueeze(2).unbind(1), strict=True)]
-    dx = dgathered[2]
+    dx = dgathered[-1]
     doffset = []
     for d, t, (_, slope) in zip(dgathered, taps, reads, strict=False):
         d = d.view(slope.shape)
-        doffset.append((d * slope).sum(-1))
+        doffset.append((d * slope).sum(-1).view(*offset.shape[:-1], slope.shape[3]))
         dx = _scatter(dx, d, t)
     return dx.to(x.dtype), torch.cat(doffset, -1).to(offset.dtype), dweights
 
@@ -266,4 +266,4 @@ def unfolded_gradients(
     dweights = torch.stack([d.flatten(0, 1).mT @ t.flatten(0, 1) for d, t in zip(dbranches, gathered, strict=True)]).to(acc)
     dproj = (dy.flatten(0, 1).mT @ fused.flatten(0, 1)).to(acc)
     gradients = unfolded_backward(dweights, dalpha, dshift, dproj, dy.sum((0, 1), dtype=acc), alpha, weights)
-    return gradients, [d @ weight for d, weight in zip(dbranches, (weights.weight_w, weights.weight_h, weights.weight_c), strict=True)]
+    return gradients, [d @ weight for d, weight in zip(dbranches, weights.fcs, strict=True)]

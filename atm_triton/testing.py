@@ -13,19 +13,22 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import axial_gather, branch_fusion, flops, offset_fc, plain, reference, token_mix
+from .axes import AXES, as_maps
 
 Function = Callable[..., Tensor]
 Sizes = dict[str, tuple[int, ...]]  # by the name of an input
+DEPTH = 3  # frames of videos
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Tokens ``[B, H, W, G * S]`` with G offset channels per axis, each for S channels."""
+    """Tokens ``[B, H, W, G * S]`` with G offset channels per axis, each for S channels; of sequences a row, of videos DEPTH frames."""
 
     B: int
     H: int
@@ -41,8 +44,12 @@ class Shape:
         return self.G * self.S
 
     @property
-    def tokens(self) -> tuple[int, int, int, int]:
-        return self.B, self.H, self.W, self.C
+    def tokens(self) -> tuple[int, ...]:
+        return self.of(2)
+
+    def of(self, axes: int) -> tuple[int, ...]:
+        """Size of tokens with that many axes."""
+        return self.B, *(DEPTH, self.H, self.W)[3 - axes :], self.C
 
     @property
     def spread(self) -> float:
@@ -62,9 +69,9 @@ class Operator:
     writes_backward: list[list[str]]
     writes_deterministic: list[list[str]] | None = None  # where the deterministic backward has kernels of its own
     plain: Function | None = None  # what to compile for comparison, where it is not the definition
-    constants: tuple[object, ...] = ()  # what the registered operator takes after the tensors
-    flat: bool = False  # whether the registered operator takes x as [B, N, C]
+    registered: Callable[..., tuple[object, ...]] = lambda *inputs: inputs  # what the registered operator takes
     mean: float = 0.0  # of x
+    axes: int = 2  # of the tokens
 
 
 def _offset_fc_inputs(shape: Shape) -> Sizes:
@@ -72,12 +79,14 @@ def _offset_fc_inputs(shape: Shape) -> Sizes:
     return {"x": shape.tokens, "norm_weight": (C,), "norm_bias": (C,), "weight": (outputs, C), "bias": (outputs,)}
 
 
-def mixer_inputs(shape: Shape, outputs: int | None = None) -> Sizes:
+def mixer_inputs(shape: Shape, outputs: int | None = None, axes: int = 2) -> Sizes:
     """Shapes of the inputs of ``token_mix``, by default with as many outputs as channels."""
     C, O = shape.C, outputs or shape.C  # noqa: E741
     hidden = reference.bottleneck(O)
-    fcs = {"w": (O, C), "h": (O, C), "c": (O, C), "fc1": (hidden, O), "fc2": (3 * O, hidden), "proj": (O, O)}
-    sizes: Sizes = {"x": shape.tokens, "offset": (*shape.tokens[:3], 2 * shape.G)}
+    fcs = {"w": (O, C), "h": (O, C), "c": (O, C), "fc1": (hidden, O), "fc2": ((axes + 1) * O, hidden), "proj": (O, O), "t": (O, C)}
+    for absent in ("h", "t")[axes - 1 :]:
+        del fcs[absent]
+    sizes: Sizes = {"x": shape.of(axes), "offset": (*shape.of(axes)[:-1], axes * shape.G)}
     for name, size in fcs.items():
         sizes[f"{name}.weight"] = size
         if name != "c":
@@ -85,19 +94,79 @@ def mixer_inputs(shape: Shape, outputs: int | None = None) -> Sizes:
     return sizes
 
 
-def _gather(axis: str) -> Operator:
+def _gather(axis: str, axes: int = 2) -> Operator:
+    def registered(x: Tensor, offset: Tensor) -> tuple[object, ...]:
+        maps, along = as_maps(x, axis)
+        return maps, as_maps(offset, axis)[0], along
+
     return Operator(
         "axial_gather",
         partial(axial_gather, axis=axis),
         partial(reference.axial_gather, axis=axis),
-        lambda shape: {"x": shape.tokens, "offset": (*shape.tokens[:3], shape.G)},
+        lambda shape: {"x": shape.of(axes), "offset": (*shape.of(axes)[:-1], shape.G)},
         lambda x, offset: reference.axial_gather(x, offset + 1, axis),
         elementwise=flops.GATHER,
         writes=[["y_ptr"]],
         writes_backward=[["doffset_ptr", "dx_ptr"]],
         writes_deterministic=[["doffset_ptr"], ["dx_ptr"]],
         plain=partial(plain.axial_gather, axis=axis),
-        constants=(axis,),
+        registered=registered,
+        axes=axes,
+    )
+
+
+def _fusion(axes: int) -> Operator:
+    """Inputs are in the order of ``branch_fusion``, without those that there are not."""
+    names = [name for name in "whc" if name in f"{AXES[:axes]}c"]
+    last = ["t"] if axes > 2 else []
+
+    def of(function: Function) -> Function:
+        return lambda *inputs: function(**dict(zip([*names, "logits", *last], inputs, strict=True)), **({"h": None} if axes == 1 else {}))
+
+    return Operator(
+        "branch_fusion",
+        of(branch_fusion),
+        of(reference.branch_fusion),
+        lambda shape: {name: (shape.B, axes + 1, shape.C) if name == "logits" else shape.of(axes) for name in (*names, "logits", *last)},
+        lambda w, *others: of(reference.branch_fusion)(others[0], w, *others[1:]),
+        elementwise=flops.fusion(axes + 1),
+        writes=[["y_ptr"]],
+        writes_backward=[[f"d{name}_ptr" for name in f"{AXES[:axes]}c"] + ["partial_ptr"]],
+        registered=lambda *inputs: (*inputs, None) if axes == 2 else (inputs[0], None, *inputs[1:], None) if axes == 1 else inputs,
+        axes=axes,
+    )
+
+
+def _mixer(axes: int) -> Operator:
+    """Inputs are in the order of ``token_mix``, without those that there are not."""
+
+    def arguments(*inputs: Tensor) -> tuple[Any, ...]:
+        return (*inputs[:4], None, None, *inputs[4:]) if axes == 1 else inputs
+
+    branches = [f"d{name}_ptr" for name in f"{AXES[:axes]}c"]
+    return Operator(
+        "token_mix",
+        lambda *inputs: token_mix(*arguments(*inputs)),
+        lambda *inputs: reference.token_mix(*arguments(*inputs)),
+        partial(mixer_inputs, axes=axes),
+        lambda x, offset, *weights: reference.token_mix(*arguments(x, offset + 1, *weights)),
+        elementwise=flops.mix(axes),
+        writes=[["gathered_ptr", "partial_ptr"], ["pooled_ptr"], ["alpha_ptr"], ["y_ptr"]],
+        writes_backward=[
+            ["gathered_ptr", "partial_ptr"],
+            ["pooled_ptr"],
+            ["alpha_ptr"],
+            [*branches, "y_ptr", "partial_ptr"],
+            ["doffset_ptr"],
+            *[["dx_ptr"]] * axes,
+        ],
+        plain=lambda *inputs: plain.token_mix(*arguments(*inputs)),
+        registered=lambda x, *others: (
+            x.detach().flatten(1, -2).requires_grad_(),
+            *arguments(x, *others)[1:],
+            *[None] * (0 if axes > 2 else 2),
+        ),
+        axes=axes,
     )
 
 
@@ -111,41 +180,18 @@ OPERATORS = {
         elementwise=(0, 0),
         writes=[["offset_ptr", "mean_ptr", "rstd_ptr"]],
         writes_backward=[["dx_ptr"], ["dscaled_weight_ptr", "dbias_ptr"]],
-        constants=(1e-5,),
+        registered=lambda *inputs: (*inputs, 1e-5),
         mean=0.5,
     ),
     "axial_gather_w": _gather("w"),
     "axial_gather_h": _gather("h"),
-    "branch_fusion": Operator(
-        "branch_fusion",
-        branch_fusion,
-        reference.branch_fusion,
-        lambda shape: {"w": shape.tokens, "h": shape.tokens, "c": shape.tokens, "logits": (shape.B, 3, shape.C)},
-        lambda w, h, c, logits: reference.branch_fusion(h, w, c, logits),
-        elementwise=flops.FUSION,
-        writes=[["y_ptr"]],
-        writes_backward=[["dw_ptr", "dh_ptr", "dc_ptr", "partial_ptr"]],
-    ),
-    "token_mix": Operator(
-        "token_mix",
-        token_mix,
-        reference.token_mix,
-        mixer_inputs,
-        lambda x, offset, *weights: reference.token_mix(x, offset + 1, *weights),
-        elementwise=flops.MIX,
-        writes=[["gathered_ptr", "partial_ptr"], ["pooled_ptr"], ["alpha_ptr"], ["y_ptr"]],
-        writes_backward=[
-            ["gathered_ptr", "partial_ptr"],
-            ["pooled_ptr"],
-            ["alpha_ptr"],
-            ["dw_ptr", "dh_ptr", "dc_ptr", "y_ptr", "partial_ptr"],
-            ["doffset_ptr"],
-            ["dx_ptr"],
-            ["dx_ptr"],
-        ],
-        plain=plain.token_mix,
-        flat=True,
-    ),
+    "axial_gather_t": _gather("t", axes=3),
+    "branch_fusion": _fusion(axes=2),
+    "branch_fusion_1d": _fusion(axes=1),
+    "branch_fusion_3d": _fusion(axes=3),
+    "token_mix": _mixer(axes=2),
+    "token_mix_1d": _mixer(axes=1),
+    "token_mix_3d": _mixer(axes=3),
 }
 
 

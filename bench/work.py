@@ -106,7 +106,7 @@ def token_mix(t: Tokens) -> Layer:
     """Folding (atm_triton/algebra.py) saves one of four GEMMs over the tokens, for three of [C, C] by [C, C] a sample."""
     hidden, saved = bottleneck(t.C), t.B * max(0, t.H * t.W - 3 * t.C) * t.C**2
     weights = 4 * t.C**2 + 3 * t.C + hidden * (t.C + 1) + 3 * t.C * (hidden + 1)
-    return Layer("token_mix", t.size + t.offsets, t.size, weights, 2 * (flops.token_mix_macs(t.shape.tokens, t.C) - saved))
+    return Layer("token_mix", t.size + t.offsets, t.size, weights, 2 * (flops.token_mix_macs(t.shape.tokens, t.C, axes=2) - saved))
 
 
 # ---- of several layers

@@ -106,8 +106,7 @@ def test_opcheck(name, path, shape):
     operator = OPERATORS[name]
     op = getattr(torch.ops.atm_triton, operator.op)
     with path.active():
-        x, *rest = make(operator, shape, torch.float32, path.device)
-        torch.library.opcheck(op, (x.detach().flatten(1, 2).requires_grad_() if operator.flat else x, *rest, *operator.constants))
+        torch.library.opcheck(op, operator.registered(*make(operator, shape, torch.float32, path.device)))
 
 
 COMPILATIONS = [

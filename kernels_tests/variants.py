@@ -20,7 +20,7 @@ STAGES = {
     "L stage 4": (768, 8, 7),
 }  # channels, channels per offset, tokens along an axis at 224 x 224
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SIZES = ("N", "B", "H", "W", "T", "TILES")
+SIZES = ("N", "B", "D", "H", "W", "T", "TILES")
 FLOAT32 = ("mean", "rstd", "dscaled_weight", "dbias", "partial", "means", "pooled", "alpha", "dmean")
 
 
@@ -69,19 +69,23 @@ def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
     yield from each(axial_gather, "axial_gather_bwd", G, ("", dict(line, ALONG_W=True, SCATTER=False)))
     yield from each(axial_gather, "axial_gather_bwd", G, ("scatter", dict(line, ALONG_W=False, SCATTER=True)), float32=("dx",))
     yield from each(axial_gather, "axial_gather_dx", G, ("", dict(line, ALONG_W=True)))
-    yield from each(branch_fusion, "branch_fusion_fwd", C, ("", dict(C=C)))
-    yield from each(branch_fusion, "branch_fusion_bwd", C, ("", dict(C=C)))
+    three = dict(C=C, BRANCHES=3)
+    yield from each(branch_fusion, "branch_fusion_fwd", C, ("", three))
+    yield from each(branch_fusion, "branch_fusion_bwd", C, ("", three))
     yield from each(offset_fc, "offset_fc_fwd", O, ("", dict(C=C, O=O, EPS=1e-5)))
     yield from each(offset_fc, "offset_fc_dx", O, ("", dict(C=C, O=O)))
     yield from each(offset_fc, "offset_fc_dw", O, ("", dict(C=C, O=O, CHUNK=offset_fc.CHUNK)))
 
+    # Images have one frame, which Triton compiles in.
+    line |= dict(AXES=2, D=1)
+    by_lines = [(axis, dict(line, AXIS=i, PLANE=i, PLANES=3)) for i, axis in enumerate("wh")]
     yield from each(token_mix, "token_mix_gather", G, ("", line))
-    yield from each(token_mix, "token_mix_gather_lines", G, *both)
-    yield from each(token_mix, "token_mix_pooled", C, ("", dict(C=C, O=C)))
-    yield from each(token_mix, "token_mix_alpha", C, ("", dict(C=C, F=C // 4)))
-    yield from each(token_mix, "token_mix_fold", G, ("", dict(C=C, O=C)), float32=("bias",))
-    yield from each(token_mix, "token_mix_fuse", C, ("", dict(C=C)))
-    yield from each(token_mix, "token_mix_fuse_backward", C, ("", dict(C=C)))
+    yield from each(token_mix, "token_mix_gather_lines", G, *by_lines)
+    yield from each(token_mix, "token_mix_pooled", C, ("", dict(three, O=C)))
+    yield from each(token_mix, "token_mix_alpha", C, ("", dict(three, F=C // 4)))
+    yield from each(token_mix, "token_mix_fold", G, ("", dict(three, O=C)), float32=("bias",))
+    yield from each(token_mix, "token_mix_fuse", C, ("", three))
+    yield from each(token_mix, "token_mix_fuse_backward", C, ("", three))
     yield from each(token_mix, "token_mix_doffset", G, ("", dict(line, SCATTER=False)))
     yield from each(token_mix, "token_mix_doffset", G, ("scatter", dict(line, SCATTER=True)), float32=("dx",))
-    yield from each(token_mix, "token_mix_dx", G, *both)
+    yield from each(token_mix, "token_mix_dx", G, *by_lines)

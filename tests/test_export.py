@@ -12,8 +12,8 @@ import timm
 import torch
 from atmnet.__main__ import main
 from atmnet.exporting import FORMATS, TOLERANCE, export, export_program, tracing, writing
-from atmnet.model import Downsample
 from atmnet.predicting import predict
+from atmnet.stages import Downsample
 from pages import blocks
 from torch import Tensor, nn
 from torch.export import Dim

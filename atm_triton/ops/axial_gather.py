@@ -5,7 +5,8 @@ With p = j + offset[b, i, j, c // S] along W (likewise i along H):
     y[b, i, j, c] = sum over q of x[b, i, q, c] * max(0, 1 - |p - q|),   q inside the image
 
 Every program owns BLOCK_N tokens in memory order, whatever the axis: only the distance in memory between neighbours differs, so H needs no
-transposed copy, and narrow images waste no lanes. gather.py has the tiles and the load of both taps.
+transposed copy, and narrow images waste no lanes. Sequences and videos are maps to the operator (../axes.py). gather.py has the
+tiles and the load of both taps.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.library import wrap_triton
 
 from .. import flops, plain
 from .._triton import OPS, jit, refuse_second_derivative, register_flop_formula, runs_kernels, tl, token_stride, triton, triton_op
+from ..axes import as_maps, axes_of
 from ..tuning import tables
 from . import checks
 from .gather import _line_sum, _load_taps, _scatter_taps, _taps
@@ -144,6 +146,8 @@ def _axial_gather_dx_kernel(
     tl.store(tl.max_contiguous(dx_ptr + at, (1, 2, 4 * BLOCK_S)), dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
+AXIS_NOUNS = {"w": "along the row", "h": "along the column", "t": "along time"}
+
 KERNELS = {"axial_gather": ("axial_gather_fwd",), "axial_gather_backward": ("axial_gather_bwd", "axial_gather_dx")}
 
 
@@ -244,13 +248,13 @@ def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
     """Gather each channel along one axis at ``position + offset``, by linear interpolation, zero outside (paper, section 3.2, eq. 2).
 
     Args:
-        x: Tokens ``[B, H, W, C]``, any strides.
-        offset: Offsets in tokens ``[B, H, W, G]``, G dividing C; channel c uses offset channel ``c // (C // G)``. Its dtype may differ from
-            x's, and autocast leaves it as it is. Infinities point outside and give zero; NaN gives NaN.
-        axis: ``"w"`` reads along the row, ``"h"`` along the column.
+        x: Tokens ``[B, H, W, C]``, any strides; of sequences ``[B, W, C]``, of videos and volumes ``[B, T, H, W, C]``.
+        offset: Offsets in tokens ``[B, H, W, G]``, likewise, G dividing C; channel c uses offset channel ``c // (C // G)``. Its dtype may
+            differ from x's, and autocast leaves it as it is. Infinities point outside and give zero; NaN gives NaN.
+        axis: ``"w"`` reads along the row, ``"h"`` along the column, ``"t"`` along time or depth.
 
     Returns:
-        ``[B, H, W, C]`` in x's dtype; positions and weights are computed in float32 (float64 for float64 input).
+        A tensor as x, in its dtype; positions and weights are computed in float32 (float64 for float64 input).
 
     The gradient of x accumulates with atomics on a GPU; under ``torch.use_deterministic_algorithms(True)`` its order is fixed. A token's
     depends only on the gradients of the tokens that read it, finite or not.
@@ -262,15 +266,16 @@ def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
     op = "axial_gather"
     checks.tensors(op, x=x, offset=offset)
     checks.tokens(op, "x", x)
-    if axis not in ("w", "h"):
-        raise ValueError(f"{op}: axis must be 'w' (along the row) or 'h' (along the column), got {axis!r}")
-    B, H, W, C = x.shape
-    if offset.ndim != 4 or offset.shape[:3] != x.shape[:3]:
-        raise ValueError(f"{op}: offset must be [B, H, W, G] with B, H, W of x {checks.show(x)}, got {checks.show(offset)}")
-    G = offset.shape[3]
+    if axis not in tuple(axes_of(x)):
+        known = " or ".join(f"{name!r} ({AXIS_NOUNS[name]})" for name in axes_of(x))
+        raise ValueError(f"{op}: axis must be {known} of x {checks.show(x)}, got {axis!r}")
+    if offset.ndim != x.ndim or offset.shape[:-1] != x.shape[:-1]:
+        raise ValueError(f"{op}: offset must be x's [B, *axes] and G offset channels, of x {checks.show(x)}, got {checks.show(offset)}")
+    G, C = offset.shape[-1], x.shape[-1]
     if G == 0 or C % G:
         raise ValueError(
             f"{op}: the {G} offset channels must divide the {C} channels of x, got x {checks.show(x)}, offset {checks.show(offset)}"
         )
     (x,) = checks.to_autocast(x)
-    return _axial_gather(x, offset, axis)
+    maps, along = as_maps(x, axis)
+    return _axial_gather(maps, as_maps(offset, axis)[0], along).view(x.shape)

@@ -32,8 +32,10 @@ def tensors(op: str, **given: object) -> None:
 
 
 def tokens(op: str, name: str, x: Tensor) -> None:
-    if x.ndim != 4 or x.shape[3] == 0:
-        raise ValueError(f"{op}: {name} must be [B, H, W, C] (channels last), of a channel or more, got {show(x)}")
+    if not 3 <= x.ndim <= 5 or x.shape[-1] == 0:
+        raise ValueError(
+            f"{op}: {name} must be [B, W, C], [B, H, W, C] or [B, T, H, W, C] (channels last), of a channel or more, got {show(x)}"
+        )
 
 
 def shape(op: str, name: str, t: Tensor, expected: tuple, meaning: str) -> None:

@@ -220,7 +220,7 @@ def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """Yield configurations for ``groups`` = O."""
     row_tiles = _row_tiles(32 if x.dtype == torch.float32 else 64)
     for tile in WEIGHT_TILES if kernel == "offset_fc_dw" else row_tiles:
-        yield tile.config(int(x.shape[3]), groups)
+        yield tile.config(int(x.shape[-1]), groups)
 
 
 @triton_op("offset_fc")
@@ -231,10 +231,10 @@ def _offset_fc(
         return plain.offset_fc_forward(x, norm_weight, norm_bias, weight, bias, eps)
     x, weight = x.contiguous(), weight.contiguous()
     norm_weight, norm_bias, bias = norm_weight.contiguous(), norm_bias.contiguous(), bias.contiguous()
-    B, H, W = x.shape[:3]
-    N, C, O = B * H * W, int(x.shape[3]), int(weight.shape[0])  # noqa: E741
-    offset = x.new_empty(B, H, W, O)
-    mean, rstd = x.new_empty(B, H, W, dtype=torch.float32), x.new_empty(B, H, W, dtype=torch.float32)
+    *shape, C = x.shape
+    N, C, O = math.prod(shape), int(C), int(weight.shape[0])  # noqa: E741
+    offset = x.new_empty(*shape, O)
+    mean, rstd = x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
     config = tables.config("offset_fc_fwd", x, O, candidates)
     grid = (triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(O, config["BLOCK_O"]))
     with torch.cuda.device_of(x):
@@ -249,8 +249,8 @@ def _offset_fc_backward(
     if not runs_kernels(x):
         return plain.offset_fc_backward(doffset, x, mean, rstd, norm_weight, norm_bias, weight)
     doffset, x, weight, norm_weight = doffset.contiguous(), x.contiguous(), weight.contiguous(), norm_weight.contiguous()
-    B, H, W = x.shape[:3]
-    N, C, O = B * H * W, int(x.shape[3]), int(weight.shape[0])  # noqa: E741
+    *shape, C = x.shape
+    N, C, O = math.prod(shape), int(C), int(weight.shape[0])  # noqa: E741
     dx = torch.empty_like(x)
     dx_config, dw_config = (tables.config(kernel, x, O, candidates) for kernel in KERNELS["offset_fc_backward"])
     splits = triton.cdiv(N, CHUNK) + 1  # one idle split avoids 0/1 specialization of dynamic shapes
@@ -293,13 +293,14 @@ def offset_fc(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor,
     """Predict offsets: ``LayerNorm(x) @ weight.T + bias`` (paper, section 3.2, "ATM along the horizontal dimension").
 
     Args:
-        x: Tokens ``[B, H, W, C]``, any strides.
+        x: Tokens ``[B, H, W, C]``, any strides; of sequences ``[B, W, C]``, of videos and volumes ``[B, T, H, W, C]``.
         norm_weight, norm_bias: The LayerNorm's ``[C]``.
-        weight, bias: The linear layer's ``[O, C]`` and ``[O]``, in x's dtype. ``O = 2G`` in a mixer: G horizontal, then G vertical.
+        weight, bias: The linear layer's ``[O, C]`` and ``[O]``, in x's dtype. ``O = 2G`` in a mixer: G horizontal, then G vertical
+            (G for each axis, in the order w, h, t).
         eps: Added to the variance.
 
     Returns:
-        Offsets ``[B, H, W, O]`` in x's dtype (autocast's, where it is on); the norm and the sums are computed in float32 (float64 for
+        Offsets ``[B, *axes, O]`` in x's dtype (autocast's, where it is on); the norm and the sums are computed in float32 (float64 for
         float64 input).
 
     Raises:
@@ -309,7 +310,7 @@ def offset_fc(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor,
     op = "offset_fc"
     checks.tensors(op, x=x, norm_weight=norm_weight, norm_bias=norm_bias, weight=weight, bias=bias)
     checks.tokens(op, "x", x)
-    C = x.shape[3]
+    C = x.shape[-1]
     for name, t in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         checks.shape(op, name, t, (C,), f"[C] of x {checks.show(x)}")
     if weight.ndim != 2 or weight.shape[1] != C:

@@ -21,25 +21,26 @@ Step = Callable[[], tuple[Tensor, ...]]
 def key(call: Call, training: bool) -> str:
     """Key of the choice for ``call`` in a table; the call is one of TOKEN_MIX."""
     x, offset = call.arguments[:2]
-    tokens = torch.empty(*offset.size[:3], x.size[2], dtype=x.dtype, device="meta")
-    return tables.key(plain_choice(training), tokens, offset.size[3] // 2)
+    tokens = torch.empty(*offset.size[:-1], x.size[-1], dtype=x.dtype, device="meta")
+    return tables.key(plain_choice(training), tokens, offset.size[-1] // (len(offset.size) - 2))
 
 
 def compiled(call: Call, device: torch.device, training: bool) -> tuple[Step, Step]:
     """The operator and plain PyTorch, compiled for these shapes, and run once: a forward pass, with ``training`` its gradients too."""
     inputs = fresh(call, device)
+    differentiated = [t for t in inputs if t is not None]
 
-    def operator(x: Tensor, offset: Tensor, *weights: Tensor) -> Tensor:
+    def operator(x: Tensor, offset: Tensor, *weights: Tensor | None) -> Tensor:
         return TOKEN_MIX(x, offset, *weights)[0]
 
-    def rival(x: Tensor, offset: Tensor, *weights: Tensor) -> Tensor:
-        return plain.token_mix(x.unflatten(1, offset.shape[1:3]), offset, *weights).flatten(1, 2)
+    def rival(x: Tensor, offset: Tensor, *weights: Tensor | None) -> Tensor:
+        return plain.token_mix(x.unflatten(1, offset.shape[1:-1]), offset, *weights).flatten(1, -2)
 
     def step(function: Callable[..., Tensor]) -> Step:
         def run() -> tuple[Tensor, ...]:
             with torch.set_grad_enabled(training):
                 y = function(*inputs)
-                return (y, *torch.autograd.grad(y, inputs, dy)) if training else (y,)
+                return (y, *torch.autograd.grad(y, differentiated, dy)) if training else (y,)
 
         return run
 

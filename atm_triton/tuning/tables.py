@@ -1,10 +1,10 @@
 """Tables of launch configurations by shape: the user's cache, else the table shipped for this GPU, else the kernel's default.
 
 A table is one JSON file per GPU: its ``"gpu"``, the versions of ``"triton"`` and ``"torch"`` that measured, and ``"configs"``,
-``{"<kernel>/<H>x<W>/C<C>/G<G>/<dtype>": {"BLOCK_...": int, "num_warps": int, ...}}``. What another Triton has measured is kept under
-``"older"``, and used. Looking up never benchmarks, and never guards on H or W: under dynamic shapes the first shape seen decides, as the
-default does for all. How many images a batch has is not in a key: what is measured holds for every batch, and is the fastest for the one
-that was tuned with.
+``{"<kernel>/<H>x<W>/C<C>/G<G>/<dtype>": {"BLOCK_...": int, "num_warps": int, ...}}``, of sequences ``<W>``, of videos ``<T>x<H>x<W>``.
+What another Triton has measured is kept under ``"older"``, and used. Looking up never benchmarks, and never guards on the axes: under
+dynamic shapes the first shape seen decides, as the default does for all. How many images a batch has is not in a key: what is measured
+holds for every batch, and is the fastest for the one that was tuned with.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _user_cache() -> Path:
 USER_CACHE = _user_cache()
 
 Config = dict[str, int]
-# What is worth trying for a kernel, tokens x [B, H, W, C] and G offset channels per axis; the first, its default, always works.
+# What is worth trying for a kernel, tokens x [B, *axes, C] and G offset channels per axis; the first, its default, always works.
 Candidates = Callable[[str, Tensor, int], Iterator[Config]]
 
 
@@ -175,15 +175,15 @@ def _hint(size: int | torch.SymInt) -> int:
 
 
 def key(kernel: str, x: Tensor, groups: int) -> str:
-    _, H, W, C = x.shape
-    return f"{kernel}/{_hint(H)}x{_hint(W)}/C{int(C)}/G{groups}/{str(x.dtype).removeprefix('torch.')}"
+    _, *axes, C = x.shape
+    return f"{kernel}/{'x'.join(str(_hint(size)) for size in axes)}/C{int(C)}/G{groups}/{str(x.dtype).removeprefix('torch.')}"
 
 
 def sizes(device: torch.device, kernel: str, dtype: torch.dtype, config: Config) -> tuple[tuple[int, ...], ...]:
-    """H, W, C and G of every key of ``kernel`` and ``dtype`` that has this configuration."""
-    pattern = rf"{kernel}/(\d+)x(\d+)/C(\d+)/G(\d+)/{str(dtype).removeprefix('torch.')}"
+    """The axes, C and G of every key of ``kernel`` and ``dtype`` that has this configuration."""
+    pattern = rf"{kernel}/(\d+(?:x\d+)*)/C(\d+)/G(\d+)/{str(dtype).removeprefix('torch.')}"
     found = [re.fullmatch(pattern, name) for name, chosen in table(device).items() if chosen == config]
-    return tuple(tuple(map(int, match.groups())) for match in found if match)
+    return tuple((*map(int, match[1].split("x")), int(match[2]), int(match[3])) for match in found if match)
 
 
 _lookups: list[dict[str, list[Config]]] = []  # a plain global: the backward of a GPU runs in a thread of its own
@@ -204,7 +204,7 @@ _checked: set[tuple[torch.device, str]] = set()  # whose configuration in the ta
 
 
 def config(kernel: str, x: Tensor, groups: int, candidates: Candidates) -> Config:
-    """The configuration of ``kernel`` for tokens ``x [B, H, W, C]`` with ``groups`` offset channels per axis.
+    """The configuration of ``kernel`` for tokens ``x [B, *axes, C]`` with ``groups`` offset channels per axis.
 
     A table's counts only where it is a candidate: another may be stale or hostile, and leave a part of the result unwritten.
     """

@@ -9,6 +9,7 @@ from .dense.segmentation import create_segmenter
 from .model import ATMNet
 from .predicting import predict
 from .variants import VARIANTS, ATMNetFeatures, canonical_name
+from .weights.inflating import inflate
 from .weights.opening import open_classifier, open_detector, open_model, open_segmenter
 from .weights.published import load_official
 from .weights.saved import load, save
@@ -24,6 +25,7 @@ __all__ = [
     "canonical_name",
     "create_detector",
     "create_segmenter",
+    "inflate",
     "load",
     "load_official",
     "open_classifier",

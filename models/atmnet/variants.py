@@ -1,4 +1,5 @@
-"""The five published variants (paper, table 10), registered with timm as ``atmnet_{xt,t,s,b,l}``."""
+"""The five published variants (paper, table 10), registered with timm as ``atmnet_{xt,t,s,b,l}``, and those of videos as
+``atmnet_{xt,t,s,b,l}_video``."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, l
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
-from .model import LAYER_NORM_EPS, ATMNet
+from .model import ATMNet
+from .stages import LAYER_NORM_EPS
 
 __all__: list[str] = ["ATMNetFeatures", "canonical_name"]
 
@@ -24,6 +26,8 @@ VARIANTS: dict[str, dict[str, Any]] = dict(
     atmnet_b=dict(depths=(3, 8, 27, 3), mlp_ratios=(8, 8, 4, 4), period=6),
     atmnet_l=dict(depths=(3, 4, 24, 3), dims=(96, 192, 384, 768), period=6),
 )
+
+VIDEO = {f"{name}_video": arguments | dict(time="all") for name, arguments in VARIANTS.items()}
 
 # In help texts and messages.
 VARIANT_NAMES = "atmnet" + ", ".join(name.removeprefix("atmnet").replace("_", "-") for name in VARIANTS)
@@ -47,7 +51,7 @@ default_cfgs = generate_default_cfgs(
             paper_ids="arXiv:2203.06108",
             origin_url="https://github.com/microsoft/ActiveMLP",
         )
-        for name in VARIANTS
+        for name in (*VARIANTS, *VIDEO)
     }
 )
 
@@ -109,7 +113,7 @@ class ATMNetFeatures(FeatureGetterNet):
     def forward(self, x: Tensor) -> list[Tensor]:
         features = self.model.forward_intermediates(x, list(self.feature_info.out_indices), output_fmt="NHWC", intermediates_only=True)
         features = [norm(y) for norm, y in zip(self.norms.values(), features, strict=True)]
-        return [rearrange(y, "b h w c -> b c h w") for y in features] if self.output_fmt == "NCHW" else features
+        return [rearrange(y, "b ... c -> b c ...") for y in features] if self.output_fmt == "NCHW" else features
 
     def no_weight_decay(self) -> set[str]:
         return {f"model.{name}" for name in self.model.no_weight_decay()}
@@ -120,7 +124,7 @@ class ATMNetFeatures(FeatureGetterNet):
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
     features = dict(feature_cls=ATMNetFeatures, out_indices=(0, 1, 2, 3), output_fmt="NCHW")
-    return build_model_with_cfg(ATMNet, variant, pretrained, feature_cfg=features, **VARIANTS[variant] | kwargs)
+    return build_model_with_cfg(ATMNet, variant, pretrained, feature_cfg=features, **(VARIANTS | VIDEO)[variant] | kwargs)
 
 
 @register_model
@@ -146,3 +150,28 @@ def atmnet_b(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures
 @register_model
 def atmnet_l(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
     return _create("atmnet_l", pretrained, **kwargs)
+
+
+@register_model
+def atmnet_xt_video(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return _create("atmnet_xt_video", pretrained, **kwargs)
+
+
+@register_model
+def atmnet_t_video(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return _create("atmnet_t_video", pretrained, **kwargs)
+
+
+@register_model
+def atmnet_s_video(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return _create("atmnet_s_video", pretrained, **kwargs)
+
+
+@register_model
+def atmnet_b_video(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return _create("atmnet_b_video", pretrained, **kwargs)
+
+
+@register_model
+def atmnet_l_video(pretrained: bool = False, **kwargs: Any) -> ATMNet | ATMNetFeatures:
+    return _create("atmnet_l_video", pretrained, **kwargs)

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from ..._triton import jit, tl
+from ..branch_fusion import _softmax
 
 
 @jit
 def _token_mix_pooled_kernel(
-    means_ptr,  # [B, 3, C] float32
-    weight_ptr,  # [3, O, C]
+    means_ptr,  # [B, BRANCHES, C] float32
+    weight_ptr,  # [BRANCHES, O, C]
     bias_w_ptr,  # [O]
-    bias_h_ptr,  # [O]
+    bias_h_ptr,  # [O], of three branches or four
+    bias_t_ptr,  # [O], of four
     pooled_ptr,  # [B, O] float32
     B,
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
+    BRANCHES: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The mean over the tokens of the three branches' sum, of BLOCK_B samples and BLOCK_C outputs."""
+    """The mean over the tokens of the branches' sum, of BLOCK_B samples and BLOCK_C outputs."""
     b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     o = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     s = tl.zeros((BLOCK_B, BLOCK_C), tl.float32)
-    for start in range(0, 3 * C, BLOCK_C):  # the branches' channels in one row: only the last block of each branch's weights is cut
+    for start in range(0, BRANCHES * C, BLOCK_C):  # the branches' channels in one row: only the last block of each branch's weights is cut
         k = start + tl.arange(0, BLOCK_C)
-        mean = tl.load(means_ptr + b[:, None] * (3 * C) + k[None, :], mask=(b < B)[:, None] & (k < 3 * C)[None, :], other=0.0)
+        mean = tl.load(means_ptr + b[:, None] * (BRANCHES * C) + k[None, :], mask=(b < B)[:, None] & (k < BRANCHES * C)[None, :], other=0.0)
         at = ((k // C) * O)[:, None] * C + o[None, :] * C + (k % C)[:, None]
-        weight = tl.load(weight_ptr + at, mask=(o < O)[None, :] & (k < 3 * C)[:, None], other=0.0)
+        weight = tl.load(weight_ptr + at, mask=(o < O)[None, :] & (k < BRANCHES * C)[:, None], other=0.0)
         s = tl.dot(mean.to(weight.dtype), weight, s, input_precision="ieee")
-    bias = tl.load(bias_w_ptr + o, mask=o < O, other=0.0).to(tl.float32) + tl.load(bias_h_ptr + o, mask=o < O, other=0.0).to(tl.float32)
+    bias = tl.load(bias_w_ptr + o, mask=o < O, other=0.0).to(tl.float32)
+    if BRANCHES > 2:
+        bias += tl.load(bias_h_ptr + o, mask=o < O, other=0.0).to(tl.float32)
+    if BRANCHES > 3:
+        bias += tl.load(bias_t_ptr + o, mask=o < O, other=0.0).to(tl.float32)
     tl.store(pooled_ptr + b[:, None] * O + o[None, :], s + bias[None, :], mask=(b < B)[:, None] & (o < O)[None, :])
 
 
@@ -37,12 +44,13 @@ def _token_mix_alpha_kernel(
     pooled_ptr,  # [B, C] float32
     fc1_weight_ptr,  # [F, C]
     fc1_bias_ptr,  # [F]
-    fc2_weight_ptr,  # [3 * C, F], rows in the order [C, 3]
-    fc2_bias_ptr,  # [3 * C]
-    alpha_ptr,  # [B, 3, C] float32
+    fc2_weight_ptr,  # [BRANCHES * C, F], rows in the order [C, BRANCHES]
+    fc2_bias_ptr,  # [BRANCHES * C]
+    alpha_ptr,  # [B, BRANCHES, C] float32
     B,
     C: tl.constexpr,
     F: tl.constexpr,
+    BRANCHES: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -60,19 +68,14 @@ def _token_mix_alpha_kernel(
     hidden = 0.5 * hidden * (1.0 + tl.erf(hidden * 0.7071067811865476))
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (f < F)[:, None] & (c < C)[None, :]
-    row = fc2_weight_ptr + (c * 3)[None, :] * F + f[:, None]
-    weight = tl.load(row, mask=mask, other=0.0)
-    w = tl.dot(hidden.to(weight.dtype), weight, input_precision="ieee")
-    h = tl.dot(hidden.to(weight.dtype), tl.load(row + F, mask=mask, other=0.0), input_precision="ieee")
-    i = tl.dot(hidden.to(weight.dtype), tl.load(row + 2 * F, mask=mask, other=0.0), input_precision="ieee")
-    w += tl.load(fc2_bias_ptr + c * 3, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    h += tl.load(fc2_bias_ptr + c * 3 + 1, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    i += tl.load(fc2_bias_ptr + c * 3 + 2, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    top = tl.maximum(tl.maximum(w, h), i)
-    w, h, i = tl.exp(w - top), tl.exp(h - top), tl.exp(i - top)
-    total = w + h + i
-    at = b[:, None] * (3 * C) + c[None, :]
+    row = fc2_weight_ptr + (c * BRANCHES)[None, :] * F + f[:, None]
+    logits = ()
+    for k in tl.static_range(BRANCHES):
+        weight = tl.load(row + k * F, mask=mask, other=0.0)
+        logit = tl.dot(hidden.to(weight.dtype), weight, input_precision="ieee")
+        logits = logits + (logit + tl.load(fc2_bias_ptr + c * BRANCHES + k, mask=c < C, other=0.0).to(tl.float32)[None, :],)  # type: ignore
+    alphas = _softmax(logits)
+    at = b[:, None] * (BRANCHES * C) + c[None, :]
     mask = (b < B)[:, None] & (c < C)[None, :]
-    tl.store(alpha_ptr + at, w / total, mask=mask)
-    tl.store(alpha_ptr + at + C, h / total, mask=mask)
-    tl.store(alpha_ptr + at + 2 * C, i / total, mask=mask)
+    for k in tl.static_range(BRANCHES):
+        tl.store(alpha_ptr + at + k * C, alphas[k], mask=mask)

@@ -1,4 +1,4 @@
-"""The GEMM where alpha and the projection are folded into matrices of each sample: of K = 3C, from three tensors."""
+"""The GEMM where alpha and the projection are folded into matrices of each sample: of K = BRANCHES * C, from two tensors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from ..._triton import jit, tl
 
 @jit
 def _token_mix_fold_kernel(
-    gathered_ptr,  # [2, B, T, C]: along W, along H
+    gathered_ptr,  # [BRANCHES - 1, B, T, C]: along each axis
     x_ptr,  # [B, T, C]
-    matrix_ptr,  # [3, B, O, C]
+    matrix_ptr,  # [BRANCHES, B, O, C]
     bias_ptr,  # [B, O] float32
     y_ptr,  # [B, T, O]
     B,
@@ -17,6 +17,7 @@ def _token_mix_fold_kernel(
     TILES,  # of tokens per sample
     C: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
+    BRANCHES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -28,8 +29,8 @@ def _token_mix_fold_kernel(
     n = tile % TILES * BLOCK_N + tl.arange(0, BLOCK_N)
     o = tl.program_id(0) % O_TILES * BLOCK_O + tl.arange(0, BLOCK_O)
     total = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
-    for branch in tl.static_range(3):
-        tokens_ptr = x_ptr if branch == 2 else gathered_ptr + tl.cast(branch * B, tl.int64) * T * C
+    for branch in tl.static_range(BRANCHES):
+        tokens_ptr = x_ptr if branch == BRANCHES - 1 else gathered_ptr + tl.cast(branch * B, tl.int64) * T * C
         for start in range(0, C, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             at = (n * C)[:, None] + k[None, :]

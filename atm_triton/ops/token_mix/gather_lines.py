@@ -81,18 +81,20 @@ def _pick(word, first, BLOCK_Q: tl.constexpr):
 
 @jit
 def _token_mix_gather_lines_kernel(
-    x_ptr,  # [B, T, G * S], T = H * W tokens of a sample
+    x_ptr,  # [B, T, G * S], T = H * W tokens of a map, of which the axis is the rows or the columns (../../axes.py)
     offset_ptr,  # [B, T, G] along this axis, rows OFFSET_STRIDE apart
-    gathered_ptr,  # [2, B, T, G * S]: along W, along H
-    partial_ptr,  # [B, TILES, 3, G * S] float32: sums over the tokens of one program: gathered along W, along H, and their own
+    gathered_ptr,  # [axes, B, T, G * S]
+    partial_ptr,  # [B, TILES, PLANES, G * S] float32: sums over the tokens of one program: of those gathered, and along W their own
     B,
     H,
     W,
-    TILES,  # programs per sample
+    TILES,  # programs per map
     G: tl.constexpr,
     S: tl.constexpr,
     OFFSET_STRIDE: tl.constexpr,
-    ALONG_W: tl.constexpr,
+    AXIS: tl.constexpr,
+    PLANE: tl.constexpr,  # of the gathered tokens' sums; the last is of their own
+    PLANES: tl.constexpr,
     CHANNELS: tl.constexpr,  # of a word, dividing S
     TOGETHER: tl.constexpr,  # pieces of lines that a program works on, BLOCK_L at a time
     BLOCK_L: tl.constexpr,
@@ -105,15 +107,15 @@ def _token_mix_gather_lines_kernel(
     PIECE: tl.constexpr = BLOCK_Q - 1
     N: tl.constexpr = BLOCK_L * BLOCK_Q
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    length, lines, step, between = (W, H, 1, W) if ALONG_W else (H, W, W, 1)
-    sample = (tl.program_id(0) // TILES).to(tl.int64)
+    length, lines, step, between = (W, H, 1, W) if AXIS == 0 else (H, W, W, 1)
+    image = (tl.program_id(0) // TILES).to(tl.int64)
     # What differs between programs is in the pointers, the rest known, as far as it can be: addresses are then additions of constants.
     k = tl.arange(0, BLOCK_E)
     e = tl.program_id(1) * BLOCK_E + k
-    base = sample * (H * W) * C + tl.program_id(1) * (BLOCK_E * CHANNELS)
+    base = image * (H * W) * C + tl.program_id(1) * (BLOCK_E * CHANNELS)
     x_ptr += base
-    gathered_ptr += base if ALONG_W else base + tl.cast(B, tl.int64) * (H * W) * C
-    offset_ptr += sample * (H * W) * OFFSET_STRIDE
+    gathered_ptr += base if AXIS == 0 else base + AXIS * tl.cast(B, tl.int64) * (H * W) * C
+    offset_ptr += image * (H * W) * OFFSET_STRIDE
     if BLOCK_E * CHANNELS % S == 0:
         offset_ptr += tl.program_id(1) * (BLOCK_E * CHANNELS // S)
         g = k * CHANNELS // S
@@ -161,15 +163,15 @@ def _token_mix_gather_lines_kernel(
             values = values + (u + t * (v - u),)  # type: ignore
             owned = owned + (_channel(word, i, CHANNELS, dtype),)  # type: ignore
         sums = _add_up(sums, values, ROWS)
-        if ALONG_W:
+        if AXIS == 0:
             owns = _add_up(owns, owned, ROWS)
         to = tl.max_contiguous(gathered_ptr + place * C + own, (1, 2, 4 * CHANNELS))
         tl.store(to, _interleaved(values, CHANNELS).to(dtype), mask=here[:, :, None])
         start += PIECE
         if start >= length:
             first_line, start = first_line + BLOCK_L, 0
-    partial_ptr += tl.program_id(0).to(tl.int64) * (3 * C)  # of which the launches along W and along H fill planes of their own
+    partial_ptr += tl.program_id(0).to(tl.int64) * (PLANES * C)
     for i in tl.static_range(CHANNELS):
-        tl.store(partial_ptr + (0 if ALONG_W else C) + e * CHANNELS + i, tl.sum(sums[i], 0), mask=e < WORDS)
-        if ALONG_W:
-            tl.store(partial_ptr + 2 * C + e * CHANNELS + i, tl.sum(owns[i], 0), mask=e < WORDS)
+        tl.store(partial_ptr + PLANE * C + e * CHANNELS + i, tl.sum(sums[i], 0), mask=e < WORDS)
+        if AXIS == 0:
+            tl.store(partial_ptr + (PLANES - 1) * C + e * CHANNELS + i, tl.sum(owns[i], 0), mask=e < WORDS)

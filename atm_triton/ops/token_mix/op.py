@@ -2,10 +2,12 @@
 
 With g_w, g_h the tokens gathered along the two axes and g_c = x:
 
-    s = mean over tokens of (FC_w g_w + FC_h g_h + FC_c g_c);   alpha = softmax over the three of FC2(GELU(FC1 s))
+    s = mean over tokens of (FC_w g_w + FC_h g_h + FC_c g_c);   alpha = softmax over the branches of FC2(GELU(FC1 s))
     y = proj(alpha_w * FC_w g_w + alpha_h * FC_h g_h + alpha_c * FC_c g_c)
 
-Gather once, then GEMMs. One pass gathers both axes, writes what it gathered for the GEMMs, and adds it up: the mean commutes with the
+Sequences have no h, videos and volumes have a third axis, t, between h and c.
+
+Gather once, then GEMMs. One pass gathers along all axes, writes what it gathered for the GEMMs, and adds it up: the mean commutes with the
 FCs, so alpha follows of those sums alone, in two small kernels. Where a sample has many tokens for its channels, alpha and proj are folded
 into matrices of that sample (algebra.py), for one GEMM kernel; elsewhere the FCs and proj are PyTorch's GEMMs, with the weighted sum
 between them.
@@ -22,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import flops, plain
+from ... import flops, plain, reference
 from ..._triton import OPS, refuse_second_derivative, register_flop_formula, runs_kernels, triton_op
 from ...algebra import Weights, branch_weights_backward, fold
-from ...reference import bottleneck
+from ...axes import axes_of
 from .. import checks
 from . import launch, strategy
 from .launch import candidates
@@ -60,8 +62,8 @@ def _token_mix(
     offset: Tensor,
     weight_w: Tensor,
     bias_w: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor,
+    weight_h: Tensor | None,
+    bias_h: Tensor | None,
     weight_c: Tensor,
     fc1_weight: Tensor,
     fc1_bias: Tensor,
@@ -69,8 +71,11 @@ def _token_mix(
     fc2_bias: Tensor,
     proj_weight: Tensor,
     proj_bias: Tensor,
+    weight_t: Tensor | None,
+    bias_t: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    weights = Weights(weight_w, bias_w, weight_h, bias_h, weight_c, fc1_weight, fc1_bias, fc2_weight, fc2_bias, proj_weight, proj_bias)
+    along, bottleneck = (weight_w, bias_w, weight_h, bias_h), (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    weights = Weights(*along, weight_c, *bottleneck, proj_weight, proj_bias, weight_t, bias_t)
     with checks.autocast_off(x):
         return _forward(x, offset, weights)
 
@@ -78,11 +83,11 @@ def _token_mix(
 def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Tensor]:
     """y and the means. The parameters are cast here, so that autograd keeps them and no copies under autocast."""
     weights = parameters.to(x.dtype)
-    groups = offset.shape[3] // 2
+    groups = offset.shape[-1] // (offset.ndim - 2)
     folded = launch.has("FOLD", "token_mix", _image(x, offset), groups)
     if not runs_kernels(x):
         return plain.token_mix_forward(x, offset, weights, folded)
-    x, weights = _image(x.contiguous(), offset), Weights(*(t.contiguous() for t in weights))
+    x, weights = _image(x.contiguous(), offset), weights.map(Tensor.contiguous)
     gathered, means = launch.gather(x, offset, launch.has("SHARED", "token_mix", x, groups))
     _, alpha = launch.alpha(means, weights.branches(), weights)
     if folded:
@@ -93,12 +98,12 @@ def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Te
         fused = launch.fuse(branches, alpha, weights)
         del branches
         y = F.linear(fused, weights.proj_weight, weights.proj_bias)
-    return y.flatten(1, 2), means
+    return y.flatten(1, -2), means
 
 
 def _image(x: Tensor, offset: Tensor) -> Tensor:
-    """Tokens ``[B, N, C]`` as ``[B, H, W, C]``."""
-    return x.unflatten(1, offset.shape[1:3])
+    """Tokens ``[B, N, C]`` as ``[B, *axes, C]``."""
+    return x.unflatten(1, offset.shape[1:-1])
 
 
 @triton_op("token_mix_backward")
@@ -109,8 +114,8 @@ def _token_mix_backward(
     means: Tensor,
     weight_w: Tensor,
     bias_w: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor,
+    weight_h: Tensor | None,
+    bias_h: Tensor | None,
     weight_c: Tensor,
     fc1_weight: Tensor,
     fc1_bias: Tensor,
@@ -118,48 +123,53 @@ def _token_mix_backward(
     fc2_bias: Tensor,
     proj_weight: Tensor,
     proj_bias: Tensor,
+    weight_t: Tensor | None,
+    bias_t: Tensor | None,
     deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    weights = Weights(weight_w, bias_w, weight_h, bias_h, weight_c, fc1_weight, fc1_bias, fc2_weight, fc2_bias, proj_weight, proj_bias)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    along, bottleneck = (weight_w, bias_w, weight_h, bias_h), (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    weights = Weights(*along, weight_c, *bottleneck, proj_weight, proj_bias, weight_t, bias_t)
     with checks.autocast_off(x):
         dx, doffset, dweights = _gradients(dy, x, offset, means, weights, deterministic)
-        return dx, doffset, *dweights
+        return dx, doffset, *(x.new_empty(0) if t is None else t for t in dweights)  # an operator cannot return None
 
 
 def _gradients(
     dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, parameters: Weights, deterministic: bool
 ) -> tuple[Tensor, Tensor, Weights]:
     weights = parameters.to(x.dtype)
-    folded = launch.has("FOLD", "token_mix_backward", _image(x, offset), offset.shape[3] // 2)
+    folded = launch.has("FOLD", "token_mix_backward", _image(x, offset), offset.shape[-1] // (offset.ndim - 2))
     if not runs_kernels(x):
         dx, doffset, dweights = plain.token_mix_backward(dy, x, offset, means, weights, folded)
     else:
         dx, doffset, dweights = _kernel_gradients(dy, x, offset, means, weights, folded, deterministic)
-    return dx, doffset, Weights(*(t.to(p.dtype) for t, p in zip(dweights, parameters, strict=True)))
+    cast = [p if t is None or p is None else t.to(p.dtype) for t, p in zip(dweights, parameters, strict=True)]
+    return dx, doffset, Weights(*cast)  # type: ignore[arg-type]
 
 
 def _kernel_gradients(
     dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, weights: Weights, folded: bool, deterministic: bool
 ) -> tuple[Tensor, Tensor, Weights]:
-    dy, x, weights = dy.contiguous(), x.contiguous(), Weights(*(t.contiguous() for t in weights))
+    dy, x, weights = dy.contiguous(), x.contiguous(), weights.map(Tensor.contiguous)
     image = _image(x, offset)
-    gathered, _ = launch.gather(image, offset, launch.has("SHARED", "token_mix_backward", image, offset.shape[3] // 2))
+    shared = launch.has("SHARED", "token_mix_backward", image, offset.shape[-1] // (offset.ndim - 2))
+    gathered, _ = launch.gather(image, offset, shared)
     s, alpha = launch.alpha(means, weights.branches(), weights)
-    tokens = [*gathered.flatten(2, 3).unbind(0), x]
+    tokens = [*gathered.flatten(2, -2).unbind(0), x]
     if folded:
         gradients, dgathered = plain.folded_gradients(dy, tokens, alpha, weights)
     else:
         d = _image(dy @ weights.proj_weight, offset)
         dbranches, fused, sums = launch.fuse_backward(d, plain.branches([*gathered.unbind(0), image], weights), alpha, weights)
         del d
-        dbranches, fused = [t.flatten(1, 2) for t in dbranches], fused.flatten(1, 2)
-        gradients, dgathered = plain.unfolded_gradients(dy, dbranches, fused, sums[:, :3], sums[:, 3], tokens, alpha, weights)
+        dbranches, fused = [t.flatten(1, -2) for t in dbranches], fused.flatten(1, -2)
+        gradients, dgathered = plain.unfolded_gradients(dy, dbranches, fused, sums[:, :-1], sums[:, -1], tokens, alpha, weights)
         del dbranches, fused
     del gathered, tokens
     dmeans, dweights = branch_weights_backward(gradients, alpha, s, means, weights)
     dmean = dmeans / max(x.shape[1], 1)
     dx, doffset = launch.scatter([_image(t, offset) for t in dgathered], image, offset, dmean, deterministic=deterministic)
-    return dx.flatten(1, 2), doffset, dweights
+    return dx.flatten(1, -2), doffset, dweights
 
 
 def _setup_context(ctx, inputs, output):
@@ -170,7 +180,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy, dmeans):
-    return _token_mix_backward(dy, *ctx.saved_tensors, torch.are_deterministic_algorithms_enabled())
+    gradients = _token_mix_backward(dy, *ctx.saved_tensors, torch.are_deterministic_algorithms_enabled())
+    x, offset, _, *weights = ctx.saved_tensors
+    return tuple(None if t is None else gradient for t, gradient in zip((x, offset, *weights), gradients, strict=True))
 
 
 _token_mix.register_autograd(_backward, setup_context=_setup_context)
@@ -179,14 +191,14 @@ refuse_second_derivative(_token_mix_backward)
 
 register_flop_formula(OPS.token_mix)(
     flops.Formula(
-        macs=lambda x, offset, weight_w, *_, **__: flops.token_mix_macs(x, weight_w[0]),
-        per_value=lambda x, offset, weight_w, *_, **__: flops.token_mix_per_value(x, weight_w[0]),
+        macs=lambda x, offset, weight_w, *_, **__: flops.token_mix_macs(x, weight_w[0], len(offset) - 2),
+        per_value=lambda x, offset, weight_w, *_, **__: flops.token_mix_per_value(x, weight_w[0], len(offset) - 2),
     )
 )
 register_flop_formula(OPS.token_mix_backward)(
     flops.Formula(
-        macs=lambda dy, x, *_, **__: 2 * flops.token_mix_macs(x, dy[-1]),
-        per_value=lambda dy, x, *_, **__: 2 * flops.token_mix_per_value(x, dy[-1]),
+        macs=lambda dy, x, offset, *_, **__: 2 * flops.token_mix_macs(x, dy[-1], len(offset) - 2),
+        per_value=lambda dy, x, offset, *_, **__: 2 * flops.token_mix_per_value(x, dy[-1], len(offset) - 2),
     )
 )
 
@@ -196,8 +208,8 @@ def token_mix(
     offset: Tensor,
     weight_w: Tensor,
     bias_w: Tensor,
-    weight_h: Tensor,
-    bias_h: Tensor,
+    weight_h: Tensor | None,
+    bias_h: Tensor | None,
     weight_c: Tensor,
     fc1_weight: Tensor,
     fc1_bias: Tensor,
@@ -205,22 +217,28 @@ def token_mix(
     fc2_bias: Tensor,
     proj_weight: Tensor,
     proj_bias: Tensor,
+    weight_t: Tensor | None = None,
+    bias_t: Tensor | None = None,
 ) -> Tensor:
-    """The Active Token Mixer in one operator: gather along both axes, weigh, project (paper, section 3.2).
+    """The Active Token Mixer in one operator: gather along every axis, weigh, project (paper, section 3.2).
 
     Args:
-        x: Tokens ``[B, H, W, C]``, any strides.
+        x: Tokens ``[B, H, W, C]``, any strides; of sequences ``[B, W, C]``, of videos and volumes ``[B, T, H, W, C]``.
         offset: ``[B, H, W, 2 * G]`` in tokens, G dividing C: the first G along W, the last G along H. Its dtype may differ; autocast
-            leaves it.
+            leaves it. Sequences have the first G alone, ``[B, W, G]``, videos G more along T, ``[B, T, H, W, 3 * G]``.
         weight_w, bias_w, weight_h, bias_h, weight_c: FCs of the tokens gathered along W and along H, and of the tokens themselves,
-            ``[O, C]`` and ``[O]``, with O output channels.
+            ``[O, C]`` and ``[O]``, with O output channels. Of sequences, those of H are None.
         fc1_weight, fc1_bias, fc2_weight, fc2_bias: The bottleneck that makes the fusion's weights of the branches' mean: ``[F, O]``,
-            ``[F]``, ``[3 * O, F]`` and ``[3 * O]``, with F = bottleneck(O); its outputs are read as ``[O, 3]``, order w, h, c.
+            ``[F]``, ``[K * O, F]`` and ``[K * O]``, with F = bottleneck(O) and K branches, 3 of images; its outputs are read as ``[O, K]``,
+            order w, h, t, c.
         proj_weight, proj_bias: The projection of the fused tokens, ``[O, O]`` and ``[O]``.
+        weight_t, bias_t: Of videos and volumes, the FC of the tokens gathered along T.
 
     Returns:
-        ``[B, H, W, O]`` in x's dtype (autocast's, where it is on); positions, means and the fusion's weights are computed in float32
+        ``[B, *axes, O]`` in x's dtype (autocast's, where it is on); positions, means and the fusion's weights are computed in float32
         (float64 for float64 input).
+
+    All tokens of a sample count in its means: of sequences and videos of unlike length, mix those of one length at a time.
 
     A graph that is being compiled takes plain PyTorch instead where that is faster (strategy.py); it then keeps more for its backward.
 
@@ -231,29 +249,53 @@ def token_mix(
         TypeError: what is no dense tensor of floating point, or weights of another dtype than x.
     """
     op = "token_mix"
-    weights = Weights(weight_w, bias_w, weight_h, bias_h, weight_c, fc1_weight, fc1_bias, fc2_weight, fc2_bias, proj_weight, proj_bias)
-    checks.tensors(op, x=x, offset=offset, **weights._asdict())
+    along, bottleneck = (weight_w, bias_w, weight_h, bias_h), (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    weights = Weights(*along, weight_c, *bottleneck, proj_weight, proj_bias, weight_t, bias_t)
+    checks.tensors(op, x=x, offset=offset, **_given(weights))
     checks.tokens(op, "x", x)
-    C = x.shape[3]
-    if offset.ndim != 4 or offset.shape[:3] != x.shape[:3]:
-        raise ValueError(f"{op}: offset must be [B, H, W, 2 * G] with B, H, W of x {checks.show(x)}, got {checks.show(offset)}")
-    G = offset.shape[3] // 2
-    if G == 0 or offset.shape[3] % 2 or C % G:
+    axes = axes_of(x)
+    _check_axes(axes, x, weights)
+    *shape, C = x.shape
+    if offset.ndim != x.ndim or offset.shape[:-1] != x.shape[:-1]:
         raise ValueError(
-            f"{op}: the {offset.shape[3]} offset channels must be 2 * G with G dividing the {C} channels of x, "
+            f"{op}: offset must be x's [B, *axes] and {len(axes)} * G offset channels, of x {checks.show(x)}, got {checks.show(offset)}"
+        )
+    G, left = divmod(offset.shape[-1], len(axes))
+    if G == 0 or left or C % G:
+        raise ValueError(
+            f"{op}: the {offset.shape[-1]} offset channels must be {len(axes)} * G with G dividing the {C} channels of x, "
             f"got x {checks.show(x)}, offset {checks.show(offset)}"
         )
-    O = proj_bias.shape[0] if proj_bias.ndim == 1 else C  # noqa: E741
-    hidden = bottleneck(O)
-    expected = ((O, C), (O,), (O, C), (O,), (O, C), (hidden, O), (hidden,), (3 * O, hidden), (3 * O,), (O, O), (O,))
-    for (name, t), shape in zip(weights._asdict().items(), expected, strict=True):
-        checks.shape(op, name, t, shape, f"of that size for {C} channels of x and the {O} of proj_bias")
+    _check_weights(weights, C, len(axes) + 1)
     (x,) = checks.to_autocast(x)
-    for name, t in weights._asdict().items():
+    for name, t in _given(weights).items():
         if checks.autocast_dtype(t) != x.dtype:
             raise TypeError(f"{op}: {name} must have x's dtype {x.dtype}, got {t.dtype}")
     if strategy.is_plain_faster(x, G):
         with checks.autocast_off(x):
             return plain.token_mix(x, offset, *weights.to(x.dtype))
     # As [B, N, C]: plain.py says what Inductor makes of four dimensions.
-    return _token_mix(x.flatten(1, 2), offset, *weights)[0].view(*x.shape[:3], O)
+    return _token_mix(x.flatten(1, -2), offset, *weights)[0].view(*shape, weights.proj_bias.shape[0])
+
+
+def _given(weights: Weights) -> dict[str, Tensor]:
+    """Those that there are, and those that there must be."""
+    return {name: t for name, t in weights._asdict().items() if t is not None or name[-2:] not in ("_h", "_t")}
+
+
+def _check_axes(axes: str, x: Tensor, weights: Weights) -> None:
+    for name in ("weight_h", "bias_h", "weight_t", "bias_t"):
+        there = getattr(weights, name) is not None
+        if there != (name[-1] in axes):
+            what = "None" if there else "given"
+            raise ValueError(f"token_mix: {name} must be {what} for tokens with the axes {', '.join(axes)}, x {checks.show(x)}")
+
+
+def _check_weights(weights: Weights, C: int, branches: int) -> None:
+    O = weights.proj_bias.shape[0] if weights.proj_bias.ndim == 1 else C  # noqa: E741
+    hidden = reference.bottleneck(O)
+    shapes = {"fc1_weight": (hidden, O), "fc1_bias": (hidden,), "fc2_weight": (branches * O, hidden), "fc2_bias": (branches * O,)}
+    shapes |= {"proj_weight": (O, O), "proj_bias": (O,)}
+    for name, t in _given(weights).items():
+        expected = shapes.get(name) or ((O, C) if name.startswith("weight") else (O,))
+        checks.shape("token_mix", name, t, expected, f"of that size for {C} channels of x and the {O} of proj_bias")

@@ -5,7 +5,10 @@ bench/cost_model.py says what is expected of each, and test_cost_model.py compar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from functools import reduce
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -21,17 +24,17 @@ LONGEST_LINE = 64  # whose dx is summed up in registers by default: at worst the
 
 def candidates(kernel: str, x: Tensor, groups: int) -> Iterator[dict[str, int]]:
     """Yield strategies of ``"token_mix"`` and ``"token_mix_backward"`` that are worth trying, the default first."""
-    C, H, W = int(x.shape[3]), tables._hint(x.shape[1]), tables._hint(x.shape[2])
-    # Folding saves 1 GEMM of 4 over the tokens forward, 5 of 11 backward, and a pass over the branches.
-    folded = int(H * W >= FOLDED_FROM * C)
+    C, axes = int(x.shape[-1]), [tables._hint(size) for size in x.shape[1:-1]]
+    # Folding saves, of an image, 1 GEMM of 4 over the tokens forward, 5 of 11 backward, and a pass over the branches.
+    folded = int(math.prod(axes) >= FOLDED_FROM * C)
     # In words of four channels: with two, Triton 3.6 gives threads so many registers that one program fills a multiprocessor.
-    shared = int(x.element_size() == 2 and C // groups % 4 == 0 and SHORTEST_SHARED <= max(H, W) < LONGEST_LINE)
+    shared = int(x.element_size() == 2 and C // groups % 4 == 0 and SHORTEST_SHARED <= max(axes) < LONGEST_LINE)
     if kernel == "token_mix":
         yield dict(FOLD=folded, SHARED=shared)
         yield dict(FOLD=1 - folded, SHARED=shared)
         yield dict(FOLD=folded, SHARED=1 - shared)
         return
-    lines = int(max(H, W) <= LONGEST_LINE)
+    lines = int(max(axes) <= LONGEST_LINE)
     # The gradient of a sample's matrices may leave float16's range.
     foldings = (folded, 1 - folded) if x.dtype != torch.float16 else (0,)
     yield dict(FOLD=foldings[0], LINES=lines, SHARED=shared)
@@ -49,12 +52,16 @@ def is_plain_faster(x: Tensor, groups: int) -> bool:
     """
     if not torch.compiler.is_compiling() or _is_exporting():
         return False
-    _, H, W, C = x.shape
+    _, *axes, C = x.shape
     if _runs_kernels(x.device.type, x.dtype):
         found = _measured_faster(x.device, x.dtype, torch.is_grad_enabled())
-        return any(all(statically_known_true(a == b) for a, b in zip((H, W, C, groups), sizes, strict=True)) for sizes in found)
+        here = *axes, C, groups
+        return any(
+            len(here) == len(sizes) and all(statically_known_true(a == b) for a, b in zip(here, sizes, strict=True)) for sizes in found
+        )
     # In float32, where the means are of the same precision either way.
-    return x.dtype == torch.float32 and statically_known_true(H * W > 0) and statically_known_true(H * W < FOLDED_FROM * C)
+    tokens = reduce(mul, axes)
+    return x.dtype == torch.float32 and statically_known_true(tokens > 0) and statically_known_true(tokens < FOLDED_FROM * C)
 
 
 # torch.compile asks these once, instead of looking into them.
@@ -72,7 +79,7 @@ def _runs_kernels(device: str, dtype: torch.dtype) -> bool:
 
 @torch.compiler.assume_constant_result
 def _measured_faster(device: torch.device, dtype: torch.dtype, training: bool) -> tuple[tuple[int, ...], ...]:
-    """H, W, C and offset channels per axis, where compiled plain PyTorch was."""
+    """The axes, C and offset channels per axis, where compiled plain PyTorch was."""
     return tables.sizes(device, plain_choice(training), dtype, dict(PLAIN=1))
 
 

@@ -7,7 +7,8 @@ from collections import OrderedDict
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..model import ATMNet, to_channels_last
+from ..model import ATMNet
+from ..stages import to_channels_last
 
 
 class ChannelsFirst(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from atm_triton import ActiveTokenMixer, OffsetFC
 
-from ..model import LAYER_NORM_EPS, PEG, init_weights
+from ..model import init_weights
+from ..stages import LAYER_NORM_EPS, PEG
 
 
 class FPN(nn.Module):
