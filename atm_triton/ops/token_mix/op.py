@@ -260,8 +260,8 @@ def token_mix(
         raise ValueError(
             f"{op}: offset must be x's [B, *axes] and {len(axes)} * G offset channels, of x {checks.show(x)}, got {checks.show(offset)}"
         )
-    G, left = divmod(offset.shape[-1], len(axes))
-    if G == 0 or left or C % G:
+    G = offset.shape[-1] // len(axes)
+    if G == 0 or offset.shape[-1] % len(axes) or C % G:
         raise ValueError(
             f"{op}: the {offset.shape[-1]} offset channels must be {len(axes)} * G with G dividing the {C} channels of x, "
             f"got x {checks.show(x)}, offset {checks.show(offset)}"
