@@ -62,7 +62,7 @@ def test_the_card(tmp_path: Path):
         "library_name: atm-triton",
         "license: mit",
         "- arxiv:2203.06108",
-        'from_pretrained("me/bees")',
+        'open_model("hf-hub:me/bees")',
         "| blocks | 1, 1 |",
         "| images | 96 x 96 |",
         "| val top1 | 61.25 |",
@@ -154,7 +154,7 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: T
         asked.update(kwargs, repo_id=repo_id)
         return str(tmp_path)
 
-    monkeypatch.setattr("atmnet.weights.hub.snapshot_download", download)
+    monkeypatch.setattr("atmnet.weights.places.snapshot_download", download)
     again = atmnet.ATMNet.from_pretrained("me/bees", revision="v1", token="secret")
     assert torch.equal(again(images), model(images))
     assert (asked["repo_id"], asked["revision"], asked["token"]) == ("me/bees", "v1", "secret")

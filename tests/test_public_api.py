@@ -40,12 +40,14 @@ PUBLIC = {
         "create_segmenter": "backbone head neck num_classes kwargs",
         "load": "model path",
         "load_official": "model path_or_state_dict ema",
-        "open_classifier": "checkpoint model ema",
-        "open_detector": "checkpoint model ema",
-        "open_model": "checkpoint model ema",
-        "open_segmenter": "checkpoint model ema",
+        "open_classifier": "checkpoint model ema swap",
+        "open_detector": "checkpoint model ema swap",
+        "open_model": "checkpoint model ema swap",
+        "open_segmenter": "checkpoint model ema swap",
         "predict": "model image top threshold tile overlap multi_scale",
+        "push_to_hub": "model repo_id license private token kwargs",
         "save": "model path metadata",
+        "save_pretrained": "model folder license",
     },
 }
 ADVICE = "Public names are promises: where this change is meant, write it here and in CHANGELOG.md, and keep what users' code calls."
