@@ -107,7 +107,7 @@ def test_reports_of_other_models_are_refused(tmp_path: Path) -> None:
     model, report = swapped()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     _, other = swapped("test_convnext")
-    with pytest.raises(ValueError, match=r"weights\.pth: cannot swap its ResNet as it says: .*has no stages"):
+    with pytest.raises(ValueError, match=r"weights\.pth: cannot swap its ResNet as told: .*has no stages"):
         atmnet.open_model(tmp_path / "weights.pth", "test_resnet", swap=other)
     with pytest.raises(FileNotFoundError):
         atmnet.open_model(tmp_path / "weights.pth", "test_resnet", swap=tmp_path / "none.json")

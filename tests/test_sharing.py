@@ -235,7 +235,7 @@ def test_what_could_not_be_made_again_is_not_saved(tmp_path: Path) -> None:
     for model, message in (
         (foreign, r"out: the model could not be opened again: .*does not fit this Segmenter"),
         (inside, "holds mixers where the model has other layers"),
-        (converted, "cannot swap its ResNet as it says"),
+        (converted, "cannot swap its ResNet as told"),
         (unwritten, "act_layer of timm's model cannot be written down"),
         (nn.Linear(2, 2), "cannot tell what a Linear predicts"),
     ):

@@ -43,4 +43,4 @@ def swap_as_told(model: nn.Module, told: Any, source: str) -> None:
             for one in told:
                 Report.from_json(one).apply(model)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: cannot swap its {type(model).__name__} as it says: {reason(error)}") from error
+        raise ValueError(f"{source}: cannot swap its {type(model).__name__} as told: {reason(error)}") from error
