@@ -29,10 +29,11 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
-    """``--checkpoint``, with what it means to leave it out, ``--model`` and ``--ema``."""
+    """``--checkpoint``, with what it means to leave it out, ``--model``, ``--ema`` and ``--swap``."""
     parser.add_argument("--checkpoint", required=not checkpoint, help=KINDS + (f" (default: {checkpoint})" if checkpoint else ""))
     add_model_name(parser)
     add_ema(parser)
+    add_swap(parser)
 
 
 def add_model_name(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,11 @@ def add_model_name(parser: argparse.ArgumentParser) -> None:
 def add_ema(parser: argparse.ArgumentParser) -> None:
     told = "take the averaged weights (default: of a published file, as the paper does)"
     parser.add_argument("--ema", action=argparse.BooleanOptionalAction, help=told)
+
+
+def add_swap(parser: argparse.ArgumentParser) -> None:
+    told = "the report of atm_triton.swap, of a model that was swapped, where the checkpoint does not say"
+    parser.add_argument("--swap", metavar="REPORT", help=told)
 
 
 def add_image_size(parser: argparse.ArgumentParser, help: str, default: tuple[int, int] | None = None) -> None:

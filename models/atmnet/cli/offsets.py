@@ -125,7 +125,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         new_figure(1, 1)  # whether any can be drawn
         files, passed_over = find_images(args.images)
         check_places(args.at, files[: args.panels])
-        model = open_classifier(args.checkpoint, args.model, args.ema).to(args.device)
+        model = open_classifier(args.checkpoint, args.model, args.ema, args.swap).to(args.device)
         names, view = list(layers(model)), View(model, args.img_size)
         (args.out / "panels").mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # RuntimeError: of a device that is not there
