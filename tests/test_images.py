@@ -121,6 +121,14 @@ def test_how_long_an_image_may_be(size: tuple[int, int], fits: bool, tmp_path: P
             open_image(tmp_path / "a.jpg")
 
 
+def test_more_pixels_than_wanted_are_not_decoded(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png", 600).size == (30, 20)
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])  # of which nothing can be decoded
+    with pytest.raises(ImageError, match="it is 30 x 20 pixels: more than 599 in all"):
+        open_image(tmp_path / "a.png", 599)
+
+
 def test_a_damaged_exif_turns_nothing(tmp_path: Path) -> None:
     for number, exif in enumerate((b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\xff\xff\xff\xff", b"nonsense")):
         Image.new("RGB", (9, 6)).save(tmp_path / f"{number}.jpg", exif=exif)

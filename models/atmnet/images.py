@@ -85,13 +85,15 @@ def opened(file: File) -> Iterator[Image.Image]:
         raise ImageError(describe(error)) from error
 
 
-def open_image(file: File) -> Image.Image:
+def open_image(file: File, most: float = math.inf) -> Image.Image:
     """The first frame in RGB, upright as viewers show it; channels of 16 bits or floats are scaled to 8 bits.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: it cannot be read, or has more than ``most`` pixels, which is told before they are decoded.
     """
     with opened(file) as image:
+        if image.width * image.height > most:
+            raise ImageError(f"it is {image.width} x {image.height} pixels: more than {most:,} in all")
         return to_rgb(upright(image))
 
 
