@@ -38,10 +38,11 @@ def build(showing: Showing) -> gr.Blocks:
         def find(file: str | None, value: float) -> Any:
             with _telling(file):
                 seen = values(showing.find(file, options(value))) if file else [None] * len(outputs)
-                return dict(zip(outputs, seen, strict=True))
+            return dict(zip(outputs, seen, strict=True))
 
         network: dict[str, Any] = dict(concurrency_limit=1, concurrency_id="network")  # one photo at a time, whoever asks for what
-        found = photo.input(find, [photo, slider], outputs, api_name="find", **network)
+        found = photo.upload(find, [photo, slider], outputs, api_name="find", **network)  # "change" and "input" come twice
+        photo.clear(find, [photo, slider], outputs, api_visibility="private", **network)
         slider.release(find, [photo, slider], outputs, api_visibility="private", **network)
         if showing.no_offsets:
             gr.HTML(f"<p>Where its tokens look cannot be shown. {escape(showing.no_offsets)}</p>")
@@ -58,6 +59,7 @@ def build(showing: Showing) -> gr.Blocks:
                 return showing.look(file, (clicked.index[0], clicked.index[1])) if file else None
 
         found.success(look, [photo], [looks], api_name="look", **network)
+        photo.clear(look, [photo], [looks], api_visibility="private", **network)
         photo.select(look_at, [photo], [looks], api_visibility="private", **network)
     return page
 
