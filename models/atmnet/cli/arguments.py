@@ -57,4 +57,8 @@ def add_image_size(parser: argparse.ArgumentParser, help: str, default: tuple[in
 def add_running(parser: argparse.ArgumentParser) -> None:
     """``--batch-size`` and ``--device``."""
     parser.add_argument("--batch-size", type=whole_number(1), default=16, metavar="N", help="images at once (default: 16)")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=device, default=default_device(), help="default: %(default)s")
