@@ -7,12 +7,13 @@ from .dense.layers import as_layers
 from .dense.necks import ATMFPN, FPN
 from .dense.segmentation import create_segmenter
 from .model import ATMNet
-from .predicting import predict
+from .predicting import predict, predict_video
 from .variants import VARIANTS, ATMNetFeatures, canonical_name
 from .weights.inflating import inflate
 from .weights.opening import open_classifier, open_detector, open_model, open_segmenter
 from .weights.published import load_official
 from .weights.saved import load, save
+from .weights.sharing import push_to_hub, save_pretrained
 
 __all__ = [
     "ATMFPN",
@@ -33,5 +34,8 @@ __all__ = [
     "open_model",
     "open_segmenter",
     "predict",
+    "predict_video",
+    "push_to_hub",
     "save",
+    "save_pretrained",
 ]
