@@ -24,14 +24,13 @@ def marks(name: str, path: Path, shape: Shape) -> list[pytest.MarkDecorator]:
 
 
 RUNS = [
-    pytest.param(
-        name, path, dtype, deterministic, shape, marks=marks(name, path, shape), id=f"{name}-{path}-{dtype}-{deterministic}-{shape}"
-    )
+    pytest.param(*run, marks=marks(name, path, shape), id="-".join(map(str, run)))
     for name in NAMES
     for path in (PLAIN, INTERPRETER, GPU)
     for dtype in path.dtypes
     for deterministic in ([False, True] if OPERATORS[name].writes_deterministic and path is not PLAIN else [False])
     for shape in [*SHAPES, STAGE_3]
+    for run in [(name, path, dtype, deterministic, shape)]
 ]
 SMALL = Shape(2, 5, 7, 8, 2)
 
