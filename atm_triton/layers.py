@@ -100,8 +100,11 @@ def weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
 
 def fuse(x: Tensor, offset: Tensor, fc_w: Any, fc_h: Any, fc_c: Any, logits: Any, proj: Any, fc_t: Any = None) -> Tensor:
     """The mixer of plain layers: their parameters are read."""
-    w, h, t = (weight_and_bias(fc) if fc is not None else (None, None) for fc in (fc_w, fc_h, fc_t))
-    return token_mix(x, offset, *w, *h, fc_c.weight, *weight_and_bias(logits.fc1), *weight_and_bias(logits.fc2), *weight_and_bias(proj), *t)
+    weight_w, bias_w = weight_and_bias(fc_w)
+    weight_h, bias_h = weight_and_bias(fc_h) if fc_h is not None else (None, None)
+    weight_t, bias_t = weight_and_bias(fc_t) if fc_t is not None else (None, None)
+    narrow, last = (*weight_and_bias(logits.fc1), *weight_and_bias(logits.fc2)), weight_and_bias(proj)
+    return token_mix(x, offset, weight_w, bias_w, weight_h, bias_h, fc_c.weight, *narrow, *last, weight_t, bias_t)
 
 
 def compose(
@@ -212,8 +215,8 @@ class ActiveTokenMixer(EagerLayer):
         self.dim, self.share, self.out_dim, self.axes = dim, share, out_dim, axes
         self.offset = OffsetFC(dim, share, axes=axes) if own_offset else None
         self.fc_w = nn.Linear(dim, out_dim)
-        self.fc_h = nn.Linear(dim, out_dim) if axes > 1 else None
-        self.fc_t = nn.Linear(dim, out_dim) if axes > 2 else None
+        self.fc_h: Any = nn.Linear(dim, out_dim) if axes > 1 else None
+        self.fc_t: Any = nn.Linear(dim, out_dim) if axes > 2 else None
         self.fc_c = nn.Linear(dim, out_dim, bias=False)
         self.logits = BranchLogits(out_dim, axes + 1)
         self.proj = nn.Linear(out_dim, out_dim)

@@ -33,8 +33,8 @@ PUBLIC = {
         "ATMFPN": "in_channels dim",
         "FPN": "in_channels dim",
         "VARIANTS": None,  # not a function
-        "ATMNet": "in_chans num_classes global_pool depths dims mlp_ratios share period peg offsets time frames tubelet drop_rate proj_drop_rate "
-        "drop_path_rate device dtype",
+        "ATMNet": "in_chans num_classes global_pool depths dims mlp_ratios share period peg offsets time frames tubelet drop_rate "
+        "proj_drop_rate drop_path_rate device dtype",
         "ATMNetFeatures": "model out_indices kwargs",
         "Backbone": "name kwargs",
         "as_layers": "model",

@@ -131,7 +131,8 @@ def _token_mix_backward(
     weights = Weights(*along, weight_c, *bottleneck, proj_weight, proj_bias, weight_t, bias_t)
     with checks.autocast_off(x):
         dx, doffset, dweights = _gradients(dy, x, offset, means, weights, deterministic)
-        return dx, doffset, *(x.new_empty(0) if t is None else t for t in dweights)  # an operator cannot return None
+        # An operator cannot return None.
+        return dx, doffset, *(x.new_empty(0) if t is None else t for t in dweights)  # type: ignore[return-value]
 
 
 def _gradients(
