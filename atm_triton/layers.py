@@ -39,14 +39,14 @@ def _check_widths(dim: int, share: int, out_dim: int = 1) -> None:
 
 # Of tokens and of maps, by how many axes they have.
 TOKENS = {1: "[B, W, {}]", 2: "[B, H, W, {}]", 3: "[B, T, H, W, {}]"}
-MAPS = {1: "[B, {}, W]", 2: "[B, {}, H, W]", 3: "[B, {}, T, H, W]"}
+MAPS = {1: "[B, {}, W] (NCW)", 2: "[B, {}, H, W] (NCHW)", 3: "[B, {}, T, H, W] (NCTHW)"}
 
 
 @torch.fx.wrap
 def _tokens(x: Tensor, dim: int, axes: int) -> Tensor:
     if x.ndim != axes + 2 or x.shape[-1] != dim:
         of_maps = x.ndim == axes + 2 and x.shape[1] == dim
-        maps = f": for maps {MAPS[axes].format('C')} there is ActiveTokenMixer{axes}d" if of_maps else ""
+        maps = f": for {MAPS[axes].format('C')} there is ActiveTokenMixer{axes}d" if of_maps else ""
         raise ValueError(f"x must be {TOKENS[axes].format(dim)} (channels last), got {list(x.shape)}{maps}")
     return x
 
@@ -64,7 +64,7 @@ def _offsets(offset: Tensor, dim: int, share: int, axes: int) -> Tensor:
 def _map(name: str, x: Tensor, channels: int, axes: int) -> Tensor:
     """``[B, C, *axes] -> [B, *axes, C]`` in memory too, so that no operator has to copy it again."""
     if x.ndim != axes + 2 or x.shape[1] != channels:
-        raise ValueError(f"{name} must be {MAPS[axes].format(channels)} (channels first), got {list(x.shape)}")
+        raise ValueError(f"{name} must be {MAPS[axes].format(channels)}, got {list(x.shape)}")
     return rearrange(x, "b c ... -> b ... c").contiguous()
 
 

@@ -147,7 +147,7 @@ def test_what_does_not_fit():
             fail(mix, x, offset, w, wb, *weights, match=f"{name} must be {'given' if other < axes else 'None'} for tokens with the axes")
     fail(offset_fc, clip[None], *[torch.zeros(6)] * 2, torch.zeros(4, 6), torch.zeros(4), match=r"x must be \[B, W, C\], \[B, H, W, C\] or")
     fail(ActiveTokenMixer(6, axes=3), image, match=r"x must be \[B, T, H, W, 6\] \(channels last\), got \[2, 4, 5, 6\]")
-    fail(ActiveTokenMixer1d(4), line, match=r"x must be \[B, 4, W\] \(channels first\), got \[2, 9, 6\]")
+    fail(ActiveTokenMixer1d(4), line, match=r"x must be \[B, 4, W\] \(NCW\), got \[2, 9, 6\]")
     fail(ActiveTokenMixer3d(6), clip, match=r"x must be \[B, 6, T, H, W\]")
     fail(ActiveTokenMixer(6, axes=3, own_offset=False), clip, match=r"pass offset \[B, T, H, W, 3 \* dim // share\]")
     fail(lambda: ActiveTokenMixer(6, axes=4), match="axes must be 1 .* 2 .* or 3 .*got 4")

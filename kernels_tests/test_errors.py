@@ -88,7 +88,7 @@ CASES = {
     "mixer width": (lambda: ActiveTokenMixer(8, out_dim=0), ValueError, "out_dim must be a whole number of at least 1, got 0"),
     "mixer fraction": (lambda: ActiveTokenMixer(8.0), ValueError, "dim must be a whole number of at least 1, got 8.0"),
     "offset layer share": (lambda: OffsetFC(6, share=0), ValueError, "share must be a whole number of at least 1, got 0"),
-    "mixer of maps": (lambda: ActiveTokenMixer(3)(X), ValueError, r"got \[2, 3, 4, 6\]: for maps .* there is ActiveTokenMixer2d"),
+    "mixer of maps": (lambda: ActiveTokenMixer(3)(X), ValueError, r"got \[2, 3, 4, 6\]: for .* there is ActiveTokenMixer2d"),
     "mixer channels": (lambda: ActiveTokenMixer(8)(X), ValueError, r"\[B, H, W, 8\].*\[2, 3, 4, 6\]"),
     "mixer offset": (lambda: ActiveTokenMixer(6, share=3)(X, X), ValueError, r"\[\.\.\., 4\] for dim=6, share=3, got \[2, 3, 4, 6\]"),
     "mixer without offset": (lambda: ActiveTokenMixer(6, own_offset=False)(X), ValueError, "own_offset=False"),

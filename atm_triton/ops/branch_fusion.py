@@ -197,8 +197,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy):
-    gradients = _branch_fusion_backward(dy, *ctx.saved_tensors)
-    return tuple(None if t is None else gradient for t, gradient in zip(ctx.saved_tensors, gradients, strict=True))
+    inputs = ctx.saved_tensors  # once: under checkpointing, each look computes them again
+    gradients = _branch_fusion_backward(dy, *inputs)
+    return tuple(None if t is None else gradient for t, gradient in zip(inputs, gradients, strict=True))
 
 
 _branch_fusion.register_autograd(_backward, setup_context=_setup_context)

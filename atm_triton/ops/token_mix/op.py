@@ -181,8 +181,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy, dmeans):
-    gradients = _token_mix_backward(dy, *ctx.saved_tensors, torch.are_deterministic_algorithms_enabled())
-    x, offset, _, *weights = ctx.saved_tensors
+    x, offset, means, *weights = ctx.saved_tensors  # once: under checkpointing, each look computes them again
+    gradients = _token_mix_backward(dy, x, offset, means, *weights, torch.are_deterministic_algorithms_enabled())
     return tuple(None if t is None else gradient for t, gradient in zip((x, offset, *weights), gradients, strict=True))
 
 
