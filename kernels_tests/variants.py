@@ -57,13 +57,13 @@ def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
     x = torch.empty(128, side, side, C, device="meta", dtype=DTYPES[dtype])
 
     def each(
-        module: Any, kernel: str, groups: int, *kinds: tuple[str, dict[str, Any]], float32: tuple[str, ...] = (), all: bool = candidates
+        module: Any, kernel: str, groups: int, *kinds: tuple[str, dict[str, Any]], float32: tuple[str, ...] = (), every: bool = candidates
     ) -> Iterator[Variant]:
         for config in module.candidates(kernel, x, groups):
             for kind, constants in kinds:
                 kernel_function = getattr(module, f"_{kernel}_kernel")
                 yield Variant(f"{kernel} {kind}".strip(), kernel_function, dtype, config, constants, float32, module)
-            if not all:
+            if not every:
                 return
 
     line = dict(G=G, S=S, OFFSET_STRIDE=2 * G)
@@ -96,7 +96,7 @@ def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
     # Of three axes the default alone: the configurations are those of images.
     clip, four = dict(line, AXES=3, OFFSET_STRIDE=3 * G), dict(C=C, BRANCHES=4)
     del clip["D"]
-    once = functools.partial(each, token_mix, all=False)
+    once = functools.partial(each, token_mix, every=False)
     yield from once("token_mix_gather", G, ("clip", clip))
     along = [(0, dict(clip, AXIS=0, PLANE=0, PLANES=3)), (2, dict(clip, AXIS=2, PLANE=0, PLANES=1))]
     yield from once("token_mix_gather_lines", G, *((f"{'wht'[axis]} clip", constants) for axis, constants in along))

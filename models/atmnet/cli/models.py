@@ -1,4 +1,4 @@
-"""python -m atmnet models: the five variants, beside the paper's table 1."""
+"""python -m atmnet models: the five variants, beside the paper's table 1, and those of videos."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 from rich.console import Console
 
 from ..costs.paper import variants
+from ..costs.videos import videos
 from .arguments import add_image_size
 
 HELP = "the models, their parameters and MACs"
@@ -17,5 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    Console().print(variants(args.img_size))
+    console = Console()
+    console.print(variants(args.img_size))
+    console.print(videos(args.img_size))
     return 0

@@ -16,10 +16,12 @@ LAYER_NORM_MACS = 5  # per element, as fvcore and the paper have it
 
 
 def macs(model: nn.Module, size: tuple[int, int] = (224, 224)) -> int:
-    """MACs of one image ``(H, W)`` through any network of images: those of convolutions, GEMMs and attention, five per element of a
-    LayerNorm, none for gathering, fusing and activations. Nothing is computed, and the model stays as it is.
+    """MACs of one image ``(H, W)`` through any network of images, or of one clip through a network of videos: those of convolutions, GEMMs
+    and attention, five per element of a LayerNorm, none for gathering, fusing and activations. Nothing is computed, and the model stays as
+    it is.
     """
-    image = torch.empty(1, channels(model), *size, device="meta", dtype=next(model.parameters()).dtype)
+    frames = [int(model.frames)] if getattr(model, "time", None) is not None else []  # type: ignore[arg-type]
+    image = torch.empty(1, channels(model), *frames, *size, device="meta", dtype=next(model.parameters()).dtype)
     return count_macs(model, image, LAYER_NORM_MACS)
 
 
