@@ -45,6 +45,7 @@ PUBLIC = {
         "open_model": "checkpoint model ema",
         "open_segmenter": "checkpoint model ema",
         "predict": "model image top threshold tile overlap multi_scale",
+        "predict_video": "model path every top threshold tile overlap multi_scale",
         "save": "model path metadata",
     },
 }

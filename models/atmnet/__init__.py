@@ -7,7 +7,7 @@ from .dense.layers import as_layers
 from .dense.necks import ATMFPN, FPN
 from .dense.segmentation import create_segmenter
 from .model import ATMNet
-from .predicting import predict
+from .predicting import predict, predict_video
 from .variants import VARIANTS, ATMNetFeatures, canonical_name
 from .weights.inflating import inflate
 from .weights.opening import open_classifier, open_detector, open_model, open_segmenter
@@ -33,5 +33,6 @@ __all__ = [
     "open_model",
     "open_segmenter",
     "predict",
+    "predict_video",
     "save",
 ]

@@ -209,8 +209,9 @@ def count_passed_over(passed_over: dict[str, str]) -> str:
     return ", ".join(f"{count} {what}" for what, count in Counter(passed_over.values()).most_common())
 
 
-def find_images(places: Sequence[str]) -> tuple[list[Path], str]:
-    """The images that files, folders (with all folders inside) and glob patterns name, each once, in order; and what was passed over.
+def find_images(places: Sequence[str], more: frozenset[str] = frozenset()) -> tuple[list[Path], str]:
+    """The images, and files of ``more`` endings, that files, folders (with all folders inside) and glob patterns name, each once, in order;
+    and what was passed over.
 
     Raises:
         FileNotFoundError: a place names no image.
@@ -218,15 +219,17 @@ def find_images(places: Sequence[str]) -> tuple[list[Path], str]:
     found: dict[tuple[str, str], Path] = {}  # by real folder and name: patterns follow links, in circles too
     passed_over: dict[str, str] = {}
     real = cache(os.path.realpath)
+    wanted = endings() | more
     for place in places:
         images: list[str] = []
-        for inside in [_at(place)] if os.path.exists(place) else _match(place):
+        for inside in [_at(place, wanted)] if os.path.exists(place) else _match(place, wanted):
             images += inside.images
             passed_over |= inside.passed_over
         if not images:
+            others = "".join(f", {ending}" for ending in sorted(more))
             raise FileNotFoundError(
                 f"there is no image {place}: give files, folders or patterns such as 'photos/*.jpg'; in folders, endings tell images: "
-                "those that Pillow reads"
+                f"those that Pillow reads{others}"
             )
         direct = {(real(os.path.dirname(file)), os.path.basename(file)): file for file in sorted(images, key=_depth, reverse=True)}
         found |= {key: Path(file) for key, file in sorted(direct.items(), key=lambda item: natural(item[1])) if key not in found}
@@ -237,11 +240,11 @@ def _depth(file: str) -> int:
     return file.count(os.sep)
 
 
-def _at(place: str) -> Found:
-    return scan(place) if os.path.isdir(place) else Found([place])  # a file that is named counts whatever its ending
+def _at(place: str, wanted: frozenset[str]) -> Found:
+    return scan(place, wanted) if os.path.isdir(place) else Found([place])  # a file that is named counts whatever its ending
 
 
-def _match(pattern: str) -> Iterator[Found]:
+def _match(pattern: str, wanted: frozenset[str]) -> Iterator[Found]:
     """Yield what a pattern names, without what is hidden and not named so. ``scan`` finds ``**``: ``glob`` follows links in circles, and
     those of two links take it forever."""
     parts = pattern.split(os.sep)
@@ -251,9 +254,9 @@ def _match(pattern: str) -> Iterator[Found]:
         if any(is_hidden(part) for part in start.split(os.sep) if part not in named):
             continue
         if first == len(parts):
-            yield _at(start)
+            yield _at(start, wanted)
         elif os.path.isdir(start):
-            inside = scan(start)
+            inside = scan(start, wanted)
             for file, passed_over in (dict.fromkeys(inside.images, "") | inside.passed_over).items():
                 steps = os.path.relpath(file, start).split(os.sep)
                 named_itself = _fits(steps, parts[first:])

@@ -1,14 +1,16 @@
-"""python -m atmnet predict: what a model finds on images."""
+"""python -m atmnet predict: what a model finds on images and videos."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,26 +25,30 @@ from ..predicting.many import Outcome, predict_files
 from ..predicting.options import Options
 from ..predicting.writing import CannotWrite, CsvFile, JsonFile
 from ..tasks import CLASSIFICATION, DETECTION, SEGMENTATION, About, about
+from ..videos import ENDINGS, VideoError, is_video, library, open_video
 from ..weights.opening import open_model
 from . import progress
 from .arguments import add_model, add_running, whole_number
 
-HELP = "what a model finds on images: classes, the class of each pixel, or objects"
+HELP = "what a model finds on images and videos: classes, the class of each pixel, or objects"
 UNFOLDED = 10_000  # columns of a table that goes to a file or pipe, so that no path is broken
 AT_ONCE = 200  # rows of a table on the terminal
+OF_FRAMES = ("frame", "time")  # columns of a table of videos
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'photos/**/*.jpg'")
+    add("images", nargs="+", metavar="IMAGE", help="images and videos: files, folders, or patterns such as 'photos/**/*.jpg'")
     add_model(parser, "")
     add(
         "--out",
         type=Path,
         metavar="FOLDER",
         help="write predictions.json and .csv there; of a segmenter also pictures/ and labels/ (PNGs of 1 for the first class, and so on); "
-        "of a detector pictures/ and detections.json, COCO's results for images.json",
+        "of a detector pictures/ and detections.json, COCO's results for images.json; of every video, an annotated one in pictures/, "
+        "without sound",
     )
+    add("--every", type=whole_number(1), default=1, metavar="N", help="of a video, look at every N-th frame (default: 1)")
     add("--json", metavar="FILE", help="write JSON there (-: to the terminal) rather than a table")
     add("--csv", metavar="FILE", help="write a row per class or object there (-: to the terminal) rather than a table")
     add(
@@ -74,45 +80,113 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     errors = Console(stderr=True)
     try:
         options = Options(args.top, args.threshold, args.tile, args.overlap, args.multi_scale)
-        images, passed_over = find_images(args.images)
+        images, passed_over = find(args.images)
         check_files(args)
         model = open_model(args.checkpoint, args.model, args.ema).to(args.device)
         described = about(model)
         way = predictor(model, options)
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of a device that is not there
+    except (OSError, ValueError, RuntimeError, ImportError) as error:  # RuntimeError: of a device that is not there
         parser.error(str(error))
     if passed_over:
         print(f"passed over: {passed_over}", file=sys.stderr)
     batch_size = args.batch_size if described.task == CLASSIFICATION else 1  # others see images in sizes of their own
-    read, load_ms, network_ms, began = 0, 0.0, 0.0, time.perf_counter()
-    failed: list[str] = []
+    videos = sum(map(is_video, images))
+    tally = Tally("image" if not videos else "frame" if videos == len(images) else "picture")
+    columns = (*OF_FRAMES, *way.columns) if videos else way.columns
+    stopped = False
     try:
         with ExitStack() as files:
-            outputs: list[Output] = [files.enter_context(closing(output)) for output in outputs_of(args, described, way.columns, images)]
-            found = predict_files(way, images, batch_size)
-            for number, outcome in enumerate(progress.images(found, "predicting", len(images), errors)):
+            outputs: list[Output] = [files.enter_context(closing(output)) for output in outputs_of(args, described, columns, images)]
+            found = predict_files(way, images, batch_size, args.every)
+            total = count(images, args.every) if errors.is_terminal else None
+            for number, outcome in enumerate(progress.images(found, "predicting", total, errors, f"{tally.noun}s")):
                 for output in outputs:
                     output.write(number, outcome)
-                if outcome.error is not None:
-                    failed.append(f"{outcome.image} ({outcome.error})")
-                    continue
-                read, load_ms, network_ms = read + 1, load_ms + outcome.load_ms, network_ms + outcome.network_ms
+                tally.add(outcome)
     except CannotWrite as error:
         errors.print(f"error: {error}", markup=False, soft_wrap=True)
         return 1
     except ValueError as error:  # of a model that takes no such pictures
         parser.error(f"{args.checkpoint}: {error}")
-    if read:
-        errors.print(
-            f"{read} image{'' if read == 1 else 's'} · "
-            f"per image {load_ms / read:.1f} ms to load, {network_ms / read:.1f} ms in the network ({args.device}) · "
-            f"{read / (time.perf_counter() - began):.3g} images/s" + (f" · {args.out}" if args.out else ""),
-            markup=False,
-            soft_wrap=True,
-        )
-    for line in failed:
+    except KeyboardInterrupt:
+        stopped = True
+    if tally.read:
+        out = f" · {args.out}" if args.out else ""
+        errors.print(f"{tally.summary(args.device)}{out}", markup=False, soft_wrap=True)
+    for line in tally.skipped():
         print(f"skipped: {line}", file=sys.stderr)
-    return 1 if failed else 0
+    if stopped:
+        print("stopped: what was found so far is written", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 1 if tally.failed else 0
+
+
+@dataclass
+class Tally:
+    """What was looked at, and what could not be."""
+
+    noun: str
+    read: int = 0
+    load_ms: float = 0.0
+    network_ms: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)  # by file, its first error
+    more: Counter[str] = field(default_factory=Counter)  # by file, frames that failed after
+    began: float = field(default_factory=time.perf_counter)
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.error is None:
+            self.read += 1
+            self.load_ms += outcome.load_ms
+            self.network_ms += outcome.network_ms
+        elif outcome.image in self.failed:
+            self.more[outcome.image] += 1
+        else:
+            self.failed[outcome.image] = f"{outcome.name} ({outcome.error})"
+
+    def skipped(self) -> list[str]:
+        return [line + (f" and {self.more[image]} more of it" if self.more[image] else "") for image, line in self.failed.items()]
+
+    def summary(self, device: object) -> str:
+        noun, read = self.noun, self.read
+        return (
+            f"{read} {noun}{'' if read == 1 else 's'} · "
+            f"per {noun} {self.load_ms / read:.1f} ms to load, {self.network_ms / read:.1f} ms in the network ({device}) · "
+            f"{read / (time.perf_counter() - self.began):.3g} {noun}s/s"
+        )
+
+
+def find(places: Sequence[str]) -> tuple[list[Path], str]:
+    """Images and videos, and what was passed over: videos too where there is no PyAV, unless they are named.
+
+    Raises:
+        FileNotFoundError: a place names none.
+        ImportError: there is no PyAV, and a video is named, or nothing else is there.
+    """
+    files, passed_over = find_images(places, ENDINGS)
+    videos = [file for file in files if is_video(file)]
+    try:
+        if videos:
+            library()
+    except ImportError as error:
+        if len(videos) == len(files) or not {Path(place) for place in places}.isdisjoint(videos):
+            raise
+        left = f"{len(videos)} video{'' if len(videos) == 1 else 's'} ({error})"
+        return [file for file in files if not is_video(file)], f"{passed_over}, {left}" if passed_over else left
+    return files, passed_over
+
+
+def count(files: Sequence[Path], every: int) -> int | None:
+    """Number of images and frames as far as the files say it."""
+    total = 0
+    for file in files:
+        try:
+            length = open_video(file).length if is_video(file) else every
+        except VideoError:
+            length = 1  # its error
+        if length is None:
+            return None
+        total += -(-length // every)
+    return total
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -164,7 +238,7 @@ class Printed:
         if outcome.error is None and not rows:
             rows = [{"name": "nothing"}]
         for rank, row in enumerate(rows):
-            image, times = (outcome.image, f"{outcome.load_ms:.1f} + {outcome.network_ms:.1f}") if rank == 0 else ("", "")
+            image, times = (outcome.name, f"{outcome.load_ms:.1f} + {outcome.network_ms:.1f}") if rank == 0 else ("", "")
             share = row.get({CLASSIFICATION: "probability", SEGMENTATION: "share", DETECTION: "score"}[self.task])
             cells = (image, row["name"], "" if share is None else f"{100 * share:.1f}", times)
             self.table.add_row(*map(Text, cells), end_section=rank == len(rows) - 1)  # in names, square brackets are no markup

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 Entry = tuple[str, Colour | None]  # a text, and the colour that it explains, if any
+COLUMN = 16  # heights of letters that a place on a strip is wide, or more
+PLACES = 6  # on a strip, or as many more as fill its last line
 
 
 def text_size(width: int, height: int) -> int:
@@ -57,3 +59,34 @@ def with_legend(image: Image.Image, entries: Sequence[Entry]) -> Image.Image:
             x += box + pad
         draw.text((x, top), text, fill="black", font=font)
     return page
+
+
+def with_strip(image: Image.Image, entries: Sequence[Entry]) -> Image.Image:
+    """The image over its first entries, on white, each in a place of its own: the page's size depends on the image's alone, and texts
+    that are too long lose the end of their name."""
+    size = text_size(*image.size)
+    font, pad, box = ImageFont.load_default(size), size // 2, size
+    columns = max(1, image.width // (COLUMN * size))
+    column, lines = image.width // columns, -(-PLACES // columns)
+    page = Image.new("RGB", (image.width, image.height + lines * (size + pad) + pad), "white")
+    page.paste(image, (0, 0))
+    draw = ImageDraw.Draw(page)
+    for place, (text, colour) in enumerate(entries[: lines * columns]):
+        x, y = place % columns * column + pad, image.height + pad + place // columns * (size + pad)
+        room = column - pad
+        if colour:
+            draw.rectangle((x, y, x + box, y + box), fill=colour, outline="black")
+            x, room = x + box + pad, room - box - pad
+        draw.text((x, y), shortened(in_a_line(text), room, font), fill="black", font=font)
+    return page
+
+
+def shortened(text: str, room: int, font: Any) -> str:
+    """A text such as ``name: 12.3 %``, with so much of the name as there is room for."""
+    name, colon, value = text.rpartition(": ")
+    end = colon + value
+    if font.getlength(text) <= room:
+        return text
+    while name and font.getlength(f"{name}…{end}") > room:
+        name = name[:-1]
+    return f"{name}…{end}"

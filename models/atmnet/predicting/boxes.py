@@ -16,6 +16,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ..drawing.objects import LEGIBLE, LONGEST, SHOWN_FROM, draw_objects
+from ..drawing.text import Entry
 from ..tasks import About
 from .options import Options
 from .result import Predictor, Result, check_finite
@@ -56,8 +57,8 @@ class Boxes(Result):
     def _shown(self) -> list[int]:
         return [index for index, score in enumerate(self.scores.tolist()) if score >= self.threshold]
 
-    def draw(self) -> Image.Image:
-        """Boxes and masks on the image, the surest uppermost."""
+    def picture(self) -> tuple[Image.Image, list[Entry]]:
+        """Boxes and masks on the image, the surest uppermost. Captions explain them."""
         shown, longer = self._shown()[::-1], max(self.image.size)
         image, scale = self.image, 1.0
         if longer > LONGEST:
@@ -73,7 +74,7 @@ class Boxes(Result):
         picture: Image.Image = to_pil_image(
             draw_objects(pixels, scale * self.boxes[shown], [label - 1 for label in labels], captions, masks)
         )
-        return picture
+        return picture, []
 
     def to_dict(self) -> dict[str, Any]:
         objects: list[dict[str, Any]] = [

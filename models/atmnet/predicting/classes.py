@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor, nn
 
-from ..drawing.text import in_percent, with_legend
+from ..drawing.text import Entry, in_percent
 from ..images import describe, picture_config
 from ..labels import class_names
 from .options import Options
@@ -30,8 +30,8 @@ class Classes(Result):
 
     predictions: list[Guess] = field(default_factory=list)
 
-    def draw(self) -> Image.Image:
-        return with_legend(self.image, [(f"{guess.name}: {in_percent(guess.probability)}", None) for guess in self.predictions])
+    def picture(self) -> tuple[Image.Image, list[Entry]]:
+        return self.image, [(f"{guess.name}: {in_percent(guess.probability)}", None) for guess in self.predictions]
 
     def to_dict(self) -> dict[str, Any]:
         return {"predictions": self.rows()}

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ..drawing.objects import LEGIBLE, LONGEST
 from ..drawing.regions import overlay, palette, tint
-from ..drawing.text import Entry, in_percent, with_legend
+from ..drawing.text import Entry, in_percent
 from ..tasks import About
 from .options import Options
 from .result import Predictor, Result, check_finite
@@ -38,8 +38,8 @@ class Masks(Result):
     probabilities: Tensor
     classes: list[str] = field(default_factory=list)
 
-    def draw(self) -> Image.Image:
-        """The classes over the image, with a legend of those that there are."""
+    def picture(self) -> tuple[Image.Image, list[Entry]]:
+        """The classes over the image, and those that there are."""
         colours = palette(len(self.classes))
         image, labels = pil_to_tensor(self.image), self.labels.int() - 1
         longer = max(self.image.size)
@@ -55,7 +55,7 @@ class Masks(Result):
         legend: list[Entry] = [(f"{row['name']}: {in_percent(row['share'])}", tint(colours[row["label"] - 1])) for row in self.rows()]
         if none := int((self.labels == 0).sum()):
             legend.append((f"none: {in_percent(none / self.labels.numel())}", None))
-        return with_legend(picture, legend)
+        return picture, legend
 
     def label_image(self) -> Image.Image:
         """The labels themselves as a picture, in the colours of the legend: its pixels' numbers are those of an annotation."""

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from atm_triton.strict_json import dumps
 
+from ..drawing.text import Entry, with_legend
+
 
 @dataclass
 class Result(ABC):
@@ -19,8 +21,12 @@ class Result(ABC):
     image: Image.Image
 
     @abstractmethod
+    def picture(self) -> tuple[Image.Image, list[Entry]]:
+        """The image with what was found on it, and what a legend explains, most important first."""
+
     def draw(self) -> Image.Image:
-        """A picture of it."""
+        """A picture of it, with its legend."""
+        return with_legend(*self.picture())
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class JsonFile:
 
 
 class CsvFile:
-    """A row for each class or object of an image; for one that could not be read, a row with its error."""
+    """A row for each class or object of an image or frame; for one that could not be read, a row with its error."""
 
     def __init__(self, path: str, columns: Sequence[str]) -> None:
         self.columns = ["image", *columns, LAST]
@@ -81,7 +81,7 @@ class CsvFile:
 
     def write(self, number: int, outcome: Outcome) -> None:
         rows = [{LAST: outcome.error}] if outcome.error is not None else outcome.result.rows()
-        self._rows([{"image": outcome.image} | row for row in rows])
+        self._rows([outcome.where() | row for row in rows])
 
     def _rows(self, rows: Sequence[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")

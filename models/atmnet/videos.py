@@ -1,0 +1,216 @@
+"""Videos: which files they are, and their frames as upright images, in order or at given times. FFmpeg reads them, by PyAV."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from .images import LONGEST, TURNS, describe
+
+NAMES = "3g2 3gp asf avi divx dv f4v flv m1v m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mts mxf ogv vob webm wmv"  # not ts: TypeScript too
+# That tell videos, in lower case; not .ts, which is TypeScript too.
+# fmt: off
+ENDINGS = frozenset({
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m1v", ".m2ts", ".m2v", ".m4v",
+    ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".vob", ".webm", ".wmv",
+})
+# fmt: on
+
+# EXIF's orientation by the signs of the display matrix's a, b, c, d: it shows (x, y) of the file at (a x + c y, b x + d y).
+ORIENTATIONS = {
+    (-1, 0, 0, 1): 2,
+    (-1, 0, 0, -1): 3,
+    (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5,
+    (0, 1, -1, 0): 6,
+    (0, -1, -1, 0): 7,
+    (0, -1, 1, 0): 8,
+}
+AHEAD = 2.0  # seconds for which decoding on takes less than to look for a keyframe
+EARLY = 1.0  # seconds before its end at which a video may stop: headers are not that exact
+
+
+class VideoError(ValueError):
+    """A video that cannot be read, or not to its end; the message says why in one line."""
+
+
+def is_video(path: str | os.PathLike[str]) -> bool:
+    """Tell by the ending."""
+    return os.path.splitext(path)[1].lower() in ENDINGS
+
+
+def library() -> Any:
+    """PyAV, which not everybody has.
+
+    Raises:
+        ImportError: it is not installed; the message says how to.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("videos need PyAV: pip install 'atm-triton[video]'") from error
+    return av
+
+
+class Frame(NamedTuple):
+    time: float  # seconds after the first frame
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, of ``open_video``. It is open only while frames are read, and no more than a few of them are held.
+
+    Attributes:
+        size: Width and height of its frames, upright.
+        fps: Frames per second on average; None where the file does not say.
+        duration: Seconds; None where the file does not say.
+        length: Number of frames, as the file says or else as duration and fps have it; None where it says neither.
+        start: Seconds on the file's own clock at which the first frame is shown.
+    """
+
+    path: str
+    size: tuple[int, int]
+    fps: Fraction | None
+    duration: float | None
+    length: int | None
+    start: float
+
+    def frames(self, every: int = 1) -> Iterator[Frame]:
+        """The frames in order, or every so many-th of them from the first on, at their own times.
+
+        Raises:
+            VideoError: the file is damaged, after the frames before the damage.
+        """
+        number, time = -1, 0.0
+        try:
+            with _opened(self.path) as (container, stream):
+                for number, frame in enumerate(_decoded(container, stream)):
+                    time = number / float(self.fps or 1) if frame.time is None else frame.time - self.start
+                    if number % every == 0:
+                        yield Frame(time, _upright(frame, stream))
+                whole = _duration(container, stream) if stream.duration or len(container.streams) == 1 else None  # not another stream's
+                if whole is not None and time + EARLY < whole and not 0 < stream.frames <= number + 1:
+                    raise VideoError(f"it ends at {time:.1f} of {whole:.1f} seconds")
+        except VideoError as error:
+            raise VideoError(f"after {number + 1} frames: {error}" if number >= 0 else str(error)) from error
+
+    def at(self, times: Iterable[float]) -> Iterator[Frame]:
+        """The frame nearest to each time in seconds, decoded from the keyframe before it on; quickest where the times ascend.
+
+        Raises:
+            VideoError: the file is damaged, or its frames have no times.
+        """
+        with _opened(self.path) as (container, stream):
+            before = after = None
+            frames: Iterator[Any] = iter(())
+            for time in times:
+                wanted = self.start + time
+                if before is None or wanted < before.time or (after is not None and wanted > after.time + AHEAD):
+                    frames = self._from(container, stream, wanted)
+                    before = after = next(frames)
+                while after is not None and after.time < wanted:
+                    before, after = after, next(frames, None)
+                nearest = before if after is None or wanted - before.time <= after.time - wanted else after
+                yield Frame(nearest.time - self.start, _upright(nearest, stream))
+
+    def _from(self, container: Any, stream: Any, wanted: float) -> Iterator[Any]:
+        """Frames from one on that is not after the wanted time, if there is any: some formats are entered too late."""
+        for earlier in (0, 4 * AHEAD):
+            container.seek(int(max(self.start, wanted - earlier) / stream.time_base), stream=stream)
+            frames = _decoded(container, stream)
+            first = next(frames, None)
+            if first is not None and first.time is None:
+                raise VideoError("its frames have no times: it can be read in order alone")
+            if first is not None and first.time <= wanted:
+                yield first
+                yield from frames
+                return
+        with _opened(self.path) as (container, stream):
+            yield from _decoded(container, stream)
+
+
+def open_video(path: str | os.PathLike[str]) -> Video:
+    """What there is to know of a video before its frames are read.
+
+    Raises:
+        ImportError: PyAV is not installed.
+        VideoError: it is none, or none that can be read.
+    """
+    with _opened(path) as (container, stream):
+        first = next(_decoded(container, stream), None)
+        if first is None:
+            raise VideoError("it has no frame")
+        size = _upright(first, stream).size
+        if max(size) > LONGEST * min(size):
+            raise VideoError(f"it is {size[0]} x {size[1]} pixels: more than {LONGEST} times as long as it is wide")
+        fps, duration = _fraction(stream.average_rate), _duration(container, stream)
+        length = stream.frames or (round(duration * fps) if duration and fps else None)
+        return Video(os.fspath(path), size, fps, duration, length, first.time or 0.0)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
+    """The file, and of its streams the video that players would show.
+
+    Raises:
+        VideoError: whatever goes wrong with it, here or within the ``with`` block.
+    """
+    av = library()
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise VideoError("it is not a regular file")  # a pipe would be waited for without end
+        if not os.path.getsize(path):
+            raise VideoError("it is empty")
+        with av.open(f"file:{os.fspath(path)}", options={"protocol_whitelist": "file"}) as container:  # never a file that names others
+            stream = container.streams.best("video")
+            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:  # the cover of a record
+                kinds = sorted({other.type for other in container.streams if other is not stream})
+                raise VideoError(f"there is no video in it, but {' and '.join(kinds) or 'nothing'}")
+            stream.thread_type = "AUTO"
+            yield container, stream
+    except VideoError:
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or describe(error)
+        raise VideoError(f"FFmpeg says: {said}" if isinstance(error, av.FFmpegError) else said) from error
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    whole = True
+    for packet in container.demux(stream):
+        whole = whole and not packet.is_corrupt
+        yield from packet.decode()
+    if not whole:
+        raise VideoError("a part of the file is missing or damaged")
+
+
+def _upright(frame: Any, stream: Any) -> Image.Image:
+    """The frame in RGB, with square pixels, turned and mirrored as the file says."""
+    ratio = float(_fraction(stream.sample_aspect_ratio) or 1)
+    image: Image.Image = frame.to_image(width=max(1, round(frame.width * ratio)))
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    (a, b), (c, d) = (np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2, :2] / 2**16).round().astype(int).tolist()
+    turn = TURNS.get(ORIENTATIONS.get((a, b, c, d), 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def _fraction(value: Any) -> Fraction | None:
+    """A number of PyAV's, whose own type changes from version to version; None where it is not set."""
+    return Fraction(value.numerator, value.denominator) if value else None
+
+
+def _duration(container: Any, stream: Any) -> float | None:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / library().time_base if container.duration else None
