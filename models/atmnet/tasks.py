@@ -10,8 +10,10 @@ from timm.data import resolve_model_data_config
 from torch import nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 
+from .clips import Clips
 from .dense.segmentation import Segmenter
 from .labels import class_names, nameless
+from .model import ATMNet
 
 CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
 NOUNS = {CLASSIFICATION: "classifier", SEGMENTATION: "segmenter", DETECTION: "detector"}
@@ -31,6 +33,7 @@ class About:
         mean, std: Of the normalisation, by channel, of values from 0 to 1.
         category_ids: Of a detector, what COCO's files call the classes.
         metrics: Of the validation, of weights that were saved for it.
+        clips: Of a classifier of videos, what it looks at of one.
     """
 
     task: str
@@ -41,6 +44,7 @@ class About:
     std: tuple[float, ...]
     category_ids: list[int] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    clips: Clips | None = None
 
 
 def about(model: nn.Module) -> About:
@@ -64,7 +68,8 @@ def about(model: nn.Module) -> About:
 def about_classifier(model: Any) -> About:
     config = resolve_model_data_config(model)
     name = str(model.pretrained_cfg.get("architecture") or type(model).__name__)
-    return About(CLASSIFICATION, name, class_names(model), tuple(config["input_size"][1:]), config["mean"], config["std"])
+    clips = Clips(model.frames) if isinstance(model, ATMNet) and model.time is not None else None
+    return About(CLASSIFICATION, name, class_names(model), tuple(config["input_size"][1:]), config["mean"], config["std"], clips=clips)
 
 
 def about_segmenter(model: Segmenter, name: str, classes: Sequence[str], side: int) -> About:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -10,6 +11,7 @@ from torch import nn
 
 from atm_triton import swap
 
+from ..clips import CROPS, SAMPLINGS, Clips
 from ..dense.detection import create_detector
 from ..dense.segmentation import create_segmenter
 from ..images import channels
@@ -86,6 +88,7 @@ def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
     try:
         check_known(name)
         arguments = model_arguments(trained.get("model_kwargs") or []) | dict(num_classes=num_classes)
+        arguments |= {name: trained[name] for name in ("frames",) if name in trained}
         arguments |= dict(pretrained=False, checkpoint_path="")  # whatever was started from: the weights are here
         model = timm.create_model(name, **arguments)
         if pattern := trained.get("swap"):
@@ -107,8 +110,19 @@ def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
         config["label_names"] = list(classes)
     described: Any = model
     described.about = about_classifier(model)
+    if described.about.clips is not None:
+        described.about.clips = _clips(checkpoint, trained, described.about.clips)
     described.about.metrics = metrics_of(checkpoint)
     return model
+
+
+def _clips(checkpoint: Checkpoint, trained: dict[str, Any], default: Clips) -> Clips:
+    """How the videos of a training were looked at."""
+    names = dict(frames="frames", sampling="sampling", stride="frame_stride", number="clips", crops="crops")
+    found = replace(default, **{name: trained[said] for name, said in names.items() if said in trained})
+    if found.sampling not in SAMPLINGS or found.crops not in CROPS or min(found.frames, found.stride, found.number) < 1:
+        raise ValueError(f"{checkpoint.path} is damaged, or not ours: it says that videos are looked at as {found}")
+    return found
 
 
 def _training_summary(checkpoint: Checkpoint) -> dict[str, Any] | None:
