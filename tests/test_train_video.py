@@ -133,7 +133,7 @@ def test_what_cannot_be_read_is_named_and_skipped(tmp_path: Path, train: Run, ca
     for name, why in (
         ("train/left/0.mp4", ""),
         ("train/right/1.mp4", "it is too short: it has 3 of a clip's 4 frames"),
-        ("val/left/2.mp4", "Invalid"),
+        ("val/left/2.mp4", "FFmpeg says: Invalid"),
     ):
         assert said.count(f"skipped: cannot read {data / name} ({why}") == 1
     assert json.loads((tmp_path / "run/summary.json").read_text())["last"]["val_images"] == 7

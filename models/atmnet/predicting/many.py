@@ -44,8 +44,8 @@ class Outcome:
 
 @torch.inference_mode()
 def predict_files(way: Predictor, files: Sequence[str | Path], batch_size: int = 16, every: int = 1) -> Iterator[Outcome]:
-    """The outcomes in order, of a video one for every so many-th frame, or a single one of a model that takes it whole. No more than a batch is held at a time. A pass before the first,
-    which no time counts, sets kernels up."""
+    """The outcomes in order, of a video one for every so many-th frame, or a single one of a model that takes it whole. No
+    more than a batch is held at a time. A pass before the first, which no time counts, sets kernels up."""
     way.warm_up()
     pictures = _loaded(way, files, every)
     while batch := _batch(way, list(islice(pictures, batch_size))):
