@@ -65,10 +65,15 @@ def about(model: nn.Module) -> About:
     raise ValueError(f"cannot tell what a {type(model).__name__} predicts: give what atmnet.open_model opens, or a classifier of timm's")
 
 
+def is_of_videos(model: nn.Module) -> bool:
+    """Tell a network that takes clips from one that takes images."""
+    return isinstance(model, ATMNet) and model.time is not None
+
+
 def about_classifier(model: Any) -> About:
     config = resolve_model_data_config(model)
     name = str(model.pretrained_cfg.get("architecture") or type(model).__name__)
-    clips = Clips(model.frames) if isinstance(model, ATMNet) and model.time is not None else None
+    clips = Clips(model.frames) if is_of_videos(model) else None
     return About(CLASSIFICATION, name, class_names(model), tuple(config["input_size"][1:]), config["mean"], config["std"], clips=clips)
 
 
