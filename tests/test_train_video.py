@@ -15,6 +15,7 @@ import timm
 import torch
 from atmnet.__main__ import main as atmnet_main
 from atmnet.clips import Clips, View
+from atmnet.exporting.formats import FORMATS
 from atmnet.videos import open_video
 from atmnet_train import video
 from atmnet_train.classification.optimization import BatchLoss
@@ -217,3 +218,16 @@ def test_it_starts_from_a_network_of_images(
     assert torch.equal(load_file(tmp_path / "run/best.safetensors")["stem.weight"], still.stem.weight)
     train(clips, tmp_path / "next", "--init-from", tmp_path / "run", "--epochs", 1)
     assert f"starting from {tmp_path}/run/best.safetensors\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("format", ["exported-program", pytest.param("onnx", marks=pytest.mark.exhaustive)])
+def test_it_is_exported_for_clips(format: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / ("video.onnx" if format == "onnx" else "video.pt2")
+    assert atmnet_main(["export", "--checkpoint", str(trained), "--format", format, "--out", str(path)]) == 0
+    assert "It takes clips [B, 3, 4, H, W]" in capsys.readouterr().out
+    file = FORMATS[format]
+    metadata = file.metadata(path)
+    assert metadata["task"] == "video-classification" and metadata["frames"] == "4" and metadata["classes"] == '["left", "right"]'
+    clips, model = torch.randn(3, 3, 4, 40, 56), atmnet.open_model(trained)
+    with torch.no_grad():
+        torch.testing.assert_close(file.open(path)(clips), model(clips), rtol=1e-4, atol=1e-5)
