@@ -234,7 +234,8 @@ def check(settings: Settings) -> None:
     check_recipe(augmentation, data.batch_size, settings.schedule)
 
 
-def check_recipe(augmentation: MixingSettings, batch_size: int, schedule: ScheduleSettings) -> None:
+def check_recipe(augmentation: MixingSettings, batch_size: int, schedule: ScheduleSettings, small: str = "small.yaml") -> None:
+    """Refuses a recipe that cannot be; `small` is the one for little data."""
     for name, (low, high), most in (("scale", augmentation.scale, 1), ("ratio", augmentation.ratio, math.inf)):
         if not 0 < low <= high <= most:
             raise UsageError(f"--{name} {low} {high}: give the smallest first, above 0" + " and up to 1" * (most == 1))
@@ -243,5 +244,5 @@ def check_recipe(augmentation: MixingSettings, batch_size: int, schedule: Schedu
     if schedule.warmup_epochs >= schedule.epochs:
         raise UsageError(
             f"--warmup-epochs {schedule.warmup_epochs} leaves nothing of --epochs {schedule.epochs}: give fewer warm-up epochs, or, for "
-            "some thousand images, --config small.yaml"
+            f"some thousand samples, --config {small}"
         )

@@ -161,4 +161,4 @@ def check(settings: Settings) -> None:
         if settings.run.resume or settings.model.init_from:
             raise UsageError("--eval CKPT names the weights itself: leave --resume and --init-from out")
         return
-    check_recipe(settings.augmentation, data.batch_size, settings.schedule)
+    check_recipe(settings.augmentation, data.batch_size, settings.schedule, "small-video.yaml")
