@@ -57,9 +57,8 @@ def _trace(model: nn.Module, img_size: Size) -> ExportedProgram:
         height, width = (max(side, LEAST) * 2**doublings for side in img_size)
         images = torch.zeros(shape(model, 2, height, width))  # a batch of 1 would stay 1
         with redirect_stderr(StringIO()):  # where PyTorch writes thousands of lines before it says why it cannot
-            program = torch.export.export(
-                model, (images,), dynamic_shapes=({axis: Dim.AUTO for axis in (0, images.ndim - 2, images.ndim - 1)},)
-            )
+            dynamic = dict.fromkeys((0, images.ndim - 2, images.ndim - 1), Dim.AUTO)
+            program = torch.export.export(model, (images,), dynamic_shapes=(dynamic,))
         if all(isinstance(side, torch.SymInt) and side.node.expr in program.range_constraints for side in _sides(program)):
             return program
     raise ValueError(f"traced with images of {height} x {width}, it takes these alone")
