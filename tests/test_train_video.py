@@ -105,6 +105,16 @@ def test_an_evaluation_is_the_mean_of_its_views(clips: Path, trained: Path, tmp_
     assert found["top1"] == pytest.approx(100 * sum(right for _, right in expected) / 8)
 
 
+def test_two_processes_find_what_one_does(clips: Path, trained: Path, tmp_path: Path, train: Run, two_processes: Run) -> None:
+    """Clips of a video fall to either, and the last batch of 24 clips is not full."""
+    flags = ["--eval", trained, "--clips", 3, "--val-batch-size", 5]
+    train(clips, tmp_path / "one", *flags)
+    line = [*LINE.split(), "--data-dir", clips, "--output", tmp_path / "two", *flags]
+    two_processes(video.main, [*map(str, line)])
+    one, two = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("one", "two"))
+    assert two["images"] == one["images"] == 8 and two["top1"] == one["top1"] and two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
 def test_predicting_one_thing_of_a_video(clips: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.mp4").write_text("no video")
     write_video(tmp_path / "short.mp4", moving(4, 0, 3))
@@ -216,8 +226,10 @@ def test_it_starts_from_a_network_of_images(
     if classes == 2:
         torch.testing.assert_close(moving, expected)
     assert torch.equal(load_file(tmp_path / "run/best.safetensors")["stem.weight"], still.stem.weight)
-    train(clips, tmp_path / "next", "--init-from", tmp_path / "run", "--epochs", 1)
-    assert f"starting from {tmp_path}/run/best.safetensors\n" in capsys.readouterr().out
+    train(clips, tmp_path / "next", "--init-from", tmp_path / "run", "--epochs", 1, "--num-classes", 4)
+    assert f"starting from {tmp_path}/run/best.safetensors, with a new classifier\n" in capsys.readouterr().out
+    train(clips, tmp_path / "eval", "--eval", tmp_path / "next")
+    assert atmnet.open_model(tmp_path / "next").num_classes == 4
 
 
 @pytest.mark.parametrize("format", ["exported-program", pytest.param("onnx", marks=pytest.mark.exhaustive)])

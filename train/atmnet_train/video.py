@@ -36,9 +36,10 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     name, data, evaluation = settings.model.model, settings.data, settings.evaluation
     accelerator = make_accelerator(settings.run)
     classes = {label: index for index, label in enumerate(weights.said("classes"))}
+    num_classes = weights.num_classes or len(classes)
     videos = open_split(data, data.val_split, data.val_list, classes, accelerator.print)
-    model = build_model(settings, len(classes), loaded=True)
-    check_model(model, settings, len(classes))
+    model = build_model(settings, num_classes, loaded=True)
+    check_model(model, settings, num_classes)
     broken = BrokenImages(data.max_broken, len(videos.source), "videos")
     views = f"{evaluation.clips} x {evaluation.crops} views of {data.frames} frames at {data.img_size}"
     trial = Trial(
