@@ -28,6 +28,7 @@ from .common.errors import run_program
 
 MOVES = {"down": (0, 1), "left": (-1, 0), "right": (1, 0), "up": (0, -1)}
 SIDE, DIGIT, FRAMES = 24, 14, 8
+GREY = (124, 116, 104)  # zero to the network, as is what lies outside the canvas
 STEP = SIDE // FRAMES  # pixels from frame to frame
 VIDEOS = {"train": 1600, "val": 400}
 NETWORK = ["depths=(3,)", "dims=(32,)", "mlp_ratios=(3,)", "share=(4,)", "period=1"]  # 0.05 M parameters
@@ -44,8 +45,9 @@ def write_folders(folder: Path) -> None:
             name = list(MOVES)[number % len(MOVES)]
             target = folder / split / name / f"{number:04d}.mp4"
             target.parent.mkdir(parents=True, exist_ok=True)
-            canvas = Image.new("RGB", (SIDE, SIDE))
-            canvas.paste(Image.fromarray(digits[next(order)]).resize((DIGIT, DIGIT)))
+            canvas = Image.new("RGB", (SIDE, SIDE), GREY)
+            digit = Image.fromarray(digits[next(order)]).resize((DIGIT, DIGIT))
+            canvas.paste("white", (0, 0), digit)
             write_video(target, canvas, MOVES[name], generator.integers(SIDE, size=2).tolist())
     (folder / "written").touch()
 
@@ -66,7 +68,7 @@ def train(data: Path, output: Path, along_time: str, epochs: int) -> dict[str, A
     """The main program with the recipe for few videos; a mirrored clip would be of another class."""
     print(f"\ntime={along_time}:", flush=True)
     flags = ["--config", "small-video", "--data-dir", data, "--output", output, "--img-size", SIDE, "--frames", FRAMES, "--epochs", epochs]
-    flags += ["--lr", "4e-3", "--scale", "1", "1", "--ratio", "1", "1", "--hflip", 0, "--model-kwargs", *NETWORK, f"time={along_time}"]
+    flags += ["--lr", "4e-3", "--scale", "1", "1", "--ratio", "1", "1", "--hflip", 0, "--smoothing", 0, "--model-kwargs", *NETWORK, f"time={along_time}"]
     run_program(lambda: video.main([*map(str, flags)]))
     summary: dict[str, Any] = loads((output / "summary.json").read_text())
     return summary
@@ -85,7 +87,7 @@ def look(data: Path, output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train ATMNets of videos on moving digits, with and without mixing along time.")
     parser.add_argument("--output", type=Path, default=Path("output/demo-video"))
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
     args = parser.parse_args()
     run = args.output / time.strftime("%Y%m%d-%H%M%S")
     data, start, found = args.output / "digits", time.perf_counter(), {}
