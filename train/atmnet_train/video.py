@@ -62,6 +62,7 @@ def evaluate(settings: Settings, weights: Weights) -> None:
             f"{found['images']:.0f} videos in {views} · top-1 {found['top1']:.3f} · top-5 {found['top5']:.3f} · loss {found['loss']:.4f}"
         ),
         files="eval_confusion.png, eval_wrong.png",
+        predicted="VIDEOS",
     )
     run_trial(settings.run, accelerator, weights, trial)
 
@@ -132,6 +133,7 @@ def train(settings: Settings) -> None:
         examples=examples,
         ema_decay=settings.optimizer.model_ema_decay,
         ema_warmup=settings.optimizer.model_ema_warmup,
+        predicted="VIDEOS",
     )
     fit(run, accelerator, task, resume)
 
