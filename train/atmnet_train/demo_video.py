@@ -68,23 +68,8 @@ def train(data: Path, output: Path, along_time: str, epochs: int) -> dict[str, A
     """The main program with the recipe for few videos; a mirrored clip would be of another class."""
     print(f"\ntime={along_time}:", flush=True)
     flags = ["--config", "small-video", "--data-dir", data, "--output", output, "--img-size", SIDE, "--frames", FRAMES, "--epochs", epochs]
-    flags += [
-        "--lr",
-        "4e-3",
-        "--scale",
-        "1",
-        "1",
-        "--ratio",
-        "1",
-        "1",
-        "--hflip",
-        0,
-        "--smoothing",
-        0,
-        "--model-kwargs",
-        *NETWORK,
-        f"time={along_time}",
-    ]
+    flags += ["--lr", "4e-3", "--scale", "1", "1", "--ratio", "1", "1", "--hflip", 0, "--smoothing", 0]
+    flags += ["--model-kwargs", *NETWORK, f"time={along_time}"]
     run_program(lambda: video.main([*map(str, flags)]))
     summary: dict[str, Any] = loads((output / "summary.json").read_text())
     return summary
