@@ -195,9 +195,9 @@ def test_without_pyav(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFi
     printed, errors = capsys.readouterr()
     assert len(json.loads(printed)) == 1
     assert "passed over: 1 video (videos need PyAV: pip install 'atm-triton[video]')" in errors
-    for place in (photos / "b.mp4", photos / "b.*"):
+    for places in ([photos / "b.mp4", photos / "a.png"], [photos / "b.*"]):
         with pytest.raises(SystemExit, match="2"):
-            main([*line, str(place)])
+            main([*line, *map(str, places)])
         assert "error: videos need PyAV: pip install 'atm-triton[video]'" in capsys.readouterr().err
 
 

@@ -183,7 +183,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
             raise VideoError("it is not a regular file")  # a pipe would be waited for without end
         if not os.path.getsize(path):
             raise VideoError("it is empty")
-        with av.open(f"file:{os.fspath(path)}", options={"protocol_whitelist": "file"}) as container:  # never a file that names others
+        with av.open(f"file:{os.fspath(path)}") as container:  # from a file:, FFmpeg follows no link into the network
             stream = container.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:  # the cover of a record
                 kinds = sorted({other.type for other in container.streams if other is not stream})
