@@ -46,7 +46,7 @@ class Weights(NamedTuple):
         """Weights of the branches' FCs, their biases, and of the bottleneck and the projection."""
         *along, own = fcs
         w, h, t = [*zip(along, biases, strict=True), (None, None), (None, None)][:3]
-        return cls(*w, *h, own, *others, *t)  # type: ignore[arg-type]
+        return cls(*w, *h, own, *others, *t)  # type: ignore[arg-type, call-arg]
 
     @property
     def fcs(self) -> list[Tensor]:

@@ -6,8 +6,6 @@ it is the rows or the columns: so what gathers along the two axes of maps gather
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor
 
 AXES = "wht"  # in the order of offsets and branches; in memory it is the other way round
@@ -27,7 +25,7 @@ def as_maps(x: Tensor, axis: str) -> tuple[Tensor, str]:
     return (x.flatten(2, 3), "h") if axis == "t" else (x.flatten(0, 1), axis)
 
 
-def offsets_by_axis(offset: Tensor) -> Iterator[tuple[Tensor, str]]:
-    """Yield the offsets ``[B, *axes, G]`` along each axis of packed ones."""
+def offsets_by_axis(offset: Tensor) -> list[tuple[Tensor, str]]:
+    """The offsets ``[B, *axes, G]`` along each axis of packed ones, with its name."""
     axes = axes_of(offset)
-    yield from zip(offset.chunk(len(axes), -1), axes, strict=True)
+    return list(zip(offset.chunk(len(axes), -1), axes, strict=True))

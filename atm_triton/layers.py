@@ -39,14 +39,14 @@ def _check_widths(dim: int, share: int, out_dim: int = 1) -> None:
 
 # Of tokens and of maps, by how many axes they have.
 TOKENS = {1: "[B, W, {}]", 2: "[B, H, W, {}]", 3: "[B, T, H, W, {}]"}
-MAPS = {1: "[B, {}, W]", 2: "[B, {}, H, W]", 3: "[B, {}, T, H, W]"}
+MAPS = {1: "[B, {}, W] (NCW)", 2: "[B, {}, H, W] (NCHW)", 3: "[B, {}, T, H, W] (NCTHW)"}
 
 
 @torch.fx.wrap
 def _tokens(x: Tensor, dim: int, axes: int) -> Tensor:
     if x.ndim != axes + 2 or x.shape[-1] != dim:
         of_maps = x.ndim == axes + 2 and x.shape[1] == dim
-        maps = f": for maps {MAPS[axes].format('C')} there is ActiveTokenMixer{axes}d" if of_maps else ""
+        maps = f": for {MAPS[axes].format('C')} there is ActiveTokenMixer{axes}d" if of_maps else ""
         raise ValueError(f"x must be {TOKENS[axes].format(dim)} (channels last), got {list(x.shape)}{maps}")
     return x
 
@@ -64,7 +64,7 @@ def _offsets(offset: Tensor, dim: int, share: int, axes: int) -> Tensor:
 def _map(name: str, x: Tensor, channels: int, axes: int) -> Tensor:
     """``[B, C, *axes] -> [B, *axes, C]`` in memory too, so that no operator has to copy it again."""
     if x.ndim != axes + 2 or x.shape[1] != channels:
-        raise ValueError(f"{name} must be {MAPS[axes].format(channels)} (channels first), got {list(x.shape)}")
+        raise ValueError(f"{name} must be {MAPS[axes].format(channels)}, got {list(x.shape)}")
     return rearrange(x, "b c ... -> b ... c").contiguous()
 
 
@@ -100,8 +100,11 @@ def weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
 
 def fuse(x: Tensor, offset: Tensor, fc_w: Any, fc_h: Any, fc_c: Any, logits: Any, proj: Any, fc_t: Any = None) -> Tensor:
     """The mixer of plain layers: their parameters are read."""
-    w, h, t = (weight_and_bias(fc) if fc is not None else (None, None) for fc in (fc_w, fc_h, fc_t))
-    return token_mix(x, offset, *w, *h, fc_c.weight, *weight_and_bias(logits.fc1), *weight_and_bias(logits.fc2), *weight_and_bias(proj), *t)
+    weight_w, bias_w = weight_and_bias(fc_w)
+    weight_h, bias_h = weight_and_bias(fc_h) if fc_h is not None else (None, None)
+    weight_t, bias_t = weight_and_bias(fc_t) if fc_t is not None else (None, None)
+    narrow, last = (*weight_and_bias(logits.fc1), *weight_and_bias(logits.fc2)), weight_and_bias(proj)
+    return token_mix(x, offset, weight_w, bias_w, weight_h, bias_h, fc_c.weight, *narrow, *last, weight_t, bias_t)
 
 
 def compose(
@@ -212,8 +215,8 @@ class ActiveTokenMixer(EagerLayer):
         self.dim, self.share, self.out_dim, self.axes = dim, share, out_dim, axes
         self.offset = OffsetFC(dim, share, axes=axes) if own_offset else None
         self.fc_w = nn.Linear(dim, out_dim)
-        self.fc_h = nn.Linear(dim, out_dim) if axes > 1 else None
-        self.fc_t = nn.Linear(dim, out_dim) if axes > 2 else None
+        self.fc_h: Any = nn.Linear(dim, out_dim) if axes > 1 else None
+        self.fc_t: Any = nn.Linear(dim, out_dim) if axes > 2 else None
         self.fc_c = nn.Linear(dim, out_dim, bias=False)
         self.logits = BranchLogits(out_dim, axes + 1)
         self.proj = nn.Linear(out_dim, out_dim)

@@ -7,6 +7,8 @@ results in the input's dtype. Autograd of these functions defines the gradients.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -52,9 +54,8 @@ def axial_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
 def branch_fusion(w: Tensor, h: Tensor | None, c: Tensor, logits: Tensor, t: Tensor | None = None) -> Tensor:
     """Softmax over the branches, per channel, in the order w, h, t, c: alpha_w w + alpha_h h + alpha_t t + alpha_c c"""
     branches = [branch for branch in (w, h, t, c) if branch is not None]
-    alpha = rearrange(logits.to(accumulation_dtype(w)).softmax(1), "b k c -> b c k")
-    y = torch.einsum("b...ck,bck->b...c", torch.stack(branches, -1).to(alpha.dtype), alpha)
-    return y.to(w.dtype)
+    alpha = logits.to(accumulation_dtype(w)).softmax(1).view(*logits.shape[:2], *[1] * (w.ndim - 2), logits.shape[2])
+    return reduce(add, (a * branch for a, branch in zip(alpha.unbind(1), branches, strict=True))).to(w.dtype)
 
 
 def bottleneck(channels: int) -> int:

@@ -9,13 +9,13 @@ from torchvision.ops import deform_conv2d
 
 
 def dense_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:
-    """y[p] = sum over all q of x[q] * max(0, 1 - |p + offset - q|), as a dense matrix per line and channel."""
-    if axis == "h":
-        return dense_gather(x.transpose(1, 2), offset.transpose(1, 2), "w").transpose(1, 2)
-    positions = torch.arange(x.shape[2], dtype=x.dtype)
-    target = positions[:, None] + repeat(offset.to(x.dtype), "b h w g -> b h w (g s)", s=x.shape[3] // offset.shape[3])
-    hat = (1 - (target.unsqueeze(-1) - positions).abs()).clamp_min(0)  # [B, H, W, C, W]
-    return torch.einsum("bhwcq,bhqc->bhwc", hat, x)
+    """y[p] = sum over all q of x[q] * max(0, 1 - |p + offset - q|), as a dense matrix per line and channel; of tokens ``[B, *axes, C]``."""
+    dim = x.ndim - 2 - "wht".index(axis)
+    x, offset = x.transpose(dim, -2), offset.transpose(dim, -2)
+    positions = torch.arange(x.shape[-2], dtype=x.dtype)
+    target = positions[:, None] + repeat(offset.to(x.dtype), "... w g -> ... w (g s)", s=x.shape[-1] // offset.shape[-1])
+    hat = (1 - (target.unsqueeze(-1) - positions).abs()).clamp_min(0)  # [B, ..., W, C, W]
+    return torch.einsum("...wcq,...qc->...wc", hat, x).transpose(dim, -2)
 
 
 def deformable_gather(x: Tensor, offset: Tensor, axis: str) -> Tensor:

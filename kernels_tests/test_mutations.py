@@ -116,7 +116,7 @@ MUTATIONS = [
     ("token_mix wide", "_token_mix_fold_kernel", "% O_TILES * BLOCK_O", "% O_TILES * 0"),
     ("token_mix unfolded", "_token_mix_fuse_kernel", "alphas[k] * tl.load", "alphas[0] * tl.load"),
     ("token_mix unfolded", "_token_mix_fuse_kernel", "+ shift", ""),
-    ("token_mix unfolded", "_alphas_and_shift", "bias_h_ptr + channel", "bias_w_ptr + channel"),
+    ("token_mix unfolded", "_alphas_and_shift", "bias_h_ptr if k == 1", "bias_w_ptr if k == 1"),
     ("token_mix unfolded", "_alphas_and_shift", "alpha_ptr + k * C", "alpha_ptr"),
     ("token_mix unfolded", "_token_mix_fuse_backward_kernel", "tl.sum(dy * branches[k], 0)", "tl.sum(dy * branches[0], 0)"),
     ("token_mix unfolded", "_token_mix_fuse_backward_kernel", "alphas[k] * dy", "alphas[0] * dy"),

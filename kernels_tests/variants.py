@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,12 +56,14 @@ def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
     G, O = C // S, 2 * C // S  # noqa: E741
     x = torch.empty(128, side, side, C, device="meta", dtype=DTYPES[dtype])
 
-    def each(module: Any, kernel: str, groups: int, *kinds: tuple[str, dict[str, Any]], float32: tuple[str, ...] = ()) -> Iterator[Variant]:
+    def each(
+        module: Any, kernel: str, groups: int, *kinds: tuple[str, dict[str, Any]], float32: tuple[str, ...] = (), all: bool = candidates
+    ) -> Iterator[Variant]:
         for config in module.candidates(kernel, x, groups):
             for kind, constants in kinds:
                 kernel_function = getattr(module, f"_{kernel}_kernel")
                 yield Variant(f"{kernel} {kind}".strip(), kernel_function, dtype, config, constants, float32, module)
-            if not candidates:
+            if not all:
                 return
 
     line = dict(G=G, S=S, OFFSET_STRIDE=2 * G)
@@ -89,3 +92,19 @@ def _variants(stage: str, dtype: str, candidates: bool) -> Iterator[Variant]:
     yield from each(token_mix, "token_mix_doffset", G, ("", dict(line, SCATTER=False)))
     yield from each(token_mix, "token_mix_doffset", G, ("scatter", dict(line, SCATTER=True)), float32=("dx",))
     yield from each(token_mix, "token_mix_dx", G, *by_lines)
+
+    # Of three axes the default alone: the configurations are those of images.
+    clip, four = dict(line, AXES=3, OFFSET_STRIDE=3 * G), dict(C=C, BRANCHES=4)
+    del clip["D"]
+    once = functools.partial(each, token_mix, all=False)
+    yield from once("token_mix_gather", G, ("clip", clip))
+    along = [(0, dict(clip, AXIS=0, PLANE=0, PLANES=3)), (2, dict(clip, AXIS=2, PLANE=0, PLANES=1))]
+    yield from once("token_mix_gather_lines", G, *((f"{'wht'[axis]} clip", constants) for axis, constants in along))
+    yield from once("token_mix_pooled", C, ("clip", dict(four, O=C)))
+    yield from once("token_mix_alpha", C, ("clip", dict(four, F=C // 4)))
+    yield from once("token_mix_fold", G, ("clip", dict(four, O=C)), float32=("bias",))
+    yield from once("token_mix_fuse", C, ("clip", four))
+    yield from once("token_mix_fuse_backward", C, ("clip", four))
+    yield from once("token_mix_doffset", G, ("clip", dict(clip, SCATTER=False)))
+    yield from once("token_mix_doffset", G, ("clip scatter", dict(clip, SCATTER=True)), float32=("dx",))
+    yield from once("token_mix_dx", G, ("t clip", dict(clip, AXIS=2)))

@@ -62,7 +62,7 @@ def test_the_card(tmp_path: Path):
         "library_name: atm-triton",
         "license: mit",
         "- arxiv:2203.06108",
-        'from_pretrained("me/bees")',
+        'open_model("hf-hub:me/bees")',
         "| blocks | 1, 1 |",
         "| images | 96 x 96 |",
         "| val top1 | 61.25 |",
@@ -136,6 +136,7 @@ def test_pushing_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         def upload_folder(self, repo_id, folder_path, **_):
             sent.update({file.name: file.stat().st_size for file in Path(folder_path).iterdir()}, to=repo_id)
+            assert 'open_model("hf-hub:me/bees")' in (Path(folder_path) / "README.md").read_text()
             return "https://huggingface.co/me/bees/commit/1"
 
     monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
@@ -154,7 +155,7 @@ def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: T
         asked.update(kwargs, repo_id=repo_id)
         return str(tmp_path)
 
-    monkeypatch.setattr("atmnet.weights.hub.snapshot_download", download)
+    monkeypatch.setattr("atmnet.weights.places.snapshot_download", download)
     again = atmnet.ATMNet.from_pretrained("me/bees", revision="v1", token="secret")
     assert torch.equal(again(images), model(images))
     assert (asked["repo_id"], asked["revision"], asked["token"]) == ("me/bees", "v1", "secret")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from atmnet.images import ImageError, count_passed_over, find_images, natural, open_image, scan, to_rgb, upright_size
+from atmnet.images import ImageError, count_passed_over, find_images, natural, open_image, scan, to_rgb, upright, upright_size
 from image_files import HEIGHT, WIDTH, scene, write_turned
 from PIL import Image
 
@@ -27,6 +27,7 @@ def test_images_are_upright(orientation: int, ending: str, tmp_path: Path) -> No
     write_turned(path, orientation, **({"lossless": True} if ending == "webp" else {"quality": 95} if ending == "jpg" else {}))
     image = open_image(path)
     assert image.size == upright_size(path) == (WIDTH, HEIGHT) and image.mode == "RGB"
+    assert upright(image) is image  # what is opened is not turned again
     assert np.abs(np.asarray(image)[..., 0] / 255 - scene()).max() < (0.2 if ending == "jpg" else 0.01)
 
 
@@ -119,6 +120,14 @@ def test_how_long_an_image_may_be(size: tuple[int, int], fits: bool, tmp_path: P
     else:
         with pytest.raises(ImageError, match=r"pixels: more than 250 times as long as it is wide"):
             open_image(tmp_path / "a.jpg")
+
+
+def test_more_pixels_than_wanted_are_not_decoded(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png", 600).size == (30, 20)
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])  # of which nothing can be decoded
+    with pytest.raises(ImageError, match="it is 30 x 20 pixels: more than 599 in all"):
+        open_image(tmp_path / "a.png", 599)
 
 
 def test_a_damaged_exif_turns_nothing(tmp_path: Path) -> None:

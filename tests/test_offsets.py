@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import atmnet
 import numpy as np
 import pytest
 import timm
 import torch
 from atmnet.offsets import Histograms, collect, draw_histograms, draw_panel, layers, page_entry, samples, write_page
+from browsers import start_chromium
 from PIL import Image
 from torch import Tensor
 
@@ -57,6 +59,22 @@ def test_collected_offsets_are_those_of_the_layers() -> None:
     tokens = first.peg(tokens.flatten(1, 2), 6).unflatten(1, (6, 10))
     torch.testing.assert_close(offsets["layer 1_1"], first.blocks[0].offset(tokens))
     assert not any(layer._forward_hooks for layer in layers(model).values())
+
+
+SMALL = dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16), mlp_ratios=(2, 2, 2, 2), share=(2, 4, 4, 4))
+
+
+@pytest.mark.parametrize("create", [atmnet.create_segmenter, partial(atmnet.create_detector, dim=16)], ids=["segmenter", "detector"])
+def test_offsets_of_other_tasks_are_their_backbones(create: Any) -> None:
+    model, images = create("atmnet_xt", num_classes=2, **SMALL).eval(), torch.randn(2, 3, 64, 96)
+    net = next(module for module in model.modules() if isinstance(module, atmnet.ATMNet))
+    assert list(layers(model)) == list(layers(net)) == ["layer 1_1", "layer 2_1", "layer 3_1", "layer 4_1"]
+    offsets = collect(model, images)
+    for name, expected in collect(net, images).items():
+        assert torch.equal(offsets[name], expected)
+    assert offsets["layer 1_1"].shape[1:3] == (16, 24) and offsets["layer 4_1"].abs().max() > 0
+    with pytest.raises(ValueError, match="offsets are an ATMNet's: .* has none"):
+        layers(create("resnet18", num_classes=2))
 
 
 @pytest.mark.parametrize("options,message", [(dict(offsets="zero"), "predicts none"), (dict(offsets="planar"), "offsets='planar'")])
@@ -139,17 +157,8 @@ def test_histograms_are_drawn(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    selenium = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs chromium and chromedriver on the PATH")
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,1000"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driven = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    driven = start_chromium(tmp_path_factory.mktemp("browser"))
     yield driven
     driven.quit()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import atmnet
 import numpy as np
@@ -136,6 +137,28 @@ def test_models_without_offsets(images: Path, tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["offsets", "--model", "test_convnext", "--images", str(images), "--out", str(tmp_path / "out")])
     assert "offsets are an ATMNet's: ConvNeXt has none" in capsys.readouterr().err
+
+
+def test_a_segmenter(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny: dict[str, Any] = dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16), mlp_ratios=(2, 2, 2, 2))
+    model = atmnet.create_segmenter("atmnet_xt", "semantic-fpn", num_classes=2, **tiny)
+    arguments = [f"{name}={value}" for name, value in tiny.items()]
+    said = dict(model="atmnet_xt", head="semantic-fpn", classes=["road", "sky"], crop_size=64, model_kwargs=arguments)
+    atmnet.save(model, tmp_path / "streets.safetensors", **said)
+    line = [
+        "offsets",
+        "--checkpoint",
+        str(tmp_path / "streets.safetensors"),
+        "--images",
+        str(images),
+        "--out",
+        str(tmp_path / "out"),
+        "--html",
+    ]
+    assert main(line) == 0
+    assert "images: 5, resized to 64 x 64; offset layers: layer 1_1, layer 2_1, layer 3_1, layer 4_1" in capsys.readouterr().out
+    assert len(list((tmp_path / "out/panels").iterdir())) == 5
+    assert "Where the tokens of semantic-fpn on atmnet_xt" in (tmp_path / "out/offsets.html").read_text()
 
 
 def test_pictures_need_matplotlib(

@@ -56,7 +56,7 @@ def test_an_output_folder(run: Path, two_classes: Path, tmp_path: Path, capsys: 
     # Its folder on the Hub says how it came about, but not where its files were.
     model.save_pretrained(tmp_path / "hub")
     card = (tmp_path / "hub/README.md").read_text()
-    assert "| val images | 10 |" in card and "opt adamw" in card and "| epochs | 1 |" in card
+    assert "| images | 10 |" in card and "opt adamw" in card and "| epochs | 1 |" in card
     assert str(tmp_path) not in card + (tmp_path / "hub/config.json").read_text()
 
     capsys.readouterr()

@@ -13,16 +13,19 @@ import atm_triton
 
 PUBLIC = {
     "atm_triton": {
-        "ActiveTokenMixer": "dim share out_dim own_offset proj_drop",
+        "ActiveTokenMixer": "dim share out_dim own_offset proj_drop axes",
+        "ActiveTokenMixer1d": "dim share out_dim own_offset proj_drop",
         "ActiveTokenMixer2d": "dim share out_dim own_offset proj_drop",
-        "OffsetFC": "dim share eps",
+        "ActiveTokenMixer3d": "dim share out_dim own_offset proj_drop",
+        "OffsetFC": "dim share eps axes",
         "Report": "changed left parameters_before parameters_after macs_before macs_after options",
         "axial_gather": "x offset axis",
         "backend_info": "device dtype",
-        "branch_fusion": "w h c logits",
+        "branch_fusion": "w h c logits t",
         "offset_fc": "x norm_weight norm_bias weight bias eps",
         "swap": "model target share grid dense start converters example",
-        "token_mix": "x offset weight_w bias_w weight_h bias_h weight_c fc1_weight fc1_bias fc2_weight fc2_bias proj_weight proj_bias",
+        "token_mix": "x offset weight_w bias_w weight_h bias_h weight_c fc1_weight fc1_bias fc2_weight fc2_bias proj_weight proj_bias "
+        "weight_t bias_t",
         "tune": "model example_inputs backward force export progress",
         "unswap": "model",
     },
@@ -30,23 +33,26 @@ PUBLIC = {
         "ATMFPN": "in_channels dim",
         "FPN": "in_channels dim",
         "VARIANTS": None,  # not a function
-        "ATMNet": "in_chans num_classes global_pool depths dims mlp_ratios share period peg offsets drop_rate proj_drop_rate "
-        "drop_path_rate device dtype",
+        "ATMNet": "in_chans num_classes global_pool depths dims mlp_ratios share period peg offsets time frames tubelet drop_rate "
+        "proj_drop_rate drop_path_rate device dtype",
         "ATMNetFeatures": "model out_indices kwargs",
         "Backbone": "name kwargs",
         "as_layers": "model",
         "canonical_name": "model",
         "create_detector": "backbone detector neck num_classes min_size max_size dim rois_per_image backbone_kwargs",
         "create_segmenter": "backbone head neck num_classes kwargs",
+        "inflate": "video image",
         "load": "model path",
         "load_official": "model path_or_state_dict ema",
-        "open_classifier": "checkpoint model ema",
-        "open_detector": "checkpoint model ema",
-        "open_model": "checkpoint model ema",
-        "open_segmenter": "checkpoint model ema",
+        "open_classifier": "checkpoint model ema swap",
+        "open_detector": "checkpoint model ema swap",
+        "open_model": "checkpoint model ema swap",
+        "open_segmenter": "checkpoint model ema swap",
         "predict": "model image top threshold tile overlap multi_scale",
         "predict_video": "model path every top threshold tile overlap multi_scale",
+        "push_to_hub": "model repo_id license private token kwargs",
         "save": "model path metadata",
+        "save_pretrained": "model folder license",
     },
 }
 ADVICE = "Public names are promises: where this change is meant, write it here and in CHANGELOG.md, and keep what users' code calls."

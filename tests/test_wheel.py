@@ -47,7 +47,7 @@ def test_it_asks_for_all_that_it_imports(wheel):
     requirements = archive.read(metadata).decode()
     always = {name.replace("-", "_") for name in re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", requirements, re.M)}
     # What single commands and the training programs need.
-    extras = set(re.findall(r"^Requires-Dist: ([\w-]+).*; extra == .(?:export|pictures|train|demo|video).$", requirements, re.M))
+    extras = set(re.findall(r"^Requires-Dist: ([\w-]+).*; extra == .(?:export|pictures|serve|train|demo|video).$", requirements, re.M))
     extras = {name.replace("-", "_") for name in extras}
     imported = set()
     for name in archive.namelist():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -196,8 +197,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy):
-    gradients = _branch_fusion_backward(dy, *ctx.saved_tensors)
-    return tuple(None if t is None else gradient for t, gradient in zip(ctx.saved_tensors, gradients, strict=True))
+    inputs = ctx.saved_tensors  # once: under checkpointing, each look computes them again
+    gradients = _branch_fusion_backward(dy, *inputs)
+    return tuple(None if t is None else gradient for t, gradient in zip(inputs, gradients, strict=True))
 
 
 _branch_fusion.register_autograd(_backward, setup_context=_setup_context)
@@ -228,7 +230,8 @@ def branch_fusion(w: Tensor, h: Tensor | None, c: Tensor, logits: Tensor, t: Ten
         TypeError: what is no dense tensor of floating point, or branches of different dtypes.
     """
     op = "branch_fusion"
-    given = {name: branch for name, branch in (("w", w), ("h", h), ("t", t), ("c", c)) if name in "wc" or branch is not None}
+    there: list[tuple[str, Any]] = [("w", w), ("h", h), ("t", t), ("c", c)]
+    given = {name: branch for name, branch in there if name in "wc" or branch is not None}
     checks.tensors(op, **given, logits=logits)
     checks.tokens(op, "w", w)
     axes = axes_of(w)

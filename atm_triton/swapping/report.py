@@ -60,14 +60,14 @@ class Report:
         Raises:
             ValueError: the report is of ``unswap``, or the model has not the modules that were swapped; it is as it was.
         """
-        from .swap import swap  # which makes reports
+        from .swap import remember, reports_of, swap  # which makes reports
 
         if self.options is None:
             raise ValueError("this report is of unswap: apply that of swap")
         expected = {row.name: row[1:3] for row in self.changed}
         if not expected:
             raise ValueError("this report changed nothing, so there is nothing to apply")
-        before = dict(model.named_modules(remove_duplicate=False))
+        before, earlier = dict(model.named_modules(remove_duplicate=False)), reports_of(model)
         if missing := [name for name in expected if name not in before]:
             raise ValueError(f"{type(model).__name__} has no {_shorten(missing)}, which the report swapped: it is of another model")
         report = swap(model, lambda name, module: name in expected, **self.options._asdict(), converters=converters)
@@ -75,6 +75,7 @@ class Report:
         if found != expected:
             for name in found:
                 model.set_submodule(name, before[name])
+            remember(model, earlier)
             wrong = [f"{name} ({' -> '.join(kinds)})" for name, kinds in expected.items() if found.get(name) != kinds]
             raise ValueError(f"{type(model).__name__} cannot be swapped as the report says: {_shorten(wrong or sorted(found))}")
         return report

@@ -21,7 +21,7 @@ Target = type[nn.Module] | str | Callable[[str, nn.Module], bool]
 
 STARTS = ("weights", "identity")
 ORIGINAL = "_original"  # of a replacement; a tuple, so that what it holds is none of the model's modules
-
+REPORTS = "_reports"  # of a model, for whatever saves it
 
 OF_ONE = (ORIGINAL, "_published", "forward", "_compiled_call_impl")  # attributes that a published mixer and its replacement do not share
 
@@ -128,7 +128,19 @@ def swap(
     except BaseException:
         _put(model, old)
         raise
-    return Report(tuple(changed), tuple(left), before[0], after[0], before[1], after[1], options)
+    report = Report(tuple(changed), tuple(left), before[0], after[0], before[1], after[1], options)
+    if changed:
+        remember(model, (*reports_of(model), report))
+    return report
+
+
+def reports_of(model: nn.Module) -> tuple[Report, ...]:
+    """Reports of the swaps that made the model what it is, in order."""
+    return vars(model).get(REPORTS, ())
+
+
+def remember(model: nn.Module, reports: tuple[Report, ...]) -> None:
+    vars(model)[REPORTS] = reports
 
 
 def unswap(model: nn.Module) -> Report:
@@ -151,6 +163,8 @@ def unswap(model: nn.Module) -> Report:
             _put(model, {name: old})
             back.append(Row(name, type(new).__name__, type(old).__name__, ""))
         rows += reversed(back)
+    for module in model.modules():
+        vars(module).pop(REPORTS, None)
     return Report(tuple(rows), (), before, parameters(model))
 
 

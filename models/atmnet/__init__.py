@@ -13,6 +13,7 @@ from .weights.inflating import inflate
 from .weights.opening import open_classifier, open_detector, open_model, open_segmenter
 from .weights.published import load_official
 from .weights.saved import load, save
+from .weights.sharing import push_to_hub, save_pretrained
 
 __all__ = [
     "ATMFPN",
@@ -34,5 +35,7 @@ __all__ = [
     "open_segmenter",
     "predict",
     "predict_video",
+    "push_to_hub",
     "save",
+    "save_pretrained",
 ]

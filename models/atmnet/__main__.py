@@ -9,7 +9,7 @@ from importlib import import_module
 
 from .terminal import print_any_name
 
-COMMANDS = ("models", "tables", "predict", "average", "export", "convert", "offsets", "tune")
+COMMANDS = ("models", "tables", "predict", "serve", "average", "export", "convert", "offsets", "tune")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -36,6 +36,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # upright, by EXIF's orientation
+SAYING_TURNS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where Pillow keeps that
 
 File = str | os.PathLike[str] | BinaryIO
 
@@ -85,13 +86,15 @@ def opened(file: File) -> Iterator[Image.Image]:
         raise ImageError(describe(error)) from error
 
 
-def open_image(file: File) -> Image.Image:
+def open_image(file: File, most: float = math.inf) -> Image.Image:
     """The first frame in RGB, upright as viewers show it; channels of 16 bits or floats are scaled to 8 bits.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: it cannot be read, or has more than ``most`` pixels, which is told before they are decoded.
     """
     with opened(file) as image:
+        if image.width * image.height > most:
+            raise ImageError(f"it is {image.width} x {image.height} pixels: more than {most:,} in all")
         return to_rgb(upright(image))
 
 
@@ -123,13 +126,14 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says. It keeps its format, which ``to_rgb`` asks for."""
+    """The image turned as its EXIF orientation says, which it then no longer has. It keeps its format, which ``to_rgb`` asks for."""
     image.load()  # TIFF turns itself at this, and forgets its orientation
     turn = TURNS.get(orientation(image))
     if turn is None:
         return image
     turned = image.transpose(turn)
     turned.format = image.format
+    turned.info = {name: value for name, value in turned.info.items() if name not in SAYING_TURNS}
     return turned
 
 

@@ -174,16 +174,15 @@ class ATMNet(HubModel, nn.Module):
         if self.time is None:
             return to_channels_last(self.stem(x))
         x = _clips(x, self.in_chans, self.tubelet)
-        B = x.shape[0]
-        x = to_channels_last(self.stem(rearrange(x, "b c (t s) h w -> (b t) (s c) h w", s=self.tubelet)))
-        return rearrange(x, "(b t) h w c -> b t h w c", b=B)
+        x = rearrange(x, "b c (t s) h w -> b t (s c) h w", s=self.tubelet)
+        return to_channels_last(self.stem(x.flatten(0, 1))).unflatten(0, x.shape[:2])
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.norm(self.stages(self.embed(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         if self.time is not None:
-            x = rearrange(x, "b t h w c -> b (t h) w c")
+            x = x.flatten(1, 3).unsqueeze(1)
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:

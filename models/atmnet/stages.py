@@ -150,8 +150,8 @@ class ClipStage(Stage):
     def placed(self, x: Tensor, size: Sequence[int]) -> Tensor:
         if self.peg is None:
             return x
-        frames = rearrange(x, "b (t n) c -> (b t) n c", t=size[0])
-        return rearrange(self.peg(frames, size[1]), "(b t) n c -> b (t n) c", t=size[0])
+        frames = x.unflatten(1, (size[0], size[1] * size[2])).flatten(0, 1)
+        return self.peg(frames, size[1]).unflatten(0, (x.shape[0], size[0])).flatten(1, 2)
 
 
 def to_channels_last(x: Tensor) -> Tensor:

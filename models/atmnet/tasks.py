@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 from timm.data import resolve_model_data_config
@@ -11,6 +12,10 @@ from torch import nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 
 from .clips import Clips
+from .dense.backbone import Backbone
+from .dense.cascade import CascadeRoIHeads
+from .dense.heads import UPerHead
+from .dense.necks import ATMFPN
 from .dense.segmentation import Segmenter
 from .labels import class_names, nameless
 from .model import ATMNet
@@ -34,6 +39,7 @@ class About:
         category_ids: Of a detector, what COCO's files call the classes.
         metrics: Of the validation, of weights that were saved for it.
         clips: Of a classifier of videos, what it looks at of one.
+        pictures: Files that show the training or what it found, which go into a folder of ``save_pretrained``.
     """
 
     task: str
@@ -45,6 +51,7 @@ class About:
     category_ids: list[int] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     clips: Clips | None = None
+    pictures: list[Path] = field(default_factory=list, repr=False, compare=False)
 
 
 def about(model: nn.Module) -> About:
@@ -57,9 +64,9 @@ def about(model: nn.Module) -> About:
     if isinstance(known, About):
         return replace(known, classes=class_names(model)) if known.task == CLASSIFICATION else known  # its classifier may be another now
     if isinstance(model, Segmenter):
-        return about_segmenter(model, "segmenter", [], SIDE)
+        return about_segmenter(model, [], SIDE)
     if isinstance(model, (RetinaNet, MaskRCNN)):
-        return about_detector(model, "detector", [])
+        return about_detector(model, [])
     if hasattr(model, "pretrained_cfg") and hasattr(model, "num_classes"):
         return about_classifier(model)
     raise ValueError(f"cannot tell what a {type(model).__name__} predicts: give what atmnet.open_model opens, or a classifier of timm's")
@@ -73,21 +80,22 @@ def is_of_videos(model: nn.Module) -> bool:
 def about_classifier(model: Any) -> About:
     config = resolve_model_data_config(model)
     name = str(model.pretrained_cfg.get("architecture") or type(model).__name__)
-    clips = Clips(model.frames) if is_of_videos(model) else None
-    return About(CLASSIFICATION, name, class_names(model), tuple(config["input_size"][1:]), config["mean"], config["std"], clips=clips)
+    size, clips = tuple(config["input_size"][1:]), Clips(model.frames) if is_of_videos(model) else None
+    return About(CLASSIFICATION, name, class_names(model), size, tuple(config["mean"]), tuple(config["std"]), clips=clips)
 
 
-def about_segmenter(model: Segmenter, name: str, classes: Sequence[str], side: int) -> About:
+def about_segmenter(model: Segmenter, classes: Sequence[str], side: int) -> About:
     config, head = resolve_model_data_config(model.backbone.net), cast(Any, model.decode_head)
-    return About(SEGMENTATION, name, list(classes) or nameless(head.conv_seg.out_channels), (side,), config["mean"], config["std"])
+    names = list(classes) or nameless(head.conv_seg.out_channels)
+    return About(SEGMENTATION, _title(model), names, (side,), tuple(config["mean"]), tuple(config["std"]))
 
 
-def about_detector(model: RetinaNet | MaskRCNN, name: str, classes: Sequence[str], category_ids: Sequence[int] = ()) -> About:
+def about_detector(model: RetinaNet | MaskRCNN, classes: Sequence[str], category_ids: Sequence[int] = ()) -> About:
     transform: Any = model.transform
     number = num_labels(model)
     return About(
         DETECTION,
-        name,
+        _title(model),
         list(classes) or nameless(number),
         (transform.min_size[-1], transform.max_size),
         tuple(transform.image_mean),
@@ -102,3 +110,27 @@ def num_labels(model: Any) -> int:
         return int(model.head.classification_head.num_classes)  # type: ignore[union-attr, operator, arg-type]
     heads = model.roi_heads
     return int(getattr(heads, "stages", [heads])[0].box_predictor.cls_score.out_features) - 1
+
+
+def parts_of(model: Any) -> dict[str, str | None] | None:
+    """What ``create_segmenter`` and ``create_detector`` call the parts of a model: ``model``, the backbone, ``head`` or ``detector``, and
+    ``neck``; None of one that they did not make."""
+    pyramid = model if isinstance(model, Segmenter) else model.backbone
+    if not isinstance(getattr(pyramid, "backbone", None), Backbone):
+        return None
+    if isinstance(model, Segmenter):
+        kind = {"head": "upernet" if isinstance(model.decode_head, UPerHead) else "semantic-fpn"}
+    elif isinstance(model, RetinaNet):
+        kind = {"detector": "retinanet"}
+    else:
+        kind = {"detector": "cascade-mask-rcnn" if isinstance(model.roi_heads, CascadeRoIHeads) else "mask-rcnn"}
+    neck = None if pyramid.neck is None else "atmfpn" if isinstance(pyramid.neck, ATMFPN) else "fpn"
+    return {"model": pyramid.backbone.name, **kind, "neck": neck}
+
+
+def _title(model: Any) -> str:
+    parts = parts_of(model)
+    if parts is None:
+        return type(model).__name__
+    name, kind, neck = parts.values()
+    return f"{kind} on {name}" + (f" with {neck}" if neck else "")

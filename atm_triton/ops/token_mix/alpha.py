@@ -69,11 +69,14 @@ def _token_mix_alpha_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (f < F)[:, None] & (c < C)[None, :]
     row = fc2_weight_ptr + (c * BRANCHES)[None, :] * F + f[:, None]
-    logits = ()
+    products = ()
     for k in tl.static_range(BRANCHES):
         weight = tl.load(row + k * F, mask=mask, other=0.0)
-        logit = tl.dot(hidden.to(weight.dtype), weight, input_precision="ieee")
-        logits = logits + (logit + tl.load(fc2_bias_ptr + c * BRANCHES + k, mask=c < C, other=0.0).to(tl.float32)[None, :],)  # type: ignore
+        products = products + (tl.dot(hidden.to(weight.dtype), weight, input_precision="ieee"),)  # type: ignore
+    logits = ()
+    for k in tl.static_range(BRANCHES):
+        bias = tl.load(fc2_bias_ptr + c * BRANCHES + k, mask=c < C, other=0.0).to(tl.float32)
+        logits = logits + (products[k] + bias[None, :],)  # type: ignore
     alphas = _softmax(logits)
     at = b[:, None] * (BRANCHES * C) + c[None, :]
     mask = (b < B)[:, None] & (c < C)[None, :]

@@ -94,9 +94,8 @@ def _alphas_and_shift(alpha_ptr, bias_w_ptr, bias_h_ptr, bias_t_ptr, channel, C:
     alphas = ()
     for k in tl.static_range(BRANCHES):
         alphas = alphas + (tl.load(alpha_ptr + k * C + channel, mask=inside, other=0.0)[None, :],)  # type: ignore
-    shift = alphas[0] * tl.load(bias_w_ptr + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if BRANCHES > 2:
-        shift += alphas[1] * tl.load(bias_h_ptr + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if BRANCHES > 3:
-        shift += alphas[2] * tl.load(bias_t_ptr + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
-    return alphas, shift
+    shares = ()
+    for k in tl.static_range(BRANCHES - 1):
+        bias_ptr = bias_w_ptr if k == 0 else bias_h_ptr if k == 1 else bias_t_ptr
+        shares = shares + (alphas[k] * tl.load(bias_ptr + channel, mask=inside, other=0.0).to(tl.float32)[None, :],)  # type: ignore
+    return alphas, _sum(shares)

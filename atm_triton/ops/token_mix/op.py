@@ -131,7 +131,8 @@ def _token_mix_backward(
     weights = Weights(*along, weight_c, *bottleneck, proj_weight, proj_bias, weight_t, bias_t)
     with checks.autocast_off(x):
         dx, doffset, dweights = _gradients(dy, x, offset, means, weights, deterministic)
-        return dx, doffset, *(x.new_empty(0) if t is None else t for t in dweights)  # an operator cannot return None
+        # An operator cannot return None.
+        return dx, doffset, *(x.new_empty(0) if t is None else t for t in dweights)  # type: ignore[return-value]
 
 
 def _gradients(
@@ -180,8 +181,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy, dmeans):
-    gradients = _token_mix_backward(dy, *ctx.saved_tensors, torch.are_deterministic_algorithms_enabled())
-    x, offset, _, *weights = ctx.saved_tensors
+    x, offset, means, *weights = ctx.saved_tensors  # once: under checkpointing, each look computes them again
+    gradients = _token_mix_backward(dy, x, offset, means, *weights, torch.are_deterministic_algorithms_enabled())
     return tuple(None if t is None else gradient for t, gradient in zip((x, offset, *weights), gradients, strict=True))
 
 
@@ -260,8 +261,8 @@ def token_mix(
         raise ValueError(
             f"{op}: offset must be x's [B, *axes] and {len(axes)} * G offset channels, of x {checks.show(x)}, got {checks.show(offset)}"
         )
-    G, left = divmod(offset.shape[-1], len(axes))
-    if G == 0 or left or C % G:
+    G = offset.shape[-1] // len(axes)
+    if G == 0 or offset.shape[-1] % len(axes) or C % G:
         raise ValueError(
             f"{op}: the {offset.shape[-1]} offset channels must be {len(axes)} * G with G dividing the {C} channels of x, "
             f"got x {checks.show(x)}, offset {checks.show(offset)}"

@@ -29,10 +29,11 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def add_model(parser: argparse.ArgumentParser, checkpoint: str) -> None:
-    """``--checkpoint``, with what it means to leave it out, ``--model`` and ``--ema``."""
+    """``--checkpoint``, with what it means to leave it out, ``--model``, ``--ema`` and ``--swap``."""
     parser.add_argument("--checkpoint", required=not checkpoint, help=KINDS + (f" (default: {checkpoint})" if checkpoint else ""))
     add_model_name(parser)
     add_ema(parser)
+    add_swap(parser)
 
 
 def add_model_name(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,11 @@ def add_ema(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", action=argparse.BooleanOptionalAction, help=told)
 
 
+def add_swap(parser: argparse.ArgumentParser) -> None:
+    told = "the report of atm_triton.swap, of a model that was swapped, where the checkpoint does not say"
+    parser.add_argument("--swap", metavar="REPORT", help=told)
+
+
 def add_image_size(parser: argparse.ArgumentParser, help: str, default: tuple[int, int] | None = None) -> None:
     parser.add_argument("--img-size", type=image_size, default=default, metavar="SIZE", help=f"{help}: 512, or 600x800 for height x width")
 
@@ -51,4 +57,8 @@ def add_image_size(parser: argparse.ArgumentParser, help: str, default: tuple[in
 def add_running(parser: argparse.ArgumentParser) -> None:
     """``--batch-size`` and ``--device``."""
     parser.add_argument("--batch-size", type=whole_number(1), default=16, metavar="N", help="images at once (default: 16)")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=device, default=default_device(), help="default: %(default)s")

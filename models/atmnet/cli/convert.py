@@ -1,25 +1,32 @@
-"""python -m atmnet convert: a published classifier as a folder that timm and the Hub read."""
+"""python -m atmnet convert: any checkpoint as a folder of the Hub's layout."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..weights.opening import open_classifier
-from ..weights.reader import read_checkpoint
-from .arguments import add_ema, add_model_name
+from atm_triton.swapping.swap import reports_of
 
-HELP = "turn the authors' file of a classifier into a folder of the Hugging Face Hub's layout, which timm reads"
+from ..tasks import CLASSIFICATION, about
+from ..weights.opening import open_model
+from ..weights.reader import KINDS, read_checkpoint
+from ..weights.sharing import save_pretrained
+from .arguments import add_ema, add_model_name, add_swap
+
+HELP = "turn a checkpoint, the authors' or one trained here, into a folder of the Hugging Face Hub's layout"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("published", metavar="published.pth", help="of the authors")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=KINDS)
     parser.add_argument("out", metavar="OUT", help="a new or empty folder")
     add_model_name(parser)
     add_ema(parser)
+    add_swap(parser)
+    parser.add_argument("--license", metavar="NAME", help="for the model card, such as mit (default: that which timm names for the model)")
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -27,25 +34,24 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"{out} is not empty")
-        weights = _weights(args.published, args.ema)
-        model: Any = open_classifier(args.published, args.model, args.ema)
-        model.training_summary = {"converted from": Path(args.published).name, "weights": weights}
-        model.save_pretrained(out)
+        model: Any = open_model(args.checkpoint, args.model, args.ema, args.swap)
+        if model.training_summary is None:
+            model.training_summary = _origin(args.checkpoint, args.ema)
+        save_pretrained(model, out, license=args.license)
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    described = about(model)
+    for_timm = described.task == CLASSIFICATION and not reports_of(model)
     console = Console(soft_wrap=True, markup=False)
-    console.print(f"{out} · {model.pretrained_cfg['architecture']}, {model.num_classes} classes · {weights}\n", highlight=False)
-    console.print(f'import atmnet, timm\nmodel = timm.create_model("local-dir:{out}", pretrained=True)', highlight=False)
+    console.print(f"{out} · {described.name}, {len(described.classes)} classes\n", highlight=False)
+    opened = f'timm.create_model("local-dir:{out}", pretrained=True)' if for_timm else f'atmnet.open_model("{out}")'
+    console.print(f"import atmnet{', timm' * for_timm}\nmodel = {opened}", highlight=False)
     return 0
 
 
-def _weights(published: str, ema: bool | None) -> str:
-    """Which of a file's weights are taken.
-
-    Raises:
-        ValueError: it is no classifier of the authors.
-    """
-    found = read_checkpoint(published, ema)
-    if not found.published or "head" in found.meta:
-        raise ValueError(f"{published} is no classifier of the authors: save_pretrained writes the folders of other models")
-    return "averaged" if found.averaged else "not averaged"
+def _origin(checkpoint: str, ema: bool | None) -> dict[str, str] | None:
+    """Which of the weights in a file of others are taken."""
+    if not os.path.isfile(checkpoint):
+        return None
+    found = read_checkpoint(checkpoint, ema)
+    return {"converted from": found.path.name, "weights": "averaged" if found.averaged else "not averaged"}

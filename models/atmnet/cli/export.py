@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     console = Console(soft_wrap=True, markup=False)  # square brackets are of file names
     began = time.perf_counter()
     try:
-        model = open_model(args.checkpoint, args.model, args.ema)
+        model = open_model(args.checkpoint, args.model, args.ema, args.swap)
         described = about(model)
         own_size = (described.size[0], described.size[0]) if described.task == SEGMENTATION else None
         with console.status("exporting ..."):

@@ -20,7 +20,8 @@ from ..images import ImageError, describe, find_images, open_image, upright_size
 from ..offsets import Histograms, collect, draw_histograms, draw_panel, layers, page_entry, write_page
 from ..offsets.draw import new_figure
 from ..offsets.images import View
-from ..weights.opening import open_classifier
+from ..tasks import about
+from ..weights.opening import open_model
 from .arguments import add_image_size, add_model, add_running, whole_number
 
 HELP = "where the tokens of images look: panels, histograms, and a page to click through"
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         new_figure(1, 1)  # whether any can be drawn
         files, passed_over = find_images(args.images)
         check_places(args.at, files[: args.panels])
-        model = open_classifier(args.checkpoint, args.model, args.ema).to(args.device)
+        model = open_model(args.checkpoint, args.model, args.ema, args.swap).to(args.device)
         names, view = list(layers(model)), View(model, args.img_size)
         (args.out / "panels").mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # RuntimeError: of a device that is not there
@@ -147,10 +148,9 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         print(f"left out, cannot be read: {unreadable}", file=sys.stderr)
     if not look.histograms.images:  # none could be read
         return 1
-    architecture: Any = model.pretrained_cfg
     untrained = "an untrained " if args.checkpoint is None else ""
     try:
-        said = look.finish(f"Where the tokens of {untrained}{architecture['architecture']} look")
+        said = look.finish(f"Where the tokens of {untrained}{about(model).name} look")
     except OSError as error:
         parser.error(str(error))
     console.print("\n".join(said))

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         options = Options(args.top, args.threshold, args.tile, args.overlap, args.multi_scale)
         images, passed_over = find(args.images)
         check_files(args)
-        model = open_model(args.checkpoint, args.model, args.ema).to(args.device)
+        model = open_model(args.checkpoint, args.model, args.ema, args.swap).to(args.device)
         described = about(model)
         way = predictor(model, options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # RuntimeError: of a device that is not there

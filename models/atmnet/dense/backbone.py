@@ -16,6 +16,9 @@ from ..variants import VARIANTS, canonical_name, check_known
 
 STRIDES = [4, 8, 16, 32]
 
+# Arguments that say where weights come from.
+OF_WEIGHTS = "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"
+
 # Window attention at whatever size comes, its last stage shifted too, as dense prediction has it.
 SWIN = dict(strict_img_size=False, always_partition=True)
 
@@ -36,6 +39,7 @@ class Backbone(nn.Module):
 
     Attributes:
         net: The timm model.
+        name, arguments: By which it is made again, whatever weights it started from.
         channels: Of the four maps.
         multiple: What the sides of images are padded to multiples of; 1 without padding.
 
@@ -45,7 +49,8 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__()
-        self.net = _create(canonical_name(name), kwargs)
+        self.name, self.arguments = canonical_name(name), {key: value for key, value in kwargs.items() if key not in OF_WEIGHTS}
+        self.net = _create(self.name, kwargs)
         self.channels: list[int] = self.net.feature_info.channels()
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         architecture = self.net.pretrained_cfg["architecture"]

@@ -15,16 +15,14 @@ from ..model import ATMNet
 
 
 def layers(model: nn.Module) -> dict[str, OffsetFC]:
-    """The offset layers of an ATMNet, named by the blocks that use their offsets, counted from 1: ``layer 3_1-6`` makes those of the
-    paper's layers 3_1 to 3_6, the first six blocks of stage 3.
+    """The offset layers of an ATMNet, or of the one that a segmenter or detector is built on, named by the blocks that use
+    their offsets, counted from 1: ``layer 3_1-6`` makes those of the paper's layers 3_1 to 3_6, the first six blocks of stage 3.
 
     Raises:
         ValueError: another model, or one whose offsets are all zero or not along one axis each.
     """
-    if not isinstance(model, ATMNet):
-        raise ValueError(f"offsets are an ATMNet's: {type(model).__name__} has none")
-    found = {}
-    for i, stage in enumerate(model.stages, 1):
+    net, found = _network(model), {}
+    for i, stage in enumerate(net.stages, 1):
         if any(isinstance(block.mixer, PlanarMixer) for block in stage.blocks):
             raise ValueError("this ATMNet was made with offsets='planar': its samples lie anywhere, not along a row and a column")
         makers = [j for j, block in enumerate(stage.blocks, 1) if block.offset is not None]
@@ -34,6 +32,13 @@ def layers(model: nn.Module) -> dict[str, OffsetFC]:
     if not found:
         raise ValueError("this ATMNet was made with offsets='zero': it predicts none")
     return found
+
+
+def _network(model: nn.Module) -> ATMNet:
+    net = next((module for module in model.modules() if isinstance(module, ATMNet)), None)
+    if net is None:
+        raise ValueError(f"offsets are an ATMNet's: {type(model).__name__} has none")
+    return net
 
 
 @torch.no_grad()
@@ -50,7 +55,7 @@ def collect(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
     handles = [layer.register_forward_hook(keep(name)) for name, layer in layers(model).items()]
     try:
-        model(images)
+        _network(model).forward_features(images)
     finally:
         for handle in handles:
             handle.remove()

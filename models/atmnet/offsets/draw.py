@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from PIL import Image
 from torch import Tensor
@@ -33,7 +33,10 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
 
 
 def draw_panel(
-    path: str | os.PathLike[str], picture: Image.Image, offsets: Mapping[str, Tensor], at: Sequence[tuple[float, float]] = ((0.5, 0.5),)
+    path: str | os.PathLike[str] | BinaryIO,
+    picture: Image.Image,
+    offsets: Mapping[str, Tensor],
+    at: Sequence[tuple[float, float]] = ((0.5, 0.5),),
 ) -> None:
     """Draw where tokens of one image read along their row (red) and their column (blue) in every layer, as a PNG (the paper's figure 5).
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
-from atm_triton import swap
-
 from ..clips import CROPS, SAMPLINGS, Clips
 from ..dense.detection import create_detector
 from ..dense.segmentation import create_segmenter
 from ..images import channels
-from ..model import ATMNet
-from ..tasks import CLASSIFICATION, DETECTION, SEGMENTATION, SIDE, about_classifier, about_detector, about_segmenter
+from ..tasks import CLASSIFICATION, DETECTION, SEGMENTATION, SIDE, About, about_classifier, about_detector, about_segmenter
 from ..variants import VARIANTS, check_known, model_arguments, variant_of
 from .fit import load_strict
 from .published import load_published
 from .reader import Checkpoint, read_json, reason
+from .swapped import swap_as_told
 
 # Of a run's summary.json.
 FIGURES = ("epochs", "updates", "training_seconds", "images_per_second", "processes", "device", "mixed_precision", "versions")
@@ -30,6 +29,10 @@ OF_DETECTION = ("box_", "mask_")
 
 # Where a detector's weights show how wide its pyramid is.
 WIDTHS = ("rpn.head.cls_logits.weight", "head.classification_head.cls_logits.weight")
+
+# What a run leaves to be looked at; of the pictures of single images, the first.
+PICTURES = "pictures/*.png", "confusion.png", "wrong.png"  # of averaged weights with ema_ in front
+SINGLE = 3
 
 
 def task_of(checkpoint: Checkpoint) -> str:
@@ -54,9 +57,8 @@ def build_segmenter(checkpoint: Checkpoint, name: str | None) -> nn.Module:
 
     model = _create(checkpoint, f"segmenter {head} on {name}", create, arguments)
     _load(model, checkpoint)
-    model.about = about_segmenter(model, _title(head, name, neck), classes, trained.get("crop_size") or SIDE)
-    model.about.metrics = metrics_of(checkpoint)
-    return model
+    model.backbone.net.pretrained_cfg.update(_normalisation(trained))
+    return _described(model, checkpoint, about_segmenter(model, classes, trained.get("crop_size") or SIDE))
 
 
 def build_detector(checkpoint: Checkpoint, name: str) -> nn.Module:
@@ -65,19 +67,19 @@ def build_detector(checkpoint: Checkpoint, name: str) -> nn.Module:
     classes, number = _classes(checkpoint, trained)
     sizes = {key: value for key in ("min_size", "max_size") if (value := trained.get(key))}
     if "min_size" in sizes:
-        sizes["min_size"] = sorted(sizes["min_size"])
+        sizes["min_size"] = tuple(sorted(sizes["min_size"]))
     width = next((checkpoint.weights[key].shape[1] for key in WIDTHS if key in checkpoint.weights), 256)
 
     def create(**kwargs: Any) -> Any:
-        return create_detector(name, detector, neck, number, dim=width, **sizes, **kwargs)
+        return create_detector(name, detector, neck, number, **dict(dim=width) | sizes | kwargs)
 
     model = _create(checkpoint, f"detector {detector} on {name}", create, {})
     _load(model, checkpoint)
+    for key, values in _normalisation(trained).items():
+        setattr(model.transform, f"image_{key}", values)
     ids = trained.get("category_ids")
     fitting = isinstance(ids, list) and len(ids) == number and all(type(one) is int for one in ids)
-    model.about = about_detector(model, _title(detector, name, neck), classes, ids if fitting and ids else ())
-    model.about.metrics = metrics_of(checkpoint)
-    return model
+    return _described(model, checkpoint, about_detector(model, classes, ids if fitting and ids else ()))
 
 
 def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
@@ -85,19 +87,14 @@ def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
         raise ValueError(f"{checkpoint.path} holds a published ATMNet, not {name}: name one of {', '.join(VARIANTS)}")
     trained = _said(checkpoint)
     num_classes = trained.get("num_classes", _width_of_classifier(checkpoint, name))
-    try:
+
+    def create(**kwargs: Any) -> Any:
         check_known(name)
-        arguments = model_arguments(trained.get("model_kwargs") or []) | dict(num_classes=num_classes)
-        arguments |= {name: trained[name] for name in ("frames",) if name in trained}
-        arguments |= dict(pretrained=False, checkpoint_path="")  # whatever was started from: the weights are here
-        model = timm.create_model(name, **arguments)
-        if pattern := trained.get("swap"):
-            swap(model, pattern)
-    except Exception as error:  # of a model that is given what it does not take
-        raise ValueError(f"{checkpoint.path}: cannot make its model {name}: {reason(error)}") from error
+        known = {name: trained[name] for name in ("frames",) if name in trained}
+        return timm.create_model(name, **kwargs | known | dict(num_classes=num_classes, checkpoint_path=""))
+
+    model = _create(checkpoint, f"model {name}", create, {})
     _load(model, checkpoint)
-    if isinstance(model, ATMNet):
-        model.training_summary = _training_summary(checkpoint)
     config: Any = model.pretrained_cfg
     config["num_classes"] = num_classes
     if side := trained.get("img_size"):
@@ -108,12 +105,16 @@ def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
         config["interpolation"] = interpolation
     if classes := trained.get("classes"):
         config["label_names"] = list(classes)
-    described: Any = model
-    described.about = about_classifier(model)
-    if described.about.clips is not None:
-        described.about.clips = _clips(checkpoint, trained, described.about.clips)
-    described.about.metrics = metrics_of(checkpoint)
-    return model
+    about = about_classifier(model)
+    if about.clips is not None:
+        about.clips = _clips(checkpoint, trained, about.clips)
+    return _described(model, checkpoint, about)
+
+
+def _described(model: Any, checkpoint: Checkpoint, about: About) -> nn.Module:
+    about.metrics, about.pictures = metrics_of(checkpoint), pictures_of(checkpoint)
+    model.about, model.training_summary = about, _training_summary(checkpoint)
+    return model  # type: ignore[no-any-return]
 
 
 def _clips(checkpoint: Checkpoint, trained: dict[str, Any], default: Clips) -> Clips:
@@ -126,22 +127,18 @@ def _clips(checkpoint: Checkpoint, trained: dict[str, Any], default: Clips) -> C
 
 
 def _training_summary(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Summary of how train/imagenet.py's weights came about, of which nothing names this machine's files; None for other weights."""
+    """Summary of how a training program's weights came about, of which nothing names this machine's files; None for other weights."""
     if "recipe" not in checkpoint.meta:
-        return None
+        return checkpoint.meta.get("training_summary")
     summary = checkpoint.path.with_name("summary.json")
     run = read_json(summary) if summary.is_file() else {}
-    return (
-        {f"val_{name}": checkpoint.meta[name] for name in ("top1", "top5", "loss", "images") if name in checkpoint.meta}
-        | {name: run[name] for name in FIGURES if name in run}
-        | {
-            "recipe": {
-                name: value
-                for name, value in checkpoint.meta["recipe"].items()
-                if value is not None and value is not False and value not in ("", [])
-            }
+    return {name: run[name] for name in FIGURES if name in run} | {
+        "recipe": {
+            name: value
+            for name, value in checkpoint.meta["recipe"].items()
+            if value is not None and value is not False and value not in ("", [])
         }
-    )
+    }
 
 
 def _width_of_classifier(checkpoint: Checkpoint, name: str) -> int:
@@ -155,9 +152,20 @@ def metrics_of(checkpoint: Checkpoint) -> dict[str, float]:
     """Metrics of the validation that weights were saved for; none of others."""
     return {
         name: float(value)
-        for name, value in checkpoint.meta.items()
+        for name, value in sorted(checkpoint.meta.items())  # in safetensors they stand in any order
         if (name in METRICS or name.startswith(OF_DETECTION)) and isinstance(value, (int, float))
     }
+
+
+def pictures_of(checkpoint: Checkpoint) -> list[Path]:
+    """Pictures beside the weights of a training program or of a folder of ``save_pretrained``."""
+    folder = checkpoint.path.parent
+    if checkpoint.config is not None:
+        return sorted(folder.glob("pictures/*.jpg"))
+    if "recipe" not in checkpoint.meta:
+        return []
+    patterns = ["ema_" * checkpoint.averaged + pattern for pattern in PICTURES] + ["curves.png"]
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern))[:SINGLE]]
 
 
 def _said(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -168,22 +176,25 @@ def _classes(checkpoint: Checkpoint, trained: dict[str, Any]) -> tuple[list[str]
     classes = list(trained.get("classes") or [])
     number = trained.get("num_classes") or len(classes)
     if not number:
-        raise ValueError(f"{checkpoint.path} does not say its classes nor their number: it is damaged, or not of this library")
+        raise ValueError(f"{checkpoint.told_in} does not say its classes nor their number: it is damaged, or not of this library")
     return (classes if len(classes) == number else []), number
+
+
+def _normalisation(trained: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Of a folder, whatever timm says of the backbone by now."""
+    return {name: tuple(trained[name]) for name in ("mean", "std") if trained.get(name)}
 
 
 def _create(checkpoint: Checkpoint, what: str, create: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     try:
         given = model_arguments(_said(checkpoint).get("model_kwargs") or [])
-        return create(**arguments | given | dict(pretrained=False))
+        return create(**arguments | given | dict(pretrained=False))  # whatever was started from: the weights are here
     except Exception as error:  # of a model that is given what it does not take
-        raise ValueError(f"{checkpoint.path}: cannot make its {what}: {reason(error)}") from error
+        raise ValueError(f"{checkpoint.told_in}: cannot make its {what}: {reason(error)}") from error
 
 
 def _load(model: nn.Module, checkpoint: Checkpoint) -> None:
+    if told := _said(checkpoint).get("swap"):
+        swap_as_told(model, told, str(checkpoint.told_in))
     load = load_published if checkpoint.published else load_strict
     load(model, checkpoint.weights, str(checkpoint.path))
-
-
-def _title(head: str, name: str, neck: str | None) -> str:
-    return f"{head} on {name}" + (f" with {neck}" if neck else "")

@@ -48,10 +48,7 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
         if all("head.fc." in problem for problem in problems):
             listed.append("only the classifier differs: load with the checkpoint's number of classes, then model.reset_classifier(...)")
         if swapped := swapped_modules(weights) - swapped_modules(own):
-            names = ", ".join(sorted(swapped)[:3]) + ", ..." * (len(swapped) > 3)
-            listed.append(
-                f"it holds mixers where the model has other layers ({names}): swap the model first, as atm_triton.Report.apply does"
-            )
+            listed.append(_untold(swapped))
         raise ValueError("\n  ".join([f"{source} does not fit this {type(model).__name__}:", *listed]))
 
 
@@ -60,6 +57,20 @@ def swapped_modules(weights: Mapping[str, Tensor]) -> set[str]:
     last = ".logits.fc2.weight", ".logits.weight"
     found = {name.removesuffix(end) for name in weights for end in last if name.endswith(end)}
     return {name for name in found if f"{name}.fc_c.weight" in weights and f"{name}.offset.weight" in weights}
+
+
+def check_told(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse the weights of a swapped model, of which nothing tells how it was swapped."""
+    if swapped := swapped_modules(weights):
+        raise ValueError(f"{source}: {_untold(swapped)}")
+
+
+def _untold(swapped: set[str]) -> str:
+    names = ", ".join(sorted(swapped)[:3]) + ", ..." * (len(swapped) > 3)
+    return (
+        f"it holds mixers where the model has other layers ({names}): give the report of their swap to atmnet.open_model as swap=, or to "
+        "a command as --swap; or swap the model first, as atm_triton.Report.apply does"
+    )
 
 
 def load_strict(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub and in folders of its layout, which timm reads too."""
+"""The methods by which an ATMNet goes to the Hugging Face Hub and comes from there."""
 
 from __future__ import annotations
 
@@ -6,114 +6,32 @@ import os
 from pathlib import Path
 from typing import Any, Self, cast
 
-import timm
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from timm.models import is_model, save_for_hf
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
-from atm_triton.strict_json import finite
-
-from .reader import check_finite, read_json, read_safetensors, reason
-from .saved import save
-
-CARD = """
----
-{{ card_data }}
----
-
-# ATMNet
-
-A network of the [Active Token Mixer]({{ paper_url }}) (AAAI 2023; [published code]({{ repo_url }})).
-
-```python
-import atmnet, timm
-
-model = atmnet.ATMNet.from_pretrained("{{ repo_id | default("USER/NAME", true) }}")  # this repository's name, or a folder
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-```
-
-`timm.create_model("hf-hub:USER/NAME", pretrained=True)` makes the same model after `import atmnet`.
-
-| model | |
-|---|---|
-{% for name, value in facts %}| {{ name }} | {{ value }} |
-{% endfor %}
-{% if training %}
-## Training
-
-| | |
-|---|---|
-{% for name, value in training %}| {{ name }} | {{ value }} |
-{% endfor %}
-{% endif %}
-"""
+from .places import download, from_folder, read_config
 
 
-def from_folder(folder: str | os.PathLike[str], **kwargs: Any) -> nn.Module:
-    """The model of a folder as ``save_pretrained`` or timm's ``save_for_hf`` writes it.
-
-    Raises:
-        ValueError: with the name of what is damaged, does not fit, or is of no model that timm knows.
-    """
-    read_config(folder)
-    weights, overlay = Path(folder) / "model.safetensors", dict[str, Any]()
-    if weights.is_file():
-        read_safetensors(weights)  # timm verifies nothing
-        overlay = dict(pretrained_cfg_overlay=dict(source="", file=str(weights)))  # timm before 1.0.30 cannot read these by itself
-    return create_at(f"local-dir:{os.fspath(folder)}", **overlay, **kwargs)
-
-
-def create_at(place: str, **kwargs: Any) -> nn.Module:
-    """The model of a place of timm's, ``hf-hub:`` or ``local-dir:``; raises as ``from_folder``."""
-    try:
-        model = timm.create_model(place, pretrained=True, **kwargs)
-    except Exception as error:  # no model of timm's, arguments that it does not take, weights that do not fit, no network
-        raise ValueError(f"{place.removeprefix('local-dir:')} cannot be opened: {reason(error)}") from error
-    check_finite(place.removeprefix("local-dir:"), model.state_dict())
-    return model
-
-
-def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Description of a model by its folder; raises as ``from_folder``."""
-    path = Path(folder) / "config.json"
-    config = read_json(path)
-    if not isinstance(config.get("architecture"), str):
-        raise ValueError(f"{path} does not say which architecture the model has")
-    if not is_model(config["architecture"]):
-        raise ValueError(f"{path} is of the architecture {config['architecture'][:80]!r}, which timm does not know")
-    for name in ("model_args", "pretrained_cfg"):
-        if not isinstance(config.get(name, {}), dict):
-            raise ValueError(f"{path}: {name} holds a {type(config[name]).__name__}, not settings by name")
-    names, number = config.get("label_names"), config.get("num_classes", 0)
-    if not isinstance(names, (list, dict, type(None))) or not isinstance(number, int) or number < 0:
-        raise ValueError(f"{path} says label_names {str(names)[:40]!r} and num_classes {str(number)[:40]!r}, which cannot be")
-    return config
-
-
-class HubModel(
-    ModelHubMixin,
-    library_name="atm-triton",
-    license="mit",
-    pipeline_tag="image-classification",
-    tags=["image-classification", "timm", "arxiv:2203.06108"],
-    repo_url="https://github.com/microsoft/ActiveMLP",
-    paper_url="https://arxiv.org/abs/2203.06108",
-    model_card_template=CARD,
-):
+class HubModel(ModelHubMixin):
     """Adds ``from_pretrained``, ``save_pretrained`` and ``push_to_hub``.
 
-    A folder holds ``model.safetensors``, ``config.json`` and ``README.md``, the model card. The config is timm's, with every argument of
-    the model: ``timm.create_model("local-dir:FOLDER", pretrained=True)`` makes it too, and a folder of timm's ``save_for_hf`` loads.
+    A folder is that of ``atmnet.save_pretrained``. The config is timm's, with every argument of the model:
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` makes it too, and a folder of timm's ``save_for_hf`` loads.
 
     Attributes:
-        training_summary: What config and card say of the training: figures by name. ``open_classifier`` takes it from an output folder of
-            train/imagenet.py.
+        training_summary: What config and card say of the training: figures by name. ``open_model`` takes it from an output folder of
+            a training program.
     """
 
     training_summary: dict[str, Any] | None = None
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def hub_arguments(self) -> dict[str, Any]:
+        """Arguments that make the model again, as it is now.
+
+        Raises:
+            ValueError: it has lost parts since it was made.
+        """
         model: Any = self
         config: Any = self._hub_mixin_config
         arguments = {name: value for name, value in config.items() if name not in ("device", "dtype")}
@@ -122,14 +40,26 @@ class HubModel(
                 f"the model was made with {len(arguments['depths'])} stages and pruned to {len(model.stages)}, "
                 "and could not be loaded again: save the whole model, and prune what is loaded"
             )
-        arguments |= dict(num_classes=model.num_classes, global_pool=model.head.global_pool.pool_type)  # of the latest reset_classifier
         if isinstance(model.norm, nn.Identity):
             raise ValueError("the model has lost its last norm, as in features_only, and could not be loaded again: save the whole model")
-        if not hasattr(self, "pretrained_cfg"):  # made without timm; the arguments tell all of the architecture
-            model.pretrained_cfg = cast(Any, timm.get_pretrained_cfg("atmnet_t")).to_dict()
-        content = {"training_summary": finite(self.training_summary)} if self.training_summary else {}
-        save_for_hf(model, str(save_directory), model_config=content, model_args=arguments, safe_serialization=True)
-        save(model, save_directory / "model.safetensors", format="pt")  # with a digest, and at every moment whole
+        return arguments | dict(
+            num_classes=model.num_classes, global_pool=model.head.global_pool.pool_type
+        )  # of the latest reset_classifier
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from .sharing import write_model  # which knows models of all tasks, this one too
+
+        write_model(self, save_directory)
+
+    def generate_model_card(self, repo_id: str | None = None, license: str | None = None) -> ModelCard:
+        from .card import card_of
+
+        return card_of(self, repo_id, license)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload the folder; the arguments are huggingface_hub's."""
+        card = dict(repo_id=repo_id) | (kwargs.pop("model_card_kwargs", None) or {})
+        return super().push_to_hub(repo_id, model_card_kwargs=card, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -157,43 +87,22 @@ class HubModel(
         Raises:
             ValueError: with the name of what is damaged, does not fit, or is no ATMNet.
         """
+        from .opening import described_by
+
         folder = os.fspath(pretrained_model_name_or_path)
         if not os.path.isdir(folder):
-            folder = snapshot_download(
+            folder = download(
                 folder,
                 revision=revision,
                 cache_dir=cache_dir,
                 force_download=force_download,
                 local_files_only=local_files_only,
                 token=token,
-                allow_patterns=["config.json", "model.safetensors"],
             )
         config = read_config(folder)
-        if not config["architecture"].startswith("atmnet_"):
-            raise ValueError(f"{folder} holds {config['architecture']}, not an ATMNet: timm.create_model makes it")
+        held = str(config.get("architecture") or f"a model of {config['task']}")
+        if not held.startswith("atmnet_"):
+            raise ValueError(f"{folder} holds {held}, not an ATMNet: atmnet.open_model makes it")
         model = from_folder(folder, pretrained_strict=strict, **model_kwargs)
         getattr(model, "_model_args", {}).pop("pretrained_strict", None)  # timm keeps it, to be saved with the model
-        summary = config.get("training_summary")
-        cast(Any, model).training_summary = summary if isinstance(summary, dict) else None
-        return cast(Self, model.to(map_location).eval())
-
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        model: Any = self
-        height, width = model.pretrained_cfg["input_size"][-2:]
-        config: Any = self._hub_mixin_config
-        facts = [
-            ("blocks", ", ".join(map(str, config["depths"]))),
-            ("channels", ", ".join(map(str, config["dims"]))),
-            ("parameters", f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M"),
-            ("classes", model.num_classes),
-            ("images", f"{height} x {width}"),
-        ]
-        training = [(name.replace("_", " "), _text(value)) for name, value in (self.training_summary or {}).items()]
-        return super().generate_model_card(*args, **dict(facts=facts, training=training) | kwargs)
-
-
-def _text(value: Any) -> str:
-    """A figure as a cell of a table."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+        return cast(Self, described_by(folder, config, model).to(map_location).eval())

@@ -60,6 +60,12 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)  # of training: model, num_classes, img_size, classes, recipe, ...
     published: bool = False  # named as in the authors' implementation
     averaged: bool = False
+    config: Path | None = None  # the file that says it, where that is another
+
+    @property
+    def told_in(self) -> Path:
+        """The file that says what is said."""
+        return self.config or self.path
 
 
 def read_checkpoint(checkpoint: PathLike, ema: bool | None = False, verify: bool = True) -> Checkpoint:
