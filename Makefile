@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all exhaustive check docs test-oldest test-oldest-aot machine-code gpu-report gpu-test gpu-tune gpu-bench bench clean
+.PHONY: demo demo-video test test-all exhaustive check docs test-oldest test-oldest-aot machine-code gpu-report gpu-test gpu-tune gpu-bench bench clean
 
 # With torch's own wheels, which bring Triton. constraints.txt is the tested set.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -15,6 +15,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/installed  ## train a small ATMNet on real images, in minutes on a laptop's CPU
 	$(BIN)/python train/demo.py
+
+demo-video: $(VENV)/installed  ## train small ATMNets to tell where digits move, with and without mixing along time
+	$(BIN)/python train/demo_video.py
 
 test: $(VENV)/installed  ## the tests, in minutes; those that need a GPU are skipped where there is none
 	$(BIN)/python -m pytest -n 2 -m 'not exhaustive'

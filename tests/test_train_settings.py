@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from atmnet_train import ade20k, coco, demo, imagenet
+from atmnet_train import ade20k, coco, demo, demo_video, imagenet, video
 from atmnet_train.common import config
 from atmnet_train.common.errors import UsageError, run_program
 from atmnet_train.common.flags import build_parser, default_in_words
 from atmnet_train.common.program import Program
 from atmnet_train.common.settings import about, defaults, fields_of, flatten, is_of, shape
 
-PROGRAMS = {"imagenet": imagenet.PROGRAM, "ade20k": ade20k.PROGRAM, "coco": coco.PROGRAM}
+PROGRAMS = {"imagenet": imagenet.PROGRAM, "ade20k": ade20k.PROGRAM, "coco": coco.PROGRAM, "video": video.PROGRAM}
 DATA = ["--data-dir", "x"]
 
 
@@ -174,7 +174,7 @@ def test_a_file_that_is_not_there() -> None:
 
 # Of which program each recipe is.
 OF = {"imagenet.yaml": "imagenet", "imagenet-384.yaml": "imagenet", "small.yaml": "imagenet", "semantic-fpn.yaml": "ade20k"}
-OF |= {"upernet.yaml": "ade20k", "coco-1x.yaml": "coco", "coco-3x.yaml": "coco"}
+OF |= {"upernet.yaml": "ade20k", "coco-1x.yaml": "coco", "coco-3x.yaml": "coco", "small-video.yaml": "video"}
 
 
 @pytest.mark.parametrize("recipe", OF)
@@ -251,3 +251,17 @@ def test_the_demo_trains_by_the_small_recipe(tmp_path: Path, monkeypatch: pytest
     assert found == values("imagenet", "--config", "small") | {
         **{"data_dir": str(tmp_path / "mnist"), "output": str(tmp_path / "run"), "img_size": 32, "epochs": 6, "hflip": 0.0}
     }
+
+
+@pytest.mark.parametrize("along_time", ["none", "all"])
+def test_the_demo_of_videos_differs_in_time_alone(along_time: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(demo_video.video, "main", commands.append)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/summary.json").write_text("{}")
+    demo_video.train(tmp_path / "digits", tmp_path / "run", along_time, epochs=6)
+    found = values("video", *commands[0])
+    assert found["model_kwargs"] == [*demo_video.NETWORK, f"time={along_time}"] and found["hflip"] == 0.0
+    assert (found["frames"], found["img_size"], found["epochs"]) == (8, 24, 6)
+    small = values("video", "--config", "small-video")
+    assert all(found[name] == small[name] for name in ("batch_size", "mixup", "cutmix", "color_jitter", "warmup_epochs"))

@@ -11,12 +11,14 @@ from timm.data import resolve_model_data_config
 from torch import nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 
+from .clips import Clips
 from .dense.backbone import Backbone
 from .dense.cascade import CascadeRoIHeads
 from .dense.heads import UPerHead
 from .dense.necks import ATMFPN
 from .dense.segmentation import Segmenter
 from .labels import class_names, nameless
+from .model import ATMNet
 
 CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
 NOUNS = {CLASSIFICATION: "classifier", SEGMENTATION: "segmenter", DETECTION: "detector"}
@@ -36,6 +38,7 @@ class About:
         mean, std: Of the normalisation, by channel, of values from 0 to 1.
         category_ids: Of a detector, what COCO's files call the classes.
         metrics: Of the validation, of weights that were saved for it.
+        clips: Of a classifier of videos, what it looks at of one.
         pictures: Files that show the training or what it found, which go into a folder of ``save_pretrained``.
     """
 
@@ -47,6 +50,7 @@ class About:
     std: tuple[float, ...]
     category_ids: list[int] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    clips: Clips | None = None
     pictures: list[Path] = field(default_factory=list, repr=False, compare=False)
 
 
@@ -68,11 +72,16 @@ def about(model: nn.Module) -> About:
     raise ValueError(f"cannot tell what a {type(model).__name__} predicts: give what atmnet.open_model opens, or a classifier of timm's")
 
 
+def is_of_videos(model: nn.Module) -> bool:
+    """Tell a network that takes clips from one that takes images."""
+    return isinstance(model, ATMNet) and model.time is not None
+
+
 def about_classifier(model: Any) -> About:
     config = resolve_model_data_config(model)
     name = str(model.pretrained_cfg.get("architecture") or type(model).__name__)
-    size = tuple(config["input_size"][1:])
-    return About(CLASSIFICATION, name, class_names(model), size, tuple(config["mean"]), tuple(config["std"]))
+    size, clips = tuple(config["input_size"][1:]), Clips(model.frames) if is_of_videos(model) else None
+    return About(CLASSIFICATION, name, class_names(model), size, tuple(config["mean"]), tuple(config["std"]), clips=clips)
 
 
 def about_segmenter(model: Segmenter, classes: Sequence[str], side: int) -> About:

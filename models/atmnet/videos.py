@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +38,17 @@ ORIENTATIONS = {
 }
 AHEAD = 2.0  # seconds for which decoding on takes less than to look for a keyframe
 EARLY = 1.0  # seconds before its end at which a video may stop: headers are not that exact
+
+
+def collect_decoders() -> None:
+    """Free what is left of videos: streams and their file refer to each other, so that garbage collection alone finds them. In a copy of
+    this process, such as a data worker, it would wait forever for the threads of a decoder, which the copy has not."""
+    if "av" in sys.modules:
+        gc.collect()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=collect_decoders)
 
 
 class VideoError(ValueError):

@@ -35,7 +35,7 @@ def evaluate(settings: Settings, weights: Weights) -> None:
     images = open_split(data, settings.run.seed, data.val_split, classes, training=False, tell=accelerator.print)
     check_classes(images, num_classes, f"the checkpoint {weights.source}")
     model = build_model(settings.model, num_classes, loaded=True)
-    check_outputs(model, settings.model, num_classes, 2, data.img_size)
+    check_outputs(model, settings.model, num_classes, 2, data.img_size, data.img_size)
     broken = BrokenImages(data.max_broken, len(images.source))
     trial = Trial(
         name=name,
@@ -62,7 +62,7 @@ def train(settings: Settings) -> None:
     # The same weights on every process, whatever its number.
     seed_everything(run.seed)
     model = first_model(settings, accelerator, num_classes, resumed=resume is not None)
-    check_outputs(model, settings.model, num_classes, data.batch_size, data.img_size)
+    check_outputs(model, settings.model, num_classes, data.batch_size, data.img_size, data.img_size)
     mean, std = normalisation(model)
     teacher = open_teacher(settings.distillation, accelerator, num_classes, images.classes, (mean, std))
     broken = BrokenImages(data.max_broken, len(images.source))

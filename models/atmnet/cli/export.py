@@ -42,7 +42,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         highlight=False,
     )
     mean, std = ([round(value, 4) for value in loads(done.metadata[name])] for name in ("mean", "std"))
-    in_chans = loads(done.metadata["input_size"])[0]
-    console.print(f"\nIt takes images [B, {in_chans}, H, W] less their mean {mean}, over their deviation {std}:\n", highlight=False)
+    in_chans, frames = loads(done.metadata["input_size"])[0], done.metadata.get("frames")
+    what = f"images [B, {in_chans}, H, W]" if frames is None else f"clips [B, {in_chans}, {frames}, H, W]"
+    console.print(f"\nIt takes {what} less their mean {mean}, over their deviation {std}:\n", highlight=False)
     console.print(FORMATS[args.format].usage.format(path=done.path), highlight=False)
     return 0

@@ -89,16 +89,17 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error(str(error))
     if passed_over:
         print(f"passed over: {passed_over}", file=sys.stderr)
-    batch_size = args.batch_size if described.task == CLASSIFICATION else 1  # others see images in sizes of their own
-    videos = sum(map(is_video, images))
-    tally = Tally("image" if not videos else "frame" if videos == len(images) else "picture")
+    # Others see images in sizes of their own, and a video has many views.
+    batch_size = args.batch_size if described.task == CLASSIFICATION and not way.whole_videos else 1
+    videos = 0 if way.whole_videos else sum(map(is_video, images))  # that are looked at frame by frame
+    tally = Tally("video" if way.whole_videos else "image" if not videos else "frame" if videos == len(images) else "picture")
     columns = (*OF_FRAMES, *way.columns) if videos else way.columns
     stopped = False
     try:
         with ExitStack() as files:
             outputs: list[Output] = [files.enter_context(closing(output)) for output in outputs_of(args, described, columns, images)]
             found = predict_files(way, images, batch_size, args.every)
-            total = count(images, args.every) if errors.is_terminal else None
+            total = len(images) if not videos else count(images, args.every) if errors.is_terminal else None
             for number, outcome in enumerate(progress.images(found, "predicting", total, errors, f"{tally.noun}s")):
                 for output in outputs:
                     output.write(number, outcome)

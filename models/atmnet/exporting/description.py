@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -12,10 +12,13 @@ from ..dense.segmentation import Segmenter
 from ..images import channels
 from ..images import data_config as checked_config
 from ..labels import class_names
+from ..tasks import is_of_videos
 
 
 def task(model: nn.Module) -> str:
     """By Hugging Face's names."""
+    if is_of_videos(model):
+        return "video-classification"
     return "image-segmentation" if isinstance(model, Segmenter) else "image-classification"
 
 
@@ -28,6 +31,8 @@ def data_config(model: nn.Module) -> dict[str, Any] | None:
 def describe(model: nn.Module, img_size: tuple[int, int], classes: Sequence[str] | None) -> dict[str, str]:
     """Task, normalisation, crop and classes, as far as they are known; all but ``task`` and ``interpolation`` are JSON."""
     described: dict[str, Any] = {"task": task(model), "input_size": [channels(model), *img_size]}
+    if is_of_videos(model):
+        described["frames"] = cast(Any, model).frames
     if config := data_config(model):
         described |= {name: config[name] for name in ("mean", "std", "interpolation")}
         if not isinstance(model, Segmenter):

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from atm_triton.strict_json import dumps, loads
 
-AXES = {0: "batch", 2: "height", 3: "width"}  # of the images, by ONNX's names
+AXES = {0: "batch", -2: "height", -1: "width"}  # of the images or clips, by ONNX's names
 BESIDE = "metadata.json"  # in an exported program
 
 Run = Callable[[Tensor], Tensor]
@@ -50,8 +50,11 @@ def _open_aoti(path: Path) -> Any:
 
 def _write_onnx(program: ExportedProgram, path: Path, metadata: Metadata) -> None:
     check_onnx()
+    name = program.graph_signature.user_inputs[0]
+    ndim = next(node for node in program.graph.nodes if node.name == name).meta["val"].ndim
+    axes = {axis % ndim: called for axis, called in AXES.items()}
     written: Any = torch.onnx.export(
-        program, (), dynamo=True, input_names=["images"], output_names=["logits"], dynamic_shapes=(AXES,), verbose=False
+        program, (), dynamo=True, input_names=["images"], output_names=["logits"], dynamic_shapes=(axes,), verbose=False
     )
     written.model.metadata_props.update(metadata)
     written.save(path, external_data=False)

@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from ..images import channels
+from ..tasks import is_of_videos
 from ..weights.reader import reason
 from .formats import Run
 
@@ -44,13 +45,20 @@ def export_program(model: nn.Module, img_size: Size) -> tuple[ExportedProgram, S
     return program, smallest
 
 
+def shape(model: Any, batch: int, height: int, width: int) -> tuple[int, ...]:
+    """Images as the model takes them, or clips of as many frames as it says."""
+    frames = (model.frames,) if is_of_videos(model) else ()
+    return batch, channels(model), *frames, height, width
+
+
 def _trace(model: nn.Module, img_size: Size) -> ExportedProgram:
     """Trace with images large enough that no side of a map is one, and with those alone."""
     for doublings in range(DOUBLINGS + 1):
         height, width = (max(side, LEAST) * 2**doublings for side in img_size)
-        images = torch.zeros(2, channels(model), height, width)  # a batch of 1 would stay 1
+        images = torch.zeros(shape(model, 2, height, width))  # a batch of 1 would stay 1
         with redirect_stderr(StringIO()):  # where PyTorch writes thousands of lines before it says why it cannot
-            program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},))
+            dynamic = dict.fromkeys((0, images.ndim - 2, images.ndim - 1), Dim.AUTO)
+            program = torch.export.export(model, (images,), dynamic_shapes=(dynamic,))
         if all(isinstance(side, torch.SymInt) and side.node.expr in program.range_constraints for side in _sides(program)):
             return program
     raise ValueError(f"traced with images of {height} x {width}, it takes these alone")
@@ -59,7 +67,7 @@ def _trace(model: nn.Module, img_size: Size) -> ExportedProgram:
 def _sides(program: ExportedProgram) -> tuple[Any, Any, Any]:
     """Batch, height and width of the program's images, symbols where they are dynamic."""
     name = program.graph_signature.user_inputs[0]
-    batch, _, height, width = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
+    batch, *_, height, width = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
     return batch, height, width
 
 
@@ -89,7 +97,7 @@ def sizes(model: nn.Module, img_size: Size, smallest: Size) -> list[tuple[int, i
 def _takes(model: nn.Module, *size: int) -> bool:
     batch, height, width = size
     try:
-        model(torch.zeros(batch, channels(model), height, width))
+        model(torch.zeros(shape(model, batch, height, width)))
     except (AssertionError, RuntimeError):
         return False
     return True
@@ -101,7 +109,7 @@ def largest_difference(run: Run, model: nn.Module, sizes: list[tuple[int, int, i
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch, height, width in sizes:
-        images = torch.randn(batch, channels(model), height, width, generator=generator)
+        images = torch.randn(shape(model, batch, height, width), generator=generator)
         expected: Tensor = model(images)
         differences.append((run(images) - expected).abs().max() / expected.abs().max())
     return float(torch.stack(differences).max())  # NaN if there is one

@@ -31,12 +31,13 @@ def export(
 ) -> Exported:
     """Write a classifier or a segmenter for any number of images, of any size from a smallest, and compare it at three sizes.
 
-    The file says what its images and outputs mean: ``task``, ``mean``, ``std``, ``input_size``, ``interpolation``, ``classes``, and of a
-    classifier ``crop_pct``. An AOTInductor package takes a C++ compiler and minutes, and is for CPUs like this one.
+    The file says what its images and outputs mean: ``task``, ``mean``, ``std``, ``input_size``, ``interpolation``, ``classes``, of a
+    classifier ``crop_pct``, and of one of videos ``frames``, which its clips must have. An AOTInductor package takes a C++ compiler and
+    minutes, and is for CPUs like this one.
 
     Args:
-        model: On the CPU, in evaluation mode: images ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``, or of a model of
-            ``create_segmenter`` to ``[B, num_classes, H, W]``.
+        model: On the CPU, in evaluation mode: images ``[B, in_chans, H, W]``, or clips ``[B, in_chans, frames, H, W]``, to logits
+            ``[B, num_classes]``, or of a model of ``create_segmenter`` to ``[B, num_classes, H, W]``.
         path: The file, replaced only when all went well; it ends in ``.onnx`` for ONNX, else in ``.pt2``.
         format: ``"exported-program"``, ``"aoti"`` or ``"onnx"``.
         img_size: Height and width that the file must take; None for the model's own, or 224.

@@ -57,24 +57,25 @@ class Classifier(Predictor):
 
     def warm_up(self) -> None:
         try:
-            self.model(self.weight.new_zeros(1, *self.config["input_size"]))
+            self.model(self.sample())
         except (RuntimeError, AssertionError) as error:
             size = self.config["input_size"]
             raise ValueError(f"this {type(self.model).__name__} takes no images of {size}: {describe(error)}") from error
 
-    def load(self, image: Image.Image) -> tuple[Image.Image, Tensor]:
+    def sample(self) -> Tensor:
+        return self.weight.new_zeros(1, *self.config["input_size"])
+
+    def load(self, image: Any) -> tuple[Image.Image, Tensor]:
         return image, self.transform(image)
 
     def find(self, loaded: list[tuple[Image.Image, Tensor]]) -> list[Classes]:
         images, inputs = zip(*loaded, strict=True)
         probabilities = self.model(torch.stack(inputs).to(self.weight)).float().softmax(1).cpu()
         check_finite(probabilities)
-        chosen, indices = probabilities.topk(min(self.options.top, len(self.names)))
-        return [
-            Classes(image, self._guesses(some, places))
-            for image, some, places in zip(images, chosen.tolist(), indices.tolist(), strict=True)
-        ]
+        return [self.classes(image, some) for image, some in zip(images, probabilities, strict=True)]
 
-    def _guesses(self, probabilities: list[float], indices: list[int]) -> list[Guess]:
-        found = [Guess(index, self.names[index], probability) for index, probability in zip(indices, probabilities, strict=True)]
-        return [guess for guess in found if guess.probability >= (self.options.threshold or 0)]
+    def classes(self, image: Image.Image, probabilities: Tensor) -> Classes:
+        """The likeliest of all classes."""
+        chosen, indices = (found.tolist() for found in probabilities.topk(min(self.options.top, len(self.names))))
+        guesses = [Guess(index, self.names[index], probability) for index, probability in zip(indices, chosen, strict=True)]
+        return Classes(image, [guess for guess in guesses if guess.probability >= (self.options.threshold or 0)])

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from ..images import describe, open_image
+from ..images import describe
 from ..videos import is_video, open_video
 from .result import Predictor
 
@@ -45,8 +44,8 @@ class Outcome:
 
 @torch.inference_mode()
 def predict_files(way: Predictor, files: Sequence[str | Path], batch_size: int = 16, every: int = 1) -> Iterator[Outcome]:
-    """The outcomes in order, of a video one for every so many-th frame. No more than a batch is held at a time. A pass before the first,
-    which no time counts, sets kernels up."""
+    """The outcomes in order, of a video one for every so many-th frame, or a single one of a model that takes it whole. No
+    more than a batch is held at a time. A pass before the first, which no time counts, sets kernels up."""
     way.warm_up()
     pictures = _loaded(way, files, every)
     while batch := _batch(way, list(islice(pictures, batch_size))):
@@ -62,7 +61,7 @@ def _batch(way: Predictor, pictures: list[tuple[Outcome, Any]]) -> list[Outcome]
 
 def _loaded(way: Predictor, files: Sequence[str | Path], every: int) -> Iterator[tuple[Outcome, Any]]:
     for place, file in enumerate(map(str, files)):
-        pictures = _pictures(file, every)
+        pictures = _pictures(way, file, every)
         while True:
             outcome, seen, began = Outcome(file, place=place), None, time.perf_counter()
             try:
@@ -76,12 +75,12 @@ def _loaded(way: Predictor, files: Sequence[str | Path], every: int) -> Iterator
             yield outcome, seen
 
 
-def _pictures(file: str, every: int) -> Iterator[tuple[int | None, float | None, Image.Image]]:
-    if is_video(file):
+def _pictures(way: Predictor, file: str, every: int) -> Iterator[tuple[int | None, float | None, Any]]:
+    if is_video(file) and not way.whole_videos:
         for number, frame in enumerate(open_video(file).frames(every)):
             yield every * number, frame.time, frame.image
     else:
-        yield None, None, open_image(file)
+        yield None, None, way.open(file)
 
 
 def _through_network(way: Predictor, loaded: list[tuple[Outcome, Any]]) -> None:

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..images import ImageError, open_image, to_rgb, upright
+from ..images import ImageError, to_rgb, upright
 from ..tasks import CLASSIFICATION, DETECTION, about
 from ..videos import Video, open_video
 from .boxes import Detecting
 from .classes import Classifier
+from .clips import ClipClassifier
 from .masks import Segmenting
 from .options import Options
 from .result import Predictor, Result
@@ -26,7 +27,7 @@ def predictor(model: nn.Module, options: Options) -> Predictor:
         raise ValueError("the model is in training mode, in which it predicts otherwise: call model.eval() first")
     described = about(model)
     if described.task == CLASSIFICATION:
-        return Classifier(model, options)
+        return Classifier(model, options) if described.clips is None else ClipClassifier(model, options, described.clips)
     if described.task == DETECTION:
         return Detecting(model, described, options)
     return Segmenting(model, described, options)
@@ -43,17 +44,18 @@ def predict(
     overlap: int | None = None,
     multi_scale: bool = False,
 ) -> Any:
-    """What a model finds on an image: ``Classes``, ``Masks`` or ``Boxes``, each with ``draw()``, ``to_dict()`` and ``to_json()``.
+    """What a model finds on an image, or a classifier of videos in a video: ``Classes``, ``Masks`` or ``Boxes``, each with ``draw()``,
+    ``to_dict()`` and ``to_json()``.
 
     It is what the training programs' evaluation finds on it. The model, one of ``open_model``, or a classifier of timm's, or a segmenter
     or detector of this library, must be in evaluation mode and stays where it is.
 
     Args:
-        image: A file, or an image of Pillow's.
+        image: A file, or an image of Pillow's; of a video, the file.
         top, threshold, tile, overlap, multi_scale: As ``atmnet.predicting.options.Options`` has them.
 
     Raises:
-        ImageError: the image cannot be read.
+        ImageError, VideoError: the image or video cannot be read.
         ValueError: the model is in training mode or of no known kind, or an option is wrong, or for models of another kind.
     """
     if not isinstance(image, (str, os.PathLike, Image.Image)):
@@ -61,7 +63,7 @@ def predict(
     if isinstance(image, Image.Image) and 0 in image.size:
         raise ImageError(f"it is {image.width} x {image.height} pixels: there is nothing on it")
     way = predictor(model, Options(top, threshold, tile, overlap, multi_scale))
-    picture = to_rgb(upright(image)) if isinstance(image, Image.Image) else open_image(image)
+    picture = to_rgb(upright(image)) if isinstance(image, Image.Image) else way.open(image)
     found: Result = way.find([way.load(picture)])[0]
     return found
 
@@ -92,6 +94,8 @@ def predict_video(
     if every < 1:
         raise ValueError(f"every {every}: it must be at least 1")
     way = predictor(model, Options(top, threshold, tile, overlap, multi_scale))
+    if way.whole_videos:
+        raise ValueError("this model takes a video for one thing, not frame by frame: call atmnet.predict")
     return _on_frames(way, open_video(path), every)
 
 

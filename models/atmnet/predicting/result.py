@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from torch import Tensor
 from atm_triton.strict_json import dumps
 
 from ..drawing.text import Entry, with_legend
+from ..images import open_image
 
 
 @dataclass
@@ -50,9 +52,14 @@ class Predictor(ABC):
     """A model with its way to look at images."""
 
     columns: ClassVar[tuple[str, ...]]  # of a result's rows
+    whole_videos: ClassVar[bool] = False  # one result for a video, not for each of its frames
+
+    def open(self, file: str | os.PathLike[str]) -> Any:
+        """What ``load`` takes of a file, which raises ValueError where it is none for this model."""
+        return open_image(file)
 
     @abstractmethod
-    def load(self, image: Image.Image) -> Any:
+    def load(self, image: Any) -> Any:
         """What the network needs of an image, on the CPU."""
 
     @abstractmethod

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
+from ..clips import CROPS, SAMPLINGS, Clips
 from ..dense.detection import create_detector
 from ..dense.segmentation import create_segmenter
 from ..images import channels
@@ -88,7 +90,8 @@ def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
 
     def create(**kwargs: Any) -> Any:
         check_known(name)
-        return timm.create_model(name, **kwargs | dict(num_classes=num_classes, checkpoint_path=""))
+        known = {name: trained[name] for name in ("frames",) if name in trained}
+        return timm.create_model(name, **kwargs | known | dict(num_classes=num_classes, checkpoint_path=""))
 
     model = _create(checkpoint, f"model {name}", create, {})
     _load(model, checkpoint)
@@ -102,13 +105,25 @@ def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
         config["interpolation"] = interpolation
     if classes := trained.get("classes"):
         config["label_names"] = list(classes)
-    return _described(model, checkpoint, about_classifier(model))
+    about = about_classifier(model)
+    if about.clips is not None:
+        about.clips = _clips(checkpoint, trained, about.clips)
+    return _described(model, checkpoint, about)
 
 
 def _described(model: Any, checkpoint: Checkpoint, about: About) -> nn.Module:
     about.metrics, about.pictures = metrics_of(checkpoint), pictures_of(checkpoint)
     model.about, model.training_summary = about, _training_summary(checkpoint)
     return model  # type: ignore[no-any-return]
+
+
+def _clips(checkpoint: Checkpoint, trained: dict[str, Any], default: Clips) -> Clips:
+    """How the videos of a training were looked at."""
+    names = dict(frames="frames", sampling="sampling", stride="frame_stride", number="clips", crops="crops")
+    found = replace(default, **{name: trained[said] for name, said in names.items() if said in trained})
+    if found.sampling not in SAMPLINGS or found.crops not in CROPS or min(found.frames, found.stride, found.number) < 1:
+        raise ValueError(f"{checkpoint.path} is damaged, or not ours: it says that videos are looked at as {found}")
+    return found
 
 
 def _training_summary(checkpoint: Checkpoint) -> dict[str, Any] | None:

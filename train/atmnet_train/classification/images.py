@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,12 +93,16 @@ class Images:
 class Folder(Dataset[tuple[Image.Image, int]]):
     """The images below `root`, labelled by the first folder on their way: what lies deeper belongs to it too."""
 
+    noun = "images"
+    reads = "Pillow"
+    wanted: Iterable[str] | None = None  # endings; None: of images
+
     def __init__(self, root: Path, classes: dict[str, int], tell: Tell = print) -> None:
         self.root, start = os.fspath(root), len(os.fspath(root)) + 1
-        files = list_images(root, tell)
+        files = list_images(root, tell, self.wanted)
         self.samples = [(file, classes[name]) for file in files for name in [file[start:].split(os.sep, 1)[0]] if name in classes]
         if loose := len(files) - len(self.samples):
-            tell(f"{root}: passed over {loose} images that lie in no class folder")
+            tell(f"{root}: passed over {loose} {self.noun} that lie in no class folder")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -108,17 +112,19 @@ class Folder(Dataset[tuple[Image.Image, int]]):
         return open_image(file), target
 
 
-def open_folder(folder: Path, classes: dict[str, int], tell: Tell = print) -> Images:
+def open_folder(folder: Path, classes: dict[str, int], tell: Tell = print, kind: type[Folder] = Folder) -> Images:
     """Opens a folder, every class of which must be known and hold images."""
     names = class_folders(folder)
     unknown = [name for name in names if name not in classes]
     if unknown:
         raise UsageError(f"{folder} has {len(unknown)} classes that training does not know: {shorten(unknown)}")
-    source = Folder(folder, classes, tell)
+    source = kind(folder, classes, tell)
     filled = {target for _, target in source.samples}
     empty = [name for name in names if classes[name] not in filled]
     if empty:
-        raise UsageError(f"{len(empty)} class folders of {folder} hold no images that Pillow reads: {shorten(empty)}. Fill or remove them")
+        raise UsageError(
+            f"{len(empty)} class folders of {folder} hold no {kind.noun} that {kind.reads} reads: {shorten(empty)}. Fill or remove them"
+        )
     return Images(source, classes)
 
 
@@ -174,14 +180,22 @@ class TrainImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, list[Unreadable]]:
         def load(index: int) -> tuple[Tensor, int]:
-            image, target = read_image(self.source, index)
+            sample, target = self.read(index)
             seed_sample(self.seed, SAMPLE, key.epoch, key.position)
-            return self.transform(image), target
+            return self.transform(sample), target
 
         found, broken = first_readable(load, partial(image_name, self.source), key.index, len(self), self.max_broken)
         # None: more than may be broken, and the training process says so and ends.
-        image, target = found if found is not None else (self.transform(Image.new("RGB", (1, 1))), -1)
+        image, target = found if found is not None else (self.blank(), -1)
         return image, target, broken
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """What the transform is given, and its target."""
+        return read_image(self.source, index)
+
+    def blank(self) -> Tensor:
+        sample: Tensor = self.transform(Image.new("RGB", (1, 1)))
+        return sample
 
 
 class ValImages(Dataset[tuple[Tensor, int, list[Unreadable], int]]):

@@ -135,17 +135,19 @@ class InStep:
 class Evaluator:
     """Top-1, top-5 and loss of one or several models in one pass over the images; what it found of each is kept until the next."""
 
-    def __init__(self, images: Images, settings: Settings, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages) -> None:
-        data, evaluation = settings.data, settings.evaluation
+    def __init__(self, images: Images, settings: Any, accelerator: Accelerator, mean: Any, std: Any, broken: BrokenImages) -> None:
         self.accelerator, self.broken, self.images, self.streamed = accelerator, broken, len(images.source), images.streamed
         self.source, self.names = images.source, {label: name for name, label in (images.classes or {}).items()}
         self.found: dict[str, Findings] = {}  # of the last pass, by model
+        self.loader = self._loader(images, settings, mean, std)
+
+    def _loader(self, images: Images, settings: Any, mean: Any, std: Any) -> Any:
+        data, evaluation, accelerator = settings.data, settings.evaluation, self.accelerator
         # "random" varies the interpolation in training; an evaluation has one.
         interpolation = "bicubic" if data.interpolation == "random" else data.interpolation
         transform = create_transform(data.img_size, interpolation=interpolation, mean=mean, std=std, crop_pct=evaluation.crop_pct)
         options = loader_options(data, accelerator, keep_workers=False)
         batch_size = evaluation.val_batch_size or data.batch_size
-        self.loader: Any
         if images.streamed:
             images.source.transform = transform
             images.source.set_loader_cfg(num_workers=data.workers)
@@ -155,11 +157,10 @@ class Evaluator:
                     "counts. For exact figures evaluate with one process"
                 )
             stream = DataLoader(images.source, batch_size, collate_fn=collate_streamed, **options)
-            self.loader = InStep(stream, torch.zeros(1, 3, data.img_size, data.img_size), accelerator)
-        else:
-            dataset = ValImages(images.source, transform, data.img_size)
-            # Prepared by Accelerate: it shards the images, and gather_for_metrics drops the ones it repeats to fill the last batch.
-            self.loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size, collate_fn=collate_numbered, **options))
+            return InStep(stream, torch.zeros(1, 3, data.img_size, data.img_size), accelerator)
+        dataset = ValImages(images.source, transform, data.img_size)
+        # Prepared by Accelerate: it shards the images, and gather_for_metrics drops the ones it repeats to fill the last batch.
+        return accelerator.prepare_data_loader(DataLoader(dataset, batch_size, collate_fn=collate_numbered, **options))
 
     @torch.no_grad()
     def __call__(self, models: dict[str, nn.Module], check_stop: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:

@@ -12,26 +12,32 @@ from ..common.errors import UsageError
 from ..common.models import check_model_name, model_kwargs, try_out
 from ..common.weights import Weights, load_weights, shorten
 from .images import class_folders, class_indices, data_folder, split_folder
-from .settings import DataSettings, ModelSettings
+from .settings import DataSettings, ModelSettings, NetworkSettings
 
 
 def build_model(settings: ModelSettings, num_classes: int, loaded: bool = False) -> nn.Module:
     """`loaded`: weights of our own follow, so that none need to be downloaded."""
-    kwargs: dict[str, Any] = {"num_classes": num_classes} | model_kwargs(settings.model_kwargs)
-    if kwargs["num_classes"] != num_classes:
-        raise UsageError(f"--model-kwargs num_classes={kwargs['num_classes']}, but there are {num_classes} classes: leave it out")
+    model = build_network(settings, {"num_classes": num_classes}, loaded)
+    if settings.swap is not None:
+        put_mixers(model, settings.swap)
+    return model
+
+
+def build_network(settings: NetworkSettings, known: dict[str, Any], loaded: bool = False) -> nn.Module:
+    """`known`: arguments that other settings give, or the data."""
+    kwargs = known | model_kwargs(settings.model_kwargs)
+    if other := [f"{name}={kwargs[name]}" for name, value in known.items() if kwargs[name] != value]:
+        told = ", ".join(f"{name} is {value}" for name, value in known.items())
+        raise UsageError(f"--model-kwargs {' '.join(other)}: leave it out, as {told}")
     if settings.drop_path is not None:
         kwargs["drop_path_rate"] = settings.drop_path
     if loaded:
         kwargs.pop("pretrained", None)
     check_model_name(settings.model)
     try:
-        model = timm.create_model(settings.model, **kwargs)
+        return timm.create_model(settings.model, **kwargs)
     except Exception as error:  # of any model
         raise UsageError(f"--model {settings.model} does not take what was given ({kwargs}): {error}") from error
-    if settings.swap is not None:
-        put_mixers(model, settings.swap)
-    return model
 
 
 def put_mixers(model: nn.Module, pattern: str) -> None:
@@ -60,10 +66,10 @@ def start_from(settings: ModelSettings, num_classes: int, weights: Weights) -> n
     return model
 
 
-def check_outputs(model: nn.Module, settings: ModelSettings, num_classes: int, batch: int, img_size: int) -> None:
-    """Refuses a model that does not make as many logits of every image."""
+def check_outputs(model: nn.Module, settings: NetworkSettings, num_classes: int, batch: int, *size: int) -> None:
+    """Refuses a model that does not make as many logits of every image of a height and width, or clip with its frames before these."""
     batch = min(batch, 2)
-    shape = getattr(try_out(model, batch, img_size, settings.model), "shape", None)
+    shape = getattr(try_out(model, (batch, 3, *size), settings.model), "shape", None)
     if shape != (batch, num_classes):
         raise UsageError(
             f"--model {settings.model} {' '.join(settings.model_kwargs)} makes {shape} of {batch} images, not {num_classes} logits"

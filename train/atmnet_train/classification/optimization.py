@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..common.errors import UsageError
 from .distillation import Teacher
-from .settings import AugmentationSettings, OptimizerSettings, ScheduleSettings
+from .settings import MixingSettings, OptimizerSettings, ScheduleSettings
 
 
 def learning_rate(optimizer: OptimizerSettings, schedule: ScheduleSettings, global_batch: int) -> float:
@@ -60,9 +60,9 @@ def make_scheduler(settings: ScheduleSettings, optimizer: torch.optim.Optimizer,
 
 
 class BatchLoss:
-    """Loss of a batch: mixup or cutmix with soft targets, or label smoothing alone; with a teacher, its answers to the images."""
+    """Loss of a batch, of images or clips: mixup or cutmix with soft targets, or label smoothing alone; with a teacher, its answers."""
 
-    def __init__(self, settings: AugmentationSettings, num_classes: int, teacher: Teacher | None = None) -> None:
+    def __init__(self, settings: MixingSettings, num_classes: int, teacher: Teacher | None = None) -> None:
         self.off_epoch, self.mixup, self.teacher = settings.mixup_off_epoch, None, teacher
         if settings.mixup > 0 or settings.cutmix > 0:
             self.mixup = Mixup(
@@ -82,8 +82,9 @@ class BatchLoss:
         if self.mixup is None:
             return images, targets
         self.mixup.mixup_enabled = not self.off_epoch or epoch < self.off_epoch
-        mixed: tuple[Tensor, Tensor] = self.mixup(images, targets)
-        return mixed
+        # The frames of a clip, as channels: cutmix looks for height and width where an image has them.
+        mixed, shares = self.mixup(images.flatten(1, -3), targets)
+        return mixed.view_as(images), shares
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor], epoch: int) -> Tensor:
         images, targets = self.mix(*batch, epoch)

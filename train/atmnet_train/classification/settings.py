@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..common.runtime import EvaluationSettings, RunSettings
 from ..common.settings import BELOW_1, LARGEST_RATE, LARGEST_SIDE, setting
 from ..common.weights import Weights
 
-# Stochastic depth by variant.
+# Stochastic depth by variant, of images or videos.
 DROP_PATH = {"atmnet_xt": 0.1, "atmnet_t": 0.1, "atmnet_s": 0.2, "atmnet_b": 0.3, "atmnet_l": 0.3}
 
 # timm's auto-augment policies: what it cannot read of one, it passes over.
@@ -33,7 +33,7 @@ FROM_CHECKPOINT = ("img_size", "crop_pct", "interpolation", "model_kwargs", "swa
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class NetworkSettings:
     """Model and the weights that it starts from."""
 
     model: str = setting(
@@ -44,25 +44,31 @@ class ModelSettings:
         told="atmnet-t; with --eval, the checkpoint's",
     )
     model_kwargs: tuple[str, ...] = setting((), "passed on to timm.create_model", metavar="KEY=VALUE")
-    swap: str | None = setting(
-        None,
-        "modules that become mixers, by a pattern of their names (atm_triton.swap), after --init-from",
-        metavar="PATTERN",
-        told="none; with --eval, the checkpoint's",
-    )
     drop_path: float | None = setting(
         None, "stochastic depth", share=True, at_most=BELOW_1, told="the variant's, 0.1 to 0.3; timm's for other models"
     )
     init_from: str | None = setting(
         None, "start from these weights; a classifier of another size is replaced", metavar="CKPT", incidental=True, told="new weights"
     )
-    finetune: bool = setting(False, "preset for --init-from: 384 pixels, 30 epochs at 5e-6")
     ema: bool | None = setting(
         None,
         "--eval, --init-from: take the averaged weights of the checkpoint",
         incidental=True,
         told="of a published file, as the paper evaluates, on with --eval; else off",
     )
+
+
+@dataclass(frozen=True)
+class ModelSettings(NetworkSettings):
+    """Model and the weights that it starts from."""
+
+    swap: str | None = setting(
+        None,
+        "modules that become mixers, by a pattern of their names (atm_triton.swap), after --init-from",
+        metavar="PATTERN",
+        told="none; with --eval, the checkpoint's",
+    )
+    finetune: bool = setting(False, "preset for --init-from: 384 pixels, 30 epochs at 5e-6")
 
 
 @dataclass(frozen=True)
@@ -90,24 +96,31 @@ class DataSettings(LoadingSettings):
 
 
 @dataclass(frozen=True)
-class AugmentationSettings:
+class MixingSettings:
     """Augmentation and regularisation."""
 
-    no_aug: bool = setting(False, "no random transforms")
     scale: tuple[float, float] = setting((0.08, 1.0), "area of the random crop", at_least=0.001)
     ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "aspect ratio of the random crop", at_least=0.01, at_most=100)
     hflip: float = setting(0.5, "share of mirrored images", share=True)
-    aa: str = setting("rand-m9-mstd0.5-inc1", "auto-augment policy; none switches it off")
-    color_jitter: float = setting(0.4, "takes effect with --aa none, as in timm", share=True)
-    aug_repeats: int = setting(3, "repeated augmentation; 0 or 1 switches it off", at_least=0, at_most=1000, incidental=True)
-    reprob: float = setting(0.25, "share of randomly erased images", share=True)
-    remode: str = setting("pixel", "what is erased becomes this", choices=("pixel", "rand", "const"))
+    color_jitter: float = setting(0.4, "brightness, contrast and saturation change by up to this", share=True)
     mixup: float = setting(0.8, "alpha of mixup; 0 switches it off", at_least=0)
     cutmix: float = setting(1.0, "alpha of cutmix; 0 switches it off", at_least=0)
     mixup_prob: float = setting(1.0, "share of mixed batches", share=True)
     mixup_switch_prob: float = setting(0.5, "share of cutmix where both are on", share=True)
     mixup_off_epoch: int = setting(0, "stop mixing at this epoch (0: never)", at_least=0)
     smoothing: float = setting(0.1, "label smoothing", share=True, at_most=BELOW_1)
+
+
+@dataclass(frozen=True)
+class AugmentationSettings(MixingSettings):
+    """Augmentation and regularisation."""
+
+    no_aug: bool = setting(False, "no random transforms")
+    aa: str = setting("rand-m9-mstd0.5-inc1", "auto-augment policy; none switches it off")
+    color_jitter: float = setting(0.4, "takes effect with --aa none, as in timm", share=True)
+    aug_repeats: int = setting(3, "repeated augmentation; 0 or 1 switches it off", at_least=0, at_most=1000, incidental=True)
+    reprob: float = setting(0.25, "share of randomly erased images", share=True)
+    remode: str = setting("pixel", "what is erased becomes this", choices=("pixel", "rand", "const"))
 
 
 @dataclass(frozen=True)
@@ -179,7 +192,7 @@ class Settings:
     run: RunSettings
 
 
-def from_checkpoint(weights: Weights, given: Mapping[str, Any]) -> dict[str, Any]:
+def from_checkpoint(weights: Weights, given: Mapping[str, Any], names: Sequence[str] = FROM_CHECKPOINT) -> dict[str, Any]:
     """Takes for `--eval` from its checkpoint which model it is, and how its images are seen."""
     held = weights.meta.get("model")
     name = given.get("model", canonical_name(held or ""))
@@ -188,20 +201,24 @@ def from_checkpoint(weights: Weights, given: Mapping[str, Any]) -> dict[str, Any
     if held not in (None, name):
         raise UsageError(f"{weights.source} holds {held}, not --model {name}")
     trained = weights.meta | weights.meta.get("recipe", {})
-    found = {key: trained[key] for key in FROM_CHECKPOINT if key in trained}
+    found = {key: trained[key] for key in names if key in trained}
     found |= {"model": name, "ema": weights.averaged}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
 
 
+def of_model(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults that depend on the model."""
+    return {"output": f"output/{values['model']}", "drop_path": DROP_PATH.get(values["model"].removesuffix("_video"))}
+
+
 def dependent(values: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults that depend on the model, or on fine-tuning."""
-    found = {"output": f"output/{values['model']}", "drop_path": DROP_PATH.get(values["model"])}
-    return found | (read_config("imagenet-384.yaml", "imagenet.py", Settings) if values["finetune"] else {})
+    return of_model(values) | (read_config("imagenet-384.yaml", "imagenet.py", Settings) if values["finetune"] else {})
 
 
 def check(settings: Settings) -> None:
     """Refuses what cannot work together."""
-    model, data, schedule, augmentation = settings.model, settings.data, settings.schedule, settings.augmentation
+    model, data, augmentation = settings.model, settings.data, settings.augmentation
     if model.finetune and not model.init_from:
         raise UsageError("--finetune starts from trained weights: give --init-from CKPT")
     if settings.evaluation.eval:
@@ -212,15 +229,20 @@ def check(settings: Settings) -> None:
         raise UsageError(f"--dataset {data.dataset}: it must begin with {', '.join(DATASETS)}")
     if (data.input_key or data.target_key) and not data.dataset:
         raise UsageError("--input-key and --target-key name columns of a data set: give --dataset, or leave them out")
+    if augmentation.aa not in ("", "none") and not POLICY.fullmatch(augmentation.aa):
+        raise UsageError(f"--aa {augmentation.aa}: timm knows no such augmentation; try rand-m9-mstd0.5-inc1, or none")
+    check_recipe(augmentation, data.batch_size, settings.schedule)
+
+
+def check_recipe(augmentation: MixingSettings, batch_size: int, schedule: ScheduleSettings, small: str = "small.yaml") -> None:
+    """Refuses a recipe that cannot be; `small` is the one for little data."""
     for name, (low, high), most in (("scale", augmentation.scale, 1), ("ratio", augmentation.ratio, math.inf)):
         if not 0 < low <= high <= most:
             raise UsageError(f"--{name} {low} {high}: give the smallest first, above 0" + " and up to 1" * (most == 1))
-    if augmentation.aa not in ("", "none") and not POLICY.fullmatch(augmentation.aa):
-        raise UsageError(f"--aa {augmentation.aa}: timm knows no such augmentation; try rand-m9-mstd0.5-inc1, or none")
-    if (augmentation.mixup > 0 or augmentation.cutmix > 0) and data.batch_size % 2:
-        raise UsageError(f"--batch-size {data.batch_size}: mixup pairs the images of a batch, so it must be even (or --mixup 0 --cutmix 0)")
+    if (augmentation.mixup > 0 or augmentation.cutmix > 0) and batch_size % 2:
+        raise UsageError(f"--batch-size {batch_size}: mixup pairs the images of a batch, so it must be even (or --mixup 0 --cutmix 0)")
     if schedule.warmup_epochs >= schedule.epochs:
         raise UsageError(
             f"--warmup-epochs {schedule.warmup_epochs} leaves nothing of --epochs {schedule.epochs}: give fewer warm-up epochs, or, for "
-            "some thousand images, --config small.yaml"
+            f"some thousand samples, --config {small}"
         )

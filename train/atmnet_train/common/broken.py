@@ -40,8 +40,8 @@ def first_readable(
 class BrokenImages:
     """Names each unreadable image once, and gives up, on every process alike, when there are too many or nothing but such."""
 
-    def __init__(self, allowed: int, images: int) -> None:
-        self.allowed, self.images = allowed, images
+    def __init__(self, allowed: int, images: int, noun: str = "images") -> None:
+        self.allowed, self.images, self.noun = allowed, images, noun
         self.found: dict[str, str] = {}  # why, by name
         self.pending = False
 
@@ -59,7 +59,7 @@ class BrokenImages:
         names = shorten(list(self.found))
         if len(self.found) > self.allowed:
             raise RunError(
-                f"{len(self.found)} images cannot be read, more than --max-broken {self.allowed} allows: {names}. "
+                f"{len(self.found)} {self.noun} cannot be read, more than --max-broken {self.allowed} allows: {names}. "
                 "Repair or remove them, or give a larger --max-broken (a training goes on with --resume)"
             )
-        raise RunError(f"none of the {self.images} images can be read: {names}")
+        raise RunError(f"none of the {self.images} {self.noun} can be read: {names}")

@@ -83,7 +83,7 @@ def build_model(settings: BackboneSettings, create: Callable[..., Any], side: in
         model = create(**kwargs)
     except Exception as error:  # of any model
         raise UsageError(f"--model {settings.model} does not take what was given ({kwargs}): {error}") from error
-    try_out(backbone(model), 1, side, settings.model, training=False)  # a mere 1 x 1 has no statistics in training
+    try_out(backbone(model), (1, 3, side, side), settings.model, training=False)  # a mere 1 x 1 has no statistics in training
     if settings.grad_checkpointing:
         net = network(model)
         if not hasattr(net, "set_grad_checkpointing"):

@@ -34,13 +34,14 @@ def model_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def try_out(model: nn.Module, batch: int, side: int, name: str, training: bool = True) -> Any:
-    """What a model makes of images; refuses one that cannot take them. The model stays as it is."""
+def try_out(model: nn.Module, shape: Sequence[int], name: str, training: bool = True) -> Any:
+    """What a model makes of images, or of clips; refuses one that cannot take them. The model stays as it is."""
     with torch.random.fork_rng(devices=[]):
         try:
-            return copy.deepcopy(model).train(training)(torch.zeros(batch, 3, side, side))
+            return copy.deepcopy(model).train(training)(torch.zeros(*shape))
         except Exception as error:  # of any model
-            images = f"{batch} image{'s' * (batch > 1)} of {side} x {side}"
+            batch, _, *size = shape
+            images = f"{batch} {'image' if len(size) == 2 else 'clip'}{'s' * (batch > 1)} of {' x '.join(map(str, size))}"
             raise UsageError(f"--model {name} cannot take {images}: {describe(error)}") from error
 
 

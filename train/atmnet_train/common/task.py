@@ -29,6 +29,7 @@ from .summary import draw_curves, versions, write_json
 from .tables import CLASSES, read_csv
 from .tuning import tune_kernels
 
+PHOTOS = "PHOTOS"  # what the weights of most programs can be shown
 Batches = Callable[[int, int], Iterator[Any]]  # of an epoch, from a place in it on
 
 
@@ -86,6 +87,7 @@ class Task:
     core: str = ""  # the submodule that takes such a batch, is compiled and tuned; the model itself where empty
     ema_decay: float = 0.0
     ema_warmup: bool = False
+    predicted: str = PHOTOS
 
 
 def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Path | None) -> None:
@@ -144,7 +146,7 @@ def fit(settings: RunSettings, accelerator: Accelerator, task: Task, resume: Pat
                 flush=True,
             )
         else:
-            print(next_command(task.plan.output), flush=True)
+            print(next_command(task.plan.output, task.predicted), flush=True)
     end_quietly(accelerator)
 
 
@@ -169,9 +171,9 @@ def with_picture(task: Task, accelerator: Accelerator, batches: Batches) -> Batc
     return drawing
 
 
-def next_command(checkpoint: Path | str) -> str:
+def next_command(checkpoint: Path | str, predicted: str) -> str:
     """The line of a run that is over: what its weights can do."""
-    return f"next: python -m atmnet predict --checkpoint {shlex.quote(str(checkpoint))} PHOTOS"
+    return f"next: python -m atmnet predict --checkpoint {shlex.quote(str(checkpoint))} {predicted}"
 
 
 def finish(task: Task, accelerator: Accelerator, engine: Engine, facts: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from .errors import RunError
 from .runtime import RunSettings
 from .summary import versions, write_json
 from .tables import CLASSES, Rows, to_rich, write_tables
-from .task import compile_core, next_command
+from .task import PHOTOS, compile_core, next_command
 from .weights import Weights, load_weights
 
 EVALUATED = "eval_"  # begins the names of tables and pictures: those of the training stay
@@ -38,6 +38,7 @@ class Trial:
     in_words: Callable[[dict[str, Any]], str]
     files: str  # that are left in the output folder, besides eval.json and eval_classes.csv
     core: str = ""  # the submodule that is compiled; the model itself where empty
+    predicted: str = PHOTOS
 
 
 def watch(module: nn.Module, broken: Tensor) -> None:
@@ -81,7 +82,7 @@ def run_trial(settings: RunSettings, accelerator: Accelerator, weights: Weights,
         facts = {"seconds": seconds, "unreadable": trial.broken.found, "versions": versions()}
         classes = {"classes": tables[CLASSES]}
         write_json(output / "eval.json", {"checkpoint": weights.source} | trial.report | metrics | classes | facts)
-        print(next_command(weights.source), flush=True)
+        print(next_command(weights.source, trial.predicted), flush=True)
     end_quietly(accelerator)
 
 

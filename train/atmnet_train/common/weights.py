@@ -49,13 +49,14 @@ def read_weights(given: str, ema: bool | None = False) -> Weights:
 
 
 def arguments_of(given: str, model: str, ema: bool) -> Values:
-    """The `model_kwargs` of a checkpoint that a training goes on or starts from, where it is of the same model and says them."""
+    """The `model_kwargs` of a checkpoint that a training goes on or starts from, where it is of the same model, or of the one of
+    images to a model of videos, and says them."""
     try:
         meta = read_checkpoint(given, ema, verify=False).meta
     except (FileNotFoundError, ValueError):
         return {}  # the training says so; a resumed one needs no such file any more
     found = (meta.get("recipe") or {}).get("model_kwargs")
-    return {"model_kwargs": tuple(found)} if found is not None and meta.get("model") == model else {}
+    return {"model_kwargs": tuple(found)} if found is not None and meta.get("model") in (model, model.removesuffix("_video")) else {}
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:

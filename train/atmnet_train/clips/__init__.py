@@ -1,0 +1,1 @@
+"""Classification of videos: parts of train/video.py."""
