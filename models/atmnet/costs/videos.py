@@ -9,7 +9,7 @@ from ..variants import VIDEO
 from .paper import cost
 
 
-def videos(size: tuple[int, int] = (224, 224), frames: int = 16) -> Table:
+def video_costs(size: tuple[int, int] = (224, 224), frames: int = 16) -> Table:
     """Parameters and MACs of a clip, by how much of the network mixes along time."""
     height, width = size
     table = Table("model", "time", title=f"ATMNet of clips of {frames} x {height} x {width}", caption="time: the stages that mix along it")

@@ -12,14 +12,7 @@ from ..dense.segmentation import Segmenter
 from ..images import channels
 from ..images import data_config as checked_config
 from ..labels import class_names
-from ..tasks import is_of_videos
-
-
-def task(model: nn.Module) -> str:
-    """By Hugging Face's names."""
-    if is_of_videos(model):
-        return "video-classification"
-    return "image-segmentation" if isinstance(model, Segmenter) else "image-classification"
+from ..tasks import is_of_videos, pipeline_tag
 
 
 def data_config(model: nn.Module) -> dict[str, Any] | None:
@@ -28,14 +21,16 @@ def data_config(model: nn.Module) -> dict[str, Any] | None:
     return checked_config(net) if getattr(net, "pretrained_cfg", None) else None
 
 
-def describe(model: nn.Module, img_size: tuple[int, int], classes: Sequence[str] | None) -> dict[str, str]:
+def metadata_of(model: nn.Module, img_size: tuple[int, int], classes: Sequence[str] | None) -> dict[str, str]:
     """Task, normalisation, crop and classes, as far as they are known; all but ``task`` and ``interpolation`` are JSON."""
-    described: dict[str, Any] = {"task": task(model), "input_size": [channels(model), *img_size]}
+    described: dict[str, Any] = {"task": pipeline_tag(model), "input_size": [channels(model), *img_size]}
     if is_of_videos(model):
         described["frames"] = cast(Any, model).frames
     if config := data_config(model):
         described |= {name: config[name] for name in ("mean", "std", "interpolation")}
-        if not isinstance(model, Segmenter):
+        if isinstance(model, Segmenter):
+            described["interpolation"] = "bilinear"  # which evaluates it so, whatever its backbone was trained with
+        else:
             described["crop_pct"] = config["crop_pct"]
             classes = classes or class_names(model)
     if classes:

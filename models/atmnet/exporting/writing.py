@@ -11,7 +11,7 @@ from torch import nn
 from atm_triton.files import replaced
 
 from ..weights.reader import PathLike
-from .description import data_config, describe
+from .description import data_config, metadata_of
 from .formats import FORMATS, check_onnx
 from .tracing import TOLERANCE, export_program, largest_difference, sizes
 
@@ -61,7 +61,7 @@ def export(
         img_size = height, width
     program, smallest = export_program(model, img_size)
     with replaced(path) as partial:
-        chosen.write(program, partial, describe(model, img_size, classes))
+        chosen.write(program, partial, metadata_of(model, img_size, classes))
         difference = largest_difference(chosen.open(partial), model, sizes(model, img_size, smallest))
         if not difference <= TOLERANCE:
             raise RuntimeError(f"the {format} file differs from the model by {difference:.1e} of the largest logit, more than {TOLERANCE}")

@@ -12,9 +12,8 @@ from atm_triton import ActiveTokenMixer
 from atm_triton.swapping.swap import reports_of
 
 from ..model import ATMNet
-from ..tasks import CLASSIFICATION, DETECTION, NOUNS, SEGMENTATION, About, about, parts_of
+from ..tasks import CLASSIFICATION, DETECTION, NOUNS, SEGMENTATION, About, about, is_of_videos, parts_of, pipeline_tag
 
-TAGS = {CLASSIFICATION: "image-classification", SEGMENTATION: "image-segmentation", DETECTION: "object-detection"}  # as the Hub has them
 PAPER, CODE = "https://arxiv.org/abs/2203.06108", "https://github.com/microsoft/ActiveMLP"
 NAMED = 20  # classes, and modules that were swapped
 PICTURES = "pictures"  # the folder of those in a repository, and each one's name there
@@ -24,7 +23,7 @@ import atmnet
 
 model = atmnet.open_model("{place}")  # or the path of a folder
 print(model.about)
-print(atmnet.predict(model, "photo.jpg"))
+print(atmnet.predict(model, "{file}"))
 ```"""
 
 
@@ -48,7 +47,7 @@ def card_of(model: Any, repo_id: str | None = None, license: str | None = None) 
     license = license or net.pretrained_cfg.get("license") or "unknown"
     place = repo_id or "USER/NAME"
     title = repo_id.rpartition("/")[2] if repo_id else described.name
-    tag = TAGS[described.task]
+    tag = pipeline_tag(model)
     results = [
         EvalResult(task_type=tag, dataset_type="validation", dataset_name="its training's validation", metric_type=name, metric_value=value)
         for name, value in described.metrics.items()
@@ -65,7 +64,7 @@ def card_of(model: Any, repo_id: str | None = None, license: str | None = None) 
     kind = f"A {NOUNS[described.task]}, {described.name}."
     if mixes:
         kind += f" It mixes tokens by the [Active Token Mixer]({PAPER}) (AAAI 2023; [published code]({CODE}))."
-    parts = [f"# {title}", kind, USE.format(place=f"hf-hub:{place}")]
+    parts = [f"# {title}", kind, USE.format(place=f"hf-hub:{place}", file="clip.mp4" if is_of_videos(model) else "photo.jpg")]
     if described.task == CLASSIFICATION and not reports_of(model):
         parts.append(f'`timm.create_model("hf-hub:{place}", pretrained=True)` makes the same model after `import atmnet`.')
     parts.append(_table("model", _facts(model, described)))
