@@ -46,13 +46,13 @@ def classifier(**options: Any) -> Any:
 
 def segmenter(**options: Any) -> Any:
     model: Any = atmnet.create_segmenter("atmnet_xt", "semantic-fpn", num_classes=2, **TINY | options).eval()
-    model.about = about_segmenter(model, "semantic-fpn on a tiny one", ["road", "sky"], 64)
+    model.about = about_segmenter(model, ["road", "sky"], 64)
     return model
 
 
 def detector(**options: Any) -> Any:
     model: Any = atmnet.create_detector("atmnet_xt", "mask-rcnn", num_classes=2, min_size=64, max_size=96, dim=16, **TINY | options).eval()
-    model.about = about_detector(model, "mask-rcnn on a tiny one", ["road", "sky"])
+    model.about = about_detector(model, ["road", "sky"])
     return model
 
 
