@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -14,10 +15,12 @@ SHOWN = 2  # frames along each side
 
 
 def sheets(clips: Tensor) -> Tensor:
-    """Clips ``[B, 3, T, H, W]`` as images ``[B, 3, 2H, 2W]`` of four of their frames, spread over them and in the order of reading."""
+    """Clips ``[B, 3, T, H, W]`` as images ``[B, 3, 2H + 1, 2W + 1]`` of four of their frames, spread over them and in the order of reading,
+    with a bright line between."""
     last = clips.shape[2] - 1
     shown = [round(place * last / (SHOWN**2 - 1)) for place in range(SHOWN**2)]
-    return rearrange(clips[:, :, shown], "b c (y x) h w -> b c (y h) (x w)", y=SHOWN)
+    framed = F.pad(clips[:, :, shown], (0, 1, 0, 1), value=clips.max().item())
+    return rearrange(framed, "b c (y x) h w -> b c (y h) (x w)", y=SHOWN)[..., :-1, :-1]
 
 
 def reads(offset: Tensor) -> Tensor:
@@ -50,7 +53,7 @@ def draw_reads(
     figure = Figure(figsize=(1.35 * frames + 3.2, 1.5 * len(clips) + 0.6), layout="constrained")
     grid = figure.subplots(len(clips), frames + 1, squeeze=False, width_ratios=[1] * frames + [2.2])
     figure.suptitle(f"{layer}: where the token * reads along time (circles: share of its channels), and how far all tokens do", fontsize=9)
-    brightness = torch.nn.functional.adaptive_avg_pool2d(clips[:, :, middle].mean(1), (height, width))
+    brightness = F.adaptive_avg_pool2d(clips[:, :, middle].mean(1), (height, width))
     for row, clip, name, light, offset in zip(grid, clips, names, brightness, along, strict=True):
         y, x = divmod(int(light.argmax()), width)
         shares = reads(offset[:, y, x])[middle]
