@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from atm_triton import ActiveTokenMixer, OffsetFC, axial_gather
+from atm_triton.tuning import rivals
 from atm_triton.tuning.calls import Call, find_calls, fresh_runs
 from atm_triton.tuning.calls import Shape as Recorded
 
@@ -34,6 +35,22 @@ def test_the_calls_of_a_model(device):
     assert found == [offset, token_mix, offset, token_mix, ("atm_triton::axial_gather", (2, 3, 5, 8))]
     last = calls[-1].arguments
     assert last == (Recorded((2, 3, 5, 8), (120, 40, 8, 1), torch.float32), Recorded((2, 3, 5, 4), (120, 40, 8, 1), torch.float32), "w")
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_calls_on_other_axes_run_again(axes, monkeypatch):
+    """With what they do not have as it was; and plain PyTorch is a rival of theirs."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    size = (2, 4, 3, 5)[: axes + 1]
+    mixer = ActiveTokenMixer(8, share=2, own_offset=False, axes=axes)
+    (call,) = find_calls(mixer, torch.randn(*size, 8), torch.randn(*size, 4 * axes))
+    ((_, arguments), (_, of_gradient)) = fresh_runs(call, torch.device("cpu"), backward=True)
+    assert sum(t is None for t in arguments) == {1: 4, 3: 0}[axes]
+    assert sum(t is None for t in of_gradient) == {1: 4, 3: 0}[axes]
+    assert rivals.key(call, training=False) == f"token_mix_plain/{'x'.join(map(str, size[1:]))}/C8/G4/float32"
+    operator, plain = (step() for step in rivals.compiled(call, torch.device("cpu"), training=True))
+    for a, b in zip(operator, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_autocast_is_followed():

@@ -43,6 +43,11 @@ def test_every_resolution_is_tuned(made_up_gpu, capsys):
     assert "atmnet_xt, 2 x 32 x 48, bf16" in printed and "0 kernels and shapes tuned" in printed
 
 
+def test_clips_are_tuned_for(made_up_gpu):
+    assert main(["tune", "--model", "atmnet-xt-video", "--resolution", "32", "--batch", "2", "--frames", "4"]) == 0
+    assert [asked[3] for asked in made_up_gpu] == [(2, 3, 4, 32, 32)]
+
+
 @pytest.mark.parametrize(("export", "file"), [("--export", "SHIPPED/made-up.json"), ("--export here.json", "here.json")])
 def test_options(made_up_gpu, tmp_path, export, file):
     assert main(f"tune --model ATMNet-XT --resolution 32 --batch 1 --dtype fp32 --inference --force {export}".split()) == 0

@@ -10,7 +10,7 @@ from atm_triton.profile import count_macs
 
 from ..dense.cascade import CascadeRoIHeads
 from ..dense.roi import BOX_SIZE, MASK_SIZE
-from ..images import channels
+from ..images import input_shape
 
 LAYER_NORM_MACS = 5  # per element, as fvcore and the paper have it
 
@@ -20,8 +20,7 @@ def macs(model: nn.Module, size: tuple[int, int] = (224, 224)) -> int:
     and attention, five per element of a LayerNorm, none for gathering, fusing and activations. Nothing is computed, and the model stays as
     it is.
     """
-    frames = [int(model.frames)] if getattr(model, "time", None) is not None else []  # type: ignore[arg-type]
-    image = torch.empty(1, channels(model), *frames, *size, device="meta", dtype=next(model.parameters()).dtype)
+    image = torch.empty(1, *input_shape(model, size), device="meta", dtype=next(model.parameters()).dtype)
     return count_macs(model, image, LAYER_NORM_MACS)
 
 
