@@ -15,7 +15,7 @@ from atmnet.images import open_image
 from atmnet.videos import Frame, VideoError, is_video, open_video
 from image_files import write_turned
 from PIL import Image
-from video_files import greys, number_of, turn, write_sound, write_video
+from video_files import greys, number_of, turn, write_sound, write_video, write_with_sound
 
 
 def test_frames_come_in_order_at_their_times(tmp_path: Path) -> None:
@@ -149,6 +149,26 @@ def test_frames_before_the_damage_come(name: str, tmp_path: Path) -> None:
         for frame in open_video(path).frames():
             kept.append(frame)
     assert 10 < len(kept) < 40 and f"after {len(kept)} frames" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.webm", "clip.mp4"])
+def test_no_frame_stands_for_those_that_are_missing(name: str, tmp_path: Path) -> None:
+    noise = [Image.effect_noise((64, 48), 90).convert("RGB") for _ in range(50)]
+    whole = write_video(tmp_path / f"whole-{name}", noise, g="5", **dict(codec="libvpx") if name == "clip.webm" else {})
+    path = tmp_path / name
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    frames = open_video(path).at([0.0, 1.0, 4.5])
+    assert [next(frames).time, next(frames).time] == pytest.approx([0.0, 1.0], abs=1e-3)
+    with pytest.raises(VideoError, match=r"it ends at [12]\.\d of 5\.0 seconds|is missing or damaged"):
+        next(frames)
+    assert [frame.time for frame in open_video(whole).at([4.9, 100])] == pytest.approx([4.9, 4.9], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
+def test_a_sound_may_last_longer(name: str, tmp_path: Path) -> None:
+    video = open_video(write_with_sound(tmp_path / name, greys(20), 6))
+    assert video.duration == pytest.approx(2, abs=0.05) and video.length == 20
+    assert len(list(video.frames())) == 20
 
 
 def test_endings() -> None:

@@ -63,6 +63,27 @@ def turn(path: Path, orientation: int) -> None:
     path.write_bytes(data)
 
 
+def write_with_sound(path: Path, images: Sequence[Image.Image], seconds: float) -> Path:
+    """Images, ten a second, and a sound that may last longer."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10)
+        stream.width, stream.height = images[0].size
+        stream.pix_fmt = "yuv420p"
+        sound: Any = container.add_stream("aac", rate=16000)
+        sound.layout = "mono"
+        for number, image in enumerate(images):
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        for number in range(int(seconds * 16000) // 1024):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = 16000, 1024 * number, Fraction(1, 16000)
+            container.mux(sound.encode(samples))
+        container.mux(sound.encode())
+    return path
+
+
 def write_sound(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("aac", rate=16000)

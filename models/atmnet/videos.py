@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,6 @@ from PIL import Image
 
 from .images import LONGEST, TURNS, describe
 
-NAMES = "3g2 3gp asf avi divx dv f4v flv m1v m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mts mxf ogv vob webm wmv"  # not ts: TypeScript too
 # That tell videos, in lower case; not .ts, which is TypeScript too.
 # fmt: off
 ENDINGS = frozenset({
@@ -37,6 +37,7 @@ ORIENTATIONS = {
     (0, -1, 1, 0): 8,
 }
 AHEAD = 2.0  # seconds for which decoding on takes less than to look for a keyframe
+TOLD = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")  # how long a stream of Matroska or WebM is, which has a tag for it alone
 EARLY = 1.0  # seconds before its end at which a video may stop: headers are not that exact
 
 
@@ -110,7 +111,7 @@ class Video:
                     time = number / float(self.fps or 1) if frame.time is None else frame.time - self.start
                     if number % every == 0:
                         yield Frame(time, _upright(frame, stream))
-                whole = _duration(container, stream) if stream.duration or len(container.streams) == 1 else None  # not another stream's
+                whole = _own_duration(container, stream)
                 if whole is not None and time + EARLY < whole and not 0 < stream.frames <= number + 1:
                     raise VideoError(f"it ends at {time:.1f} of {whole:.1f} seconds")
         except VideoError as error:
@@ -120,9 +121,10 @@ class Video:
         """The frame nearest to each time in seconds, decoded from the keyframe before it on; quickest where the times ascend.
 
         Raises:
-            VideoError: the file is damaged, or its frames have no times.
+            VideoError: the file is damaged, or ends before a time that it should have; or its frames have no times.
         """
         with _opened(self.path) as (container, stream):
+            whole = None if stream.frames else _own_duration(container, stream)  # of those with an index, what is missing is seen
             before = after = None
             frames: Iterator[Any] = iter(())
             for time in times:
@@ -132,6 +134,8 @@ class Video:
                     before = after = next(frames)
                 while after is not None and after.time < wanted:
                     before, after = after, next(frames, None)
+                if after is None and whole is not None and before.time - self.start + EARLY < whole:
+                    raise VideoError(f"it ends at {before.time - self.start:.1f} of {whole:.1f} seconds")
                 nearest = before if after is None or wanted - before.time <= after.time - wanted else after
                 yield Frame(nearest.time - self.start, _upright(nearest, stream))
 
@@ -224,6 +228,20 @@ def _fraction(value: Any) -> Fraction | None:
 
 
 def _duration(container: Any, stream: Any) -> float | None:
+    own = _own_duration(container, stream)
+    return _whole_duration(container) if own is None else own
+
+
+def _own_duration(container: Any, stream: Any) -> float | None:
+    """The video's, not that of a longer sound beside it; None where the file says only how long all is."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
+    if told := TOLD.fullmatch(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = map(float, told.groups())
+        if (length := 3600 * hours + 60 * minutes + seconds) > 0:
+            return length - max(0.0, float((stream.start_time or 0) * stream.time_base))
+    return _whole_duration(container) if len(container.streams) == 1 else None
+
+
+def _whole_duration(container: Any) -> float | None:
     return container.duration / library().time_base if container.duration else None
