@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,8 @@ def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
         config["label_names"] = list(classes)
     about = about_classifier(model)
     if about.clips is not None:
-        about.clips = _clips(checkpoint, trained, about.clips)
+        names = dict(frames="frames", sampling="sampling", stride="frame_stride", number="clips", crops="crops")
+        about.clips = clips_of({name: trained[said] for name, said in names.items() if said in trained}, about.clips, checkpoint.told_in)
     return _described(model, checkpoint, about)
 
 
@@ -117,12 +118,16 @@ def _described(model: Any, checkpoint: Checkpoint, about: About) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _clips(checkpoint: Checkpoint, trained: dict[str, Any], default: Clips) -> Clips:
-    """How the videos of a training were looked at."""
-    names = dict(frames="frames", sampling="sampling", stride="frame_stride", number="clips", crops="crops")
-    found = replace(default, **{name: trained[said] for name, said in names.items() if said in trained})
-    if found.sampling not in SAMPLINGS or found.crops not in CROPS or min(found.frames, found.stride, found.number) < 1:
-        raise ValueError(f"{checkpoint.path} is damaged, or not ours: it says that videos are looked at as {found}")
+def clips_of(said: dict[str, Any], default: Clips, source: Path) -> Clips:
+    """How videos are looked at, by what a file says of it.
+
+    Raises:
+        ValueError: it says what cannot be.
+    """
+    found = replace(default, **{name: said[name] for name in asdict(default) if name in said})
+    numbers = (found.frames, found.stride, found.number, found.crops)
+    if found.sampling not in SAMPLINGS or any(type(one) is not int or one < 1 for one in numbers) or found.crops not in CROPS:
+        raise ValueError(f"{source} is damaged, or not ours: it says that videos are looked at as {found}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -94,13 +95,18 @@ def _facts(model: nn.Module, described: About) -> dict[str, Any]:
     if reports := reports_of(model):
         rows = [f"{row.name}: {row.was} -> {row.now}" for report in reports for row in report.changed]
         facts["swapped"] = "; ".join(rows[:NAMED]) + "; ..." * (len(rows) > NAMED)
-    return facts | {
-        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M",
-        "classes": f"{len(described.classes)}: {named}",
-        "images": sizes[described.task].format(*described.size),
-        "mean": ", ".join(f"{value:.4g}" for value in described.mean),
-        "deviation": ", ".join(f"{value:.4g}" for value in described.std),
-    }
+    videos = {} if described.clips is None else {"clips": asdict(described.clips)}
+    return (
+        facts
+        | {
+            "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M",
+            "classes": f"{len(described.classes)}: {named}",
+            "images": sizes[described.task].format(*described.size),
+            "mean": ", ".join(f"{value:.4g}" for value in described.mean),
+            "deviation": ", ".join(f"{value:.4g}" for value in described.std),
+        }
+        | videos
+    )
 
 
 def _table(heading: str, rows: dict[str, Any]) -> str:
