@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_crops(tmp_path: Path) -> None:
     assert view.shape == (3, 3, 4, 16, 16)
     left, middle, right = view.mean((2, 3, 4))
     assert left[0] > 0.8 and left[2] < -0.8 and right[0] < -0.8 and right[2] > 0.8 and abs(middle[0] - middle[2]) < 0.1
+
+
+def test_frames_that_change_their_size(tmp_path: Path) -> None:
+    """A file's frames are cropped by the size of its first."""
+    picture = Image.new("RGB", (96, 48), "red")
+    picture.paste("blue", (48, 0, 96, 48))
+    video = open_video(write_video(tmp_path / "wide.mp4", [picture] * 2))
+    boxes, times = squares(video.size, 3, 1.0), [0.0, 0.1]
+    expected = read(video, times, boxes, 16, "bilinear")
+    for size in ((192, 96), (48, 24)):
+        found = read(replace(video, size=size), times, squares(size, 3, 1.0), 16, "bilinear")
+        assert (found.float() - expected.float()).abs().mean() < 6
 
 
 def test_normalised() -> None:

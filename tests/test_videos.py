@@ -72,6 +72,7 @@ KINDS = {
     "long.mkv": {},
     "long.ts": {},
     "long.avi": dict(codec="mpeg4", ticks=10),
+    "reordered.avi": dict(ticks=10, bf="3"),
     "long.mpg": dict(codec="mpeg2video", ticks=25),
 }
 

@@ -111,8 +111,9 @@ def read(video: Video, times: Sequence[float], boxes: Sequence[Box], side: int, 
     """
     clip, resample = torch.empty(len(boxes), len(times), 3, side, side, dtype=torch.uint8), Image.Resampling[interpolation.upper()]
     for number, frame in enumerate(video.at(times)):
+        image = frame.image if frame.image.size == video.size else frame.image.resize(video.size, resample)  # it may change on the way
         for part, box in zip(clip[:, number], boxes, strict=True):
-            pixels = np.array(frame.image.resize((side, side), resample, box))
+            pixels = np.array(image.resize((side, side), resample, box))
             part.copy_(rearrange(torch.from_numpy(pixels), "h w c -> c h w"))
     return clip
 

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ ORIENTATIONS = {
 }
 AHEAD = 2.0  # seconds for which decoding on takes less than to look for a keyframe
 TOLD = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")  # how long a stream of Matroska or WebM is, which has a tag for it alone
+REORDERING = ("h264", "hevc")
 EARLY = 1.0  # seconds before its end at which a video may stop: headers are not that exact
 
 
@@ -202,10 +204,17 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
-    whole = True
+    whole, places = True, deque[int]()
+    # AVI says when frames are decoded, not shown, which FFmpeg guesses wrongly of these. As many are shown by then, in their order.
+    guessed = container.format.name == "avi" and stream.codec_context.name in REORDERING
     for packet in container.demux(stream):
         whole = whole and not packet.is_corrupt
-        yield from packet.decode()
+        if packet.size and packet.dts is not None:
+            places.append(packet.dts)
+        for frame in packet.decode():
+            if guessed and places:
+                frame.pts = places.popleft()
+            yield frame
     if not whole:
         raise VideoError("a part of the file is missing or damaged")
 
