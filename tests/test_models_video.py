@@ -78,6 +78,12 @@ def test_what_does_not_fit():
         inflate(image, video)
     with pytest.raises(ValueError, match=r"stages.2.blocks.2"):
         inflate(timm.create_model("atmnet_xt_video", **SMALL | dict(depths=(1, 1, 3, 1))), image)
+    two = timm.create_model("atmnet_xt", depths=(1, 1), dims=(8, 8), mlp_ratios=(4, 4), share=(2, 4))
+    with pytest.raises(ValueError, match=r"images with \[1, 1\] blocks does not fit an ATMNet of videos with \[1, 1, 2, 1\] blocks"):
+        inflate(video, two)
+    for offsets in ("planar", "three"):
+        with pytest.raises(ValueError, match="and offsets of an ablation does not fit"):
+            inflate(video, timm.create_model("atmnet_xt", offsets=offsets, **SMALL))
     with pytest.raises(ValueError, match=r"clips \[B, 3, T, H, W\] of a frame or more, got \[2, 3, 64, 48\]"):
         video(clips(1)[:, :, 0])
     with pytest.raises(ValueError, match="time must be one of 'all', 'last', 'none', or None for images, got 'first'"):

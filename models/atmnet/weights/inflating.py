@@ -9,6 +9,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from atm_triton import ActiveTokenMixer
+
 from ..model import ATMNet
 from ..stages import ClipStage
 from .fit import load_strict
@@ -29,10 +31,13 @@ def inflate(video: ATMNet, image: ATMNet) -> ATMNet:
     classifier of another size is left as it is.
 
     Raises:
-        ValueError: they do not fit; the message lists the names and shapes.
+        ValueError: they do not fit; the message lists the names and shapes, where the blocks are the same.
     """
     if video.time is None or image.time is not None:
         raise ValueError(f"inflate takes a network of videos and one of images, got {_kind(video)} and {_kind(image)}")
+    plain = all(isinstance(block.mixer, ActiveTokenMixer) for stage in image.stages for block in stage.blocks)
+    if len(video.stages) != len(image.stages) or not plain:
+        raise ValueError(f"{_kind(image)}{'' if plain else ' and offsets of an ablation'} does not fit {_kind(video)}")
     weights = dict(image.state_dict())
     weights["stem.weight"] = repeat(weights["stem.weight"], "o i h w -> o (s i) h w", s=video.tubelet) / video.tubelet
     for i, (stage, still) in enumerate(zip(video.stages, image.stages, strict=True)):
