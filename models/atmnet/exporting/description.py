@@ -12,7 +12,7 @@ from ..dense.segmentation import Segmenter
 from ..images import channels
 from ..images import data_config as checked_config
 from ..labels import class_names
-from ..tasks import is_of_videos, pipeline_tag
+from ..tasks import about, is_of_videos, pipeline_tag
 
 
 def data_config(model: nn.Module) -> dict[str, Any] | None:
@@ -22,10 +22,11 @@ def data_config(model: nn.Module) -> dict[str, Any] | None:
 
 
 def metadata_of(model: nn.Module, img_size: tuple[int, int], classes: Sequence[str] | None) -> dict[str, str]:
-    """Task, normalisation, crop and classes, as far as they are known; all but ``task`` and ``interpolation`` are JSON."""
+    """Task, normalisation, crop and classes, as far as they are known; all but texts are JSON."""
     described: dict[str, Any] = {"task": pipeline_tag(model), "input_size": [channels(model), *img_size]}
     if is_of_videos(model):
-        described["frames"] = cast(Any, model).frames
+        clips: Any = about(model).clips
+        described |= {"frames": cast(Any, model).frames, "sampling": clips.sampling, "frame_stride": clips.stride}
     if config := data_config(model):
         described |= {name: config[name] for name in ("mean", "std", "interpolation")}
         if isinstance(model, Segmenter):

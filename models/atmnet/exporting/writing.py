@@ -32,8 +32,8 @@ def export(
     """Write a classifier or a segmenter for any number of images, of any size from a smallest, and compare it at three sizes.
 
     The file says what its images and outputs mean: ``task``, ``mean``, ``std``, ``input_size``, ``interpolation``, ``classes``, of a
-    classifier ``crop_pct``, and of one of videos ``frames``, which its clips must have. An AOTInductor package takes a C++ compiler and
-    minutes, and is for CPUs like this one.
+    classifier ``crop_pct``, and of one of videos ``frames``, which its clips must have, and ``sampling`` and ``frame_stride``, which say
+    how they are chosen. An AOTInductor package takes a C++ compiler and minutes, and is for CPUs like this one.
 
     Args:
         model: On the CPU, in evaluation mode: images ``[B, in_chans, H, W]``, or clips ``[B, in_chans, frames, H, W]``, to logits
