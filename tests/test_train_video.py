@@ -19,6 +19,8 @@ from atmnet.exporting.formats import FORMATS
 from atmnet.videos import open_video
 from atmnet_train import video
 from atmnet_train.classification.optimization import BatchLoss
+from atmnet_train.clips.settings import VideoDataSettings
+from atmnet_train.clips.videos import open_split
 from atmnet_train.common.errors import RunError, UsageError
 from atmnet_train.common.history import Table
 from safetensors.torch import load_file
@@ -179,6 +181,12 @@ def test_lists(clips: Path, tmp_path: Path, train: Run) -> None:
     folders, listed = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("folders", "lists"))
     assert listed["last"]["val_images"] == folders["last"]["val_images"] == 8
     assert [row["class"] for row in listed["classes"]] == ["left", "right"]
+    names = []
+    for number, lines in enumerate((rows[:8], rows[7::-1], [rows[0].replace(",right", ",left"), *rows[1:8]])):
+        listed = write_list(tmp_path / f"{number}.csv", *lines)
+        videos = open_split(VideoDataSettings(data_dir=str(clips)), "train", str(listed), None).source
+        names.append(video.labelled_names(videos))
+    assert names[0] == names[1] and len({tuple(one) for one in names}) == 2  # whatever the order of the lines, but not the labels
     bad = write_list(tmp_path / "bad.csv", rows[0], "train/left/9.mp4,left", "", "train/left/1.mp4", "train/left/2.mp4,", rows[0])
     with pytest.raises(UsageError) as raised:
         train(clips, tmp_path / "none", "--train-list", bad)
@@ -254,6 +262,7 @@ def test_it_is_exported_for_clips(format: str, trained: Path, tmp_path: Path, ca
     file = FORMATS[format]
     metadata = file.metadata(path)
     assert metadata["task"] == "video-classification" and metadata["frames"] == "4" and metadata["classes"] == '["left", "right"]'
+    assert (metadata["sampling"], metadata["frame_stride"]) == ("dense", "1")
     clips, model = torch.randn(3, 3, 4, 40, 56), atmnet.open_model(trained)
     with torch.no_grad():
         torch.testing.assert_close(file.open(path)(clips), model(clips), rtol=1e-4, atol=1e-5)

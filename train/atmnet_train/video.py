@@ -14,7 +14,7 @@ from .clips.loaders import ClipEvaluator, train_loader
 from .clips.model import build_model, check_model, start_from
 from .clips.pictures import sheets
 from .clips.settings import Settings, check, trained_values
-from .clips.videos import check_library, open_split
+from .clips.videos import Videos, check_library, open_split
 from .common.broken import BrokenImages
 from .common.errors import UsageError, run_program
 from .common.listing import Tell, tell_of_overlap
@@ -96,7 +96,7 @@ def train(settings: Settings) -> None:
         "seed": run.seed,
         "global batch": loader.images_per_update,
         "videos": len(videos.source),
-        "names": names_digest(sample_names(videos.source)),
+        "names": names_digest(labelled_names(videos.source)),
     }
     task = Task(
         name=settings.model.model,
@@ -136,6 +136,12 @@ def train(settings: Settings) -> None:
         predicted="VIDEOS",
     )
     fit(run, accelerator, task, resume)
+
+
+def labelled_names(videos: Videos) -> list[str]:
+    """Names with the number of the class, which those of a list do not tell."""
+    names = sample_names(videos)
+    return [f"{name}\t{target}" for name, (_, target) in zip(names, videos.samples, strict=True)]
 
 
 def first_model(settings: Settings, accelerator: Accelerator, num_classes: int, resumed: bool) -> Any:

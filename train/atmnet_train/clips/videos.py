@@ -61,7 +61,8 @@ def open_split(settings: VideoDataSettings, split: str, listed: str | None, clas
     known = classes or class_indices(names, None)
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"{listed} has {len(unknown)} classes that training does not know: {shorten(unknown)}")
-    return Images(ListedVideos(root, [(path, known[label]) for path, label in rows]), known)
+    samples = [(path, known[label]) for path, label in sorted(rows, key=lambda row: natural(row[0]))]  # an epoch's order is of the videos
+    return Images(ListedVideos(root, samples), known)
 
 
 def read_list(path: Path, root: Path) -> list[tuple[str, str]]:
