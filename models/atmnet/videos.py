@@ -17,7 +17,6 @@ from PIL import Image
 
 from .images import LONGEST, TURNS, describe
 
-NAMES = "3g2 3gp asf avi divx dv f4v flv m1v m2ts m2v m4v mkv mov mp4 mpe mpeg mpg mts mxf ogv vob webm wmv"  # not ts: TypeScript too
 # That tell videos, in lower case; not .ts, which is TypeScript too.
 # fmt: off
 ENDINGS = frozenset({
@@ -134,6 +133,10 @@ class Video:
                     before, after = after, next(frames, None)
                 nearest = before if after is None or wanted - before.time <= after.time - wanted else after
                 yield Frame(nearest.time - self.start, _upright(nearest, stream))
+
+    def middle(self) -> Image.Image:
+        """The frame in the middle, which stands for the whole; raises as ``at``."""
+        return next(self.at([(self.duration or 0) / 2])).image
 
     def _from(self, container: Any, stream: Any, wanted: float) -> Iterator[Any]:
         """Frames from one on that is not after the wanted time, if there is any: some formats are entered too late."""
