@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from .fit import load_strict
 from .published import load_published
 from .reader import Checkpoint, read_json, reason
 from .swapped import swap_as_told
+
+# The attributes of Clips, as a training calls them.
+OF_CLIPS = dict(frames="frames", sampling="sampling", stride="frame_stride", number="clips", crops="crops")
 
 # Of a run's summary.json.
 FIGURES = ("epochs", "updates", "training_seconds", "images_per_second", "processes", "device", "mixed_precision", "versions")
@@ -107,7 +110,8 @@ def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
         config["label_names"] = list(classes)
     about = about_classifier(model)
     if about.clips is not None:
-        about.clips = _clips(checkpoint, trained, about.clips)
+        told = {name: trained[said] for name, said in OF_CLIPS.items() if said in trained}
+        about.clips = told_clips(checkpoint.path, about.clips, told)
     return _described(model, checkpoint, about)
 
 
@@ -117,12 +121,16 @@ def _described(model: Any, checkpoint: Checkpoint, about: About) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _clips(checkpoint: Checkpoint, trained: dict[str, Any], default: Clips) -> Clips:
-    """How the videos of a training were looked at."""
-    names = dict(frames="frames", sampling="sampling", stride="frame_stride", number="clips", crops="crops")
-    found = replace(default, **{name: trained[said] for name, said in names.items() if said in trained})
-    if found.sampling not in SAMPLINGS or found.crops not in CROPS or min(found.frames, found.stride, found.number) < 1:
-        raise ValueError(f"{checkpoint.path} is damaged, or not ours: it says that videos are looked at as {found}")
+def told_clips(source: Path, default: Clips, told: Mapping[str, Any]) -> Clips:
+    """How videos are looked at, by what ``source`` tells of the attributes.
+
+    Raises:
+        ValueError: it tells what cannot be.
+    """
+    found = replace(default, **{name: told[name] for name in OF_CLIPS if name in told})
+    numbers = found.frames, found.stride, found.number, found.crops
+    if found.sampling not in SAMPLINGS or not all(type(number) is int and number > 0 for number in numbers) or found.crops not in CROPS:
+        raise ValueError(f"{source} is damaged, or not ours: it says that videos are looked at as {found}")
     return found
 
 

@@ -61,7 +61,7 @@ def card_of(model: Any, repo_id: str | None = None, license: str | None = None) 
         model_name=title if results else None,
         eval_results=results or None,
     )
-    kind = f"A {NOUNS[described.task]}, {described.name}."
+    kind = f"A {NOUNS[described.task]}{' of videos' * is_of_videos(model)}, {described.name}."
     if mixes:
         kind += f" It mixes tokens by the [Active Token Mixer]({PAPER}) (AAAI 2023; [published code]({CODE}))."
     parts = [f"# {title}", kind, USE.format(place=f"hf-hub:{place}", file="clip.mp4" if is_of_videos(model) else "photo.jpg")]
@@ -91,6 +91,8 @@ def _facts(model: nn.Module, described: About) -> dict[str, Any]:
     elif isinstance(model, ATMNet):
         config: Any = model._hub_mixin_config
         facts |= {"blocks": ", ".join(map(str, config["depths"])), "channels": ", ".join(map(str, config["dims"]))}
+    if (clips := described.clips) is not None:
+        facts["clips"] = f"{clips.number} of {clips.frames} frames, {clips.sampling}, each in {clips.crops} square{'s' * (clips.crops > 1)}"
     if reports := reports_of(model):
         rows = [f"{row.name}: {row.was} -> {row.now}" for report in reports for row in report.changed]
         facts["swapped"] = "; ".join(rows[:NAMED]) + "; ..." * (len(rows) > NAMED)

@@ -97,7 +97,7 @@ def read_config(folder: PathLike) -> dict[str, Any]:
     """Description of a model by its folder: of a classifier timm's, of other models with a ``task``; raises as ``from_folder``."""
     path = Path(folder) / CONFIG
     config = read_json(path)
-    for name in ("model_args", "pretrained_cfg", "metrics", "training_summary"):
+    for name in ("model_args", "pretrained_cfg", "metrics", "training_summary", "clips"):
         if not isinstance(config.get(name, {}), dict):
             raise ValueError(f"{path}: {name} holds a {type(config[name]).__name__}, not values by name")
     if "task" in config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -86,6 +87,8 @@ def write_model(model: Any, folder: Path) -> None:
         model.pretrained_cfg = cast(Any, timm.get_pretrained_cfg("atmnet_t")).to_dict()
     described = about(model)
     more = dict(metrics=described.metrics, training_summary=getattr(model, "training_summary", None), swap=swaps_of(model))
+    if described.clips is not None:
+        more["clips"] = asdict(described.clips)
     told = finite({name: value for name, value in more.items() if value})
     try:
         config = _of_classifier(model, told) if described.task == CLASSIFICATION else _of_dense(model, folder, told)
