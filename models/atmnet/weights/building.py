@@ -17,6 +17,7 @@ from ..images import channels
 from ..tasks import CLASSIFICATION, DETECTION, SEGMENTATION, SIDE, About, about_classifier, about_detector, about_segmenter
 from ..variants import VARIANTS, check_known, model_arguments, variant_of
 from .fit import load_strict
+from .places import PICTURES
 from .published import load_published
 from .reader import Checkpoint, read_json, reason
 from .swapped import swap_as_told
@@ -34,7 +35,7 @@ OF_DETECTION = ("box_", "mask_")
 WIDTHS = ("rpn.head.cls_logits.weight", "head.classification_head.cls_logits.weight")
 
 # What a run leaves to be looked at; of the pictures of single images, the first.
-PICTURES = "pictures/*.png", "confusion.png", "wrong.png"  # of averaged weights with ema_ in front
+OF_A_RUN = "pictures/*.png", "confusion.png", "wrong.png"  # of averaged weights with ema_ in front
 SINGLE = 3
 
 
@@ -169,10 +170,10 @@ def pictures_of(checkpoint: Checkpoint) -> list[Path]:
     """Pictures beside the weights of a training program or of a folder of ``save_pretrained``."""
     folder = checkpoint.path.parent
     if checkpoint.config is not None:
-        return sorted(folder.glob("pictures/*.jpg"))
+        return sorted(folder.glob(f"{PICTURES}/*.jpg"))
     if "recipe" not in checkpoint.meta:
         return []
-    patterns = ["ema_" * checkpoint.averaged + pattern for pattern in PICTURES] + ["curves.png"]
+    patterns = ["ema_" * checkpoint.averaged + pattern for pattern in OF_A_RUN] + ["curves.png"]
     return [path for pattern in patterns for path in sorted(folder.glob(pattern))[:SINGLE]]
 
 

@@ -13,10 +13,10 @@ from atm_triton.swapping.swap import reports_of
 
 from ..model import ATMNet
 from ..tasks import CLASSIFICATION, DETECTION, NOUNS, SEGMENTATION, About, about, is_of_videos, parts_of, pipeline_tag
+from .places import PICTURES
 
 PAPER, CODE = "https://arxiv.org/abs/2203.06108", "https://github.com/microsoft/ActiveMLP"
 NAMED = 20  # classes, and modules that were swapped
-PICTURES = "pictures"  # the folder of those in a repository, and each one's name there
 
 USE = """```python
 import atmnet

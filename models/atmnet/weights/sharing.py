@@ -20,10 +20,10 @@ from atm_triton.strict_json import dumps, finite
 from ..model import ATMNet
 from ..tasks import CLASSIFICATION, SEGMENTATION, about
 from .building import build_detector, build_segmenter
-from .card import PICTURES, card_of, picture_name
+from .card import card_of, picture_name
 from .describing import check_config, describe
 from .fit import check_fit, unwrap
-from .places import CONFIG, WEIGHTS, unloaded
+from .places import CONFIG, PICTURES, WEIGHTS, unloaded
 from .reader import Checkpoint, PathLike, read_json
 from .saved import write_weights
 from .swapped import swaps_of
