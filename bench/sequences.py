@@ -1,6 +1,6 @@
 """A mixer of sequences beside a convolution of the same size, on handwritten digits that are read row by row: python bench/sequences.py
 
-Every digit is 28 tokens of 28 pixels. The networks differ in what mixes their tokens alone. Prints the table of docs/tutorials/video.md.
+Every digit is 28 tokens of 28 pixels. The networks differ in what mixes their tokens alone. Prints a table.
 """
 
 from __future__ import annotations

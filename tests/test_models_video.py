@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import atmnet
 import pytest
 import timm
 import torch
 from atmnet import inflate
+from atmnet.clips import Clips
+from atmnet.tasks import about
 from atmnet.variants import VIDEO
 
 SMALL = dict(depths=(1, 1, 2, 1), dims=(8, 8, 16, 16), num_classes=5)
@@ -78,16 +82,16 @@ def test_what_does_not_fit():
         inflate(image, video)
     with pytest.raises(ValueError, match=r"stages.2.blocks.2"):
         inflate(timm.create_model("atmnet_xt_video", **SMALL | dict(depths=(1, 1, 3, 1))), image)
-    two = timm.create_model("atmnet_xt", depths=(1, 1), dims=(8, 8), mlp_ratios=(4, 4), share=(2, 4))
-    with pytest.raises(ValueError, match=r"images with \[1, 1\] blocks does not fit an ATMNet of videos with \[1, 1, 2, 1\] blocks"):
-        inflate(video, two)
-    for offsets in ("planar", "three"):
-        with pytest.raises(ValueError, match="and offsets of an ablation does not fit"):
-            inflate(video, timm.create_model("atmnet_xt", offsets=offsets, **SMALL))
+    with pytest.raises(ValueError, match=r"same stages, got .*videos with \[1\] blocks and .*images"):
+        inflate(timm.create_model("atmnet_xt_video", depths=(1,), dims=(8,), share=(2,), mlp_ratios=(2,)), image)
+    with pytest.raises(ValueError, match="the paper's mixers"):
+        inflate(video, timm.create_model("atmnet_xt", **SMALL, offsets="three"))
     with pytest.raises(ValueError, match=r"clips \[B, 3, T, H, W\] of a frame or more, got \[2, 3, 64, 48\]"):
         video(clips(1)[:, :, 0])
     with pytest.raises(ValueError, match="time must be one of 'all', 'last', 'none', or None for images, got 'first'"):
         timm.create_model("atmnet_xt_video", time="first")
+    with pytest.raises(ValueError, match="frames and tubelet must be 1 or more, got 0 and 1"):
+        timm.create_model("atmnet_xt_video", frames=0)
     with pytest.raises(ValueError, match="tubelet=2"):
         timm.create_model("atmnet_xt", tubelet=2)
 
@@ -110,6 +114,22 @@ def test_timm_knows_them_and_folders_hold_them(tmp_path):
     x = clips(3).float()
     assert torch.equal(again(x), video(x))
     assert (again.time, again.tubelet, again.frames) == ("all", 2, 16)
+
+
+def test_folders_say_how_videos_are_looked_at(tmp_path):
+    _, video = pair(torch.float32, frames=4)
+    video.about = about(video)
+    video.about.clips = Clips(4, "dense", 1, 2, 3)
+    atmnet.save_pretrained(video, tmp_path)
+    assert about(atmnet.open_model(tmp_path)).clips == video.about.clips
+    assert about(atmnet.ATMNet.from_pretrained(tmp_path, frames=8)).clips == Clips(8, "dense", 1, 2, 3)
+    card = (tmp_path / "README.md").read_text()
+    assert "A classifier of videos" in card and "| clips | 2 of 4 frames, dense, each in 3 squares |" in card
+    config = json.loads((tmp_path / "config.json").read_text())
+    for clips, message in (({"crops": 2}, "looked at as Clips"), ({"stride": "1"}, "looked at as Clips"), ([4], "clips holds a list")):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"clips": clips}))
+        with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
+            atmnet.open_model(tmp_path)
 
 
 @pytest.mark.parametrize("time", ["all", "last"])

@@ -116,6 +116,8 @@ def test_models_that_look_nowhere(model: Any, why: str, photo: str) -> None:
 
 
 def test_what_cannot_be_shown(photo: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a classifier of videos, and the page shows photos"):
+        Showing(timm.create_model("atmnet_xt_video", **TINY).eval())
     with pytest.raises(ValueError, match="cannot tell what a Linear predicts"):
         Showing(nn.Linear(1, 1))
     showing = Showing(classifier())

@@ -218,8 +218,8 @@ def branch_fusion(w: Tensor, h: Tensor | None, c: Tensor, logits: Tensor, t: Ten
     Args:
         w, h, c: The horizontal, vertical and identity branches ``[B, H, W, C]``, any strides, one dtype. Of sequences ``[B, W, C]``, h is
             None.
-        logits: ``[B, 3, C]``; the weights are its softmax over the three, in order w, h, c. Its dtype may differ; autocast leaves it. There
-            are as many as branches, in order w, h, t, c.
+        logits: ``[B, K, C]`` of K branches, 3 of images; the weights are its softmax over them, in order w, h, t, c. Its dtype may differ;
+            autocast leaves it.
         t: The branch along time of videos, or along the depth of volumes; all branches are then ``[B, T, H, W, C]``.
 
     Returns:

@@ -19,7 +19,7 @@ from .weights.hub import HubModel
 
 torch.fx.wrap("rearrange")  # symbolic tracing records its calls, for it looks at shapes, which proxies do not have
 
-# Of videos, how many of the last stages mix along time.
+# Of videos, how many of the last stages mix along time; None: all of them.
 TIME = {"all": None, "last": 2, "none": 0}
 
 
@@ -74,8 +74,10 @@ class ATMNet(HubModel, nn.Module):
             raise ValueError(f"depths, dims, mlp_ratios and share must have one value for each stage, got {told}")
         if time not in (None, *TIME):
             raise ValueError(f"time must be one of {', '.join(map(repr, TIME))}, or None for images, got {time!r}")
-        if min(frames, tubelet) < 1 or (time is None and tubelet > 1) or (time is not None and offsets != "axial"):
-            raise ValueError(f"a model of images has no tubelets, one of videos axial offsets: {time=}, {frames=}, {tubelet=}, {offsets=}")
+        if min(frames, tubelet) < 1:
+            raise ValueError(f"frames and tubelet must be 1 or more, got {frames} and {tubelet}")
+        if (time is None and tubelet > 1) or (time is not None and offsets != "axial"):
+            raise ValueError(f"a model of images has no tubelets, one of videos axial offsets: {time=}, {tubelet=}, {offsets=}")
         self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, dims[-1]
         self.time, self.frames, self.tubelet = time, frames, tubelet
         self.stem = nn.Conv2d(in_chans * tubelet, dims[0], kernel_size=7, stride=4, padding=2)

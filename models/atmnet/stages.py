@@ -68,8 +68,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, size: Sequence[int], offset: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Tokens ``[B, N, C]`` of axes ``size`` to tokens with the stage's offsets ``[B, *size, 2G]``, and the offsets if the block makes
-        new ones.
+        """Tokens ``[B, N, C]`` of axes ``size`` to tokens with the stage's offsets ``[B, *size, axes * G]``, and the offsets if the block
+        makes new ones.
 
         All parameters are used in here, as FSDP gathers a block's, and checkpointing frees its activations, around this call alone.
         """

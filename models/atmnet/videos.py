@@ -141,6 +141,10 @@ class Video:
                 nearest = before if after is None or wanted - before.time <= after.time - wanted else after
                 yield Frame(nearest.time - self.start, _upright(nearest, stream))
 
+    def middle(self) -> Image.Image:
+        """The frame in the middle, which stands for the whole; raises as ``at``."""
+        return next(self.at([(self.duration or 0) / 2])).image
+
     def _from(self, container: Any, stream: Any, wanted: float) -> Iterator[Any]:
         """Frames from one on that is not after the wanted time, if there is any: some formats are entered too late."""
         for earlier in (0, 4 * AHEAD):

@@ -1,12 +1,11 @@
 """Train an ATMNet, or any timm model, on ImageNet or any labelled images: `python train/imagenet.py --help`."""
 
-import os
 from typing import Any
 
 from accelerate import Accelerator
 
 from .classification.distillation import open_teacher
-from .classification.images import Images, data_folder, open_split, split_folder
+from .classification.images import Images, check_classes, data_folder, open_split, sample_names, split_folder
 from .classification.loaders import Evaluator, train_loader
 from .classification.model import build_model, check_outputs, classes_for_eval, normalisation, start_from
 from .classification.optimization import BatchLoss, learning_rate, make_optimizer, make_scheduler
@@ -155,21 +154,6 @@ def open_both(settings: Settings, tell: Tell) -> tuple[Images, Images, int]:
             f"({shorten(list(val_images.classes))}) differ"
         )
     return images, val_images, num_classes
-
-
-def sample_names(source: Any) -> list[str]:
-    """Names by which to tell whether a data set is still the same, from its root on; none of one that has no files."""
-    reader = getattr(source, "reader", source)
-    if hasattr(reader, "filenames") and hasattr(reader, "samples"):  # other readers would load every image for it
-        return [str(name) for name in reader.filenames()]
-    if hasattr(reader, "samples") and hasattr(reader, "root"):  # torchvision's folders
-        return [os.path.relpath(path, reader.root) for path, _ in reader.samples]
-    return [str(getattr(getattr(reader, "dataset", None), "_fingerprint", ""))]  # of Hugging Face's
-
-
-def check_classes(images: Images, num_classes: int, owner: str) -> None:
-    if images.classes and max(images.classes.values()) >= num_classes:
-        raise UsageError(f"the data has {len(images.classes)} classes ({shorten(list(images.classes))}), {owner} only {num_classes}")
 
 
 PROGRAM = Program(

@@ -5,7 +5,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from .classification.images import Images, split_folder
+from .classification.images import Images, check_classes, sample_names, split_folder
 from .classification.model import normalisation
 from .classification.optimization import BatchLoss, learning_rate, make_optimizer, make_scheduler
 from .classification.pictures import batch_examples
@@ -27,7 +27,6 @@ from .common.settings import recipe_of
 from .common.task import Task, claim_output, fit, make_plan
 from .common.trial import Trial, run_trial
 from .common.weights import Weights, read_weights, shorten
-from .imagenet import check_classes, sample_names
 
 
 def evaluate(settings: Settings, weights: Weights) -> None:

@@ -83,11 +83,11 @@ def _token_mix(
 def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Tensor]:
     """y and the means. The parameters are cast here, so that autograd keeps them and no copies under autocast."""
     weights = parameters.to(x.dtype)
-    groups = offset.shape[-1] // (offset.ndim - 2)
-    folded = launch.has("FOLD", "token_mix", _image(x, offset), groups)
+    groups = _groups(offset)
+    folded = launch.has("FOLD", "token_mix", _placed(x, offset), groups)
     if not runs_kernels(x):
         return plain.token_mix_forward(x, offset, weights, folded)
-    x, weights = _image(x.contiguous(), offset), weights.map(Tensor.contiguous)
+    x, weights = _placed(x.contiguous(), offset), weights.map(Tensor.contiguous)
     gathered, means = launch.gather(x, offset, launch.has("SHARED", "token_mix", x, groups))
     _, alpha = launch.alpha(means, weights.branches(), weights)
     if folded:
@@ -101,9 +101,14 @@ def _forward(x: Tensor, offset: Tensor, parameters: Weights) -> tuple[Tensor, Te
     return y.flatten(1, -2), means
 
 
-def _image(x: Tensor, offset: Tensor) -> Tensor:
+def _placed(x: Tensor, offset: Tensor) -> Tensor:
     """Tokens ``[B, N, C]`` as ``[B, *axes, C]``."""
     return x.unflatten(1, offset.shape[1:-1])
+
+
+def _groups(offset: Tensor) -> int:
+    """Offset channels per axis."""
+    return offset.shape[-1] // (offset.ndim - 2)
 
 
 @triton_op("token_mix_backward")
@@ -139,7 +144,7 @@ def _gradients(
     dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, parameters: Weights, deterministic: bool
 ) -> tuple[Tensor, Tensor, Weights]:
     weights = parameters.to(x.dtype)
-    folded = launch.has("FOLD", "token_mix_backward", _image(x, offset), offset.shape[-1] // (offset.ndim - 2))
+    folded = launch.has("FOLD", "token_mix_backward", _placed(x, offset), _groups(offset))
     if not runs_kernels(x):
         dx, doffset, dweights = plain.token_mix_backward(dy, x, offset, means, weights, folded)
     else:
@@ -152,16 +157,16 @@ def _kernel_gradients(
     dy: Tensor, x: Tensor, offset: Tensor, means: Tensor, weights: Weights, folded: bool, deterministic: bool
 ) -> tuple[Tensor, Tensor, Weights]:
     dy, x, weights = dy.contiguous(), x.contiguous(), weights.map(Tensor.contiguous)
-    image = _image(x, offset)
-    shared = launch.has("SHARED", "token_mix_backward", image, offset.shape[-1] // (offset.ndim - 2))
-    gathered, _ = launch.gather(image, offset, shared)
+    placed = _placed(x, offset)
+    shared = launch.has("SHARED", "token_mix_backward", placed, _groups(offset))
+    gathered, _ = launch.gather(placed, offset, shared)
     s, alpha = launch.alpha(means, weights.branches(), weights)
     tokens = [*gathered.flatten(2, -2).unbind(0), x]
     if folded:
         gradients, dgathered = plain.folded_gradients(dy, tokens, alpha, weights)
     else:
-        d = _image(dy @ weights.proj_weight, offset)
-        dbranches, fused, sums = launch.fuse_backward(d, plain.branches([*gathered.unbind(0), image], weights), alpha, weights)
+        d = _placed(dy @ weights.proj_weight, offset)
+        dbranches, fused, sums = launch.fuse_backward(d, plain.branches([*gathered.unbind(0), placed], weights), alpha, weights)
         del d
         dbranches, fused = [t.flatten(1, -2) for t in dbranches], fused.flatten(1, -2)
         gradients, dgathered = plain.unfolded_gradients(dy, dbranches, fused, sums[:, :-1], sums[:, -1], tokens, alpha, weights)
@@ -169,7 +174,7 @@ def _kernel_gradients(
     del gathered, tokens
     dmeans, dweights = branch_weights_backward(gradients, alpha, s, means, weights)
     dmean = dmeans / max(x.shape[1], 1)
-    dx, doffset = launch.scatter([_image(t, offset) for t in dgathered], image, offset, dmean, deterministic=deterministic)
+    dx, doffset = launch.scatter([_placed(t, offset) for t in dgathered], placed, offset, dmean, deterministic=deterministic)
     return dx.flatten(1, -2), doffset, dweights
 
 

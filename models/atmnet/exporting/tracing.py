@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
-from ..images import channels
-from ..tasks import is_of_videos
+from ..images import input_shape
 from ..weights.reader import reason
 from .formats import Run
 
@@ -45,17 +44,11 @@ def export_program(model: nn.Module, img_size: Size) -> tuple[ExportedProgram, S
     return program, smallest
 
 
-def shape(model: Any, batch: int, height: int, width: int) -> tuple[int, ...]:
-    """Images as the model takes them, or clips of as many frames as it says."""
-    frames = (model.frames,) if is_of_videos(model) else ()
-    return batch, channels(model), *frames, height, width
-
-
 def _trace(model: nn.Module, img_size: Size) -> ExportedProgram:
     """Trace with images large enough that no side of a map is one, and with those alone."""
     for doublings in range(DOUBLINGS + 1):
         height, width = (max(side, LEAST) * 2**doublings for side in img_size)
-        images = torch.zeros(shape(model, 2, height, width))  # a batch of 1 would stay 1
+        images = torch.zeros(2, *input_shape(model, (height, width)))  # a batch of 1 would stay 1
         with redirect_stderr(StringIO()):  # where PyTorch writes thousands of lines before it says why it cannot
             dynamic = dict.fromkeys((0, images.ndim - 2, images.ndim - 1), Dim.AUTO)
             program = torch.export.export(model, (images,), dynamic_shapes=(dynamic,))
@@ -97,7 +90,7 @@ def sizes(model: nn.Module, img_size: Size, smallest: Size) -> list[tuple[int, i
 def _takes(model: nn.Module, *size: int) -> bool:
     batch, height, width = size
     try:
-        model(torch.zeros(shape(model, batch, height, width)))
+        model(torch.zeros(batch, *input_shape(model, (height, width))))
     except (AssertionError, RuntimeError):
         return False
     return True
@@ -109,7 +102,7 @@ def largest_difference(run: Run, model: nn.Module, sizes: list[tuple[int, int, i
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch, height, width in sizes:
-        images = torch.randn(shape(model, batch, height, width), generator=generator)
+        images = torch.randn(batch, *input_shape(model, (height, width)), generator=generator)
         expected: Tensor = model(images)
         differences.append((run(images) - expected).abs().max() / expected.abs().max())
     return float(torch.stack(differences).max())  # NaN if there is one

@@ -45,6 +45,8 @@ def _network(model: nn.Module) -> ATMNet:
 def collect(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """The offsets ``[B, H, W, 2G]`` in tokens that each of ``layers(model)`` predicts for images ``[B, 3, H, W]``, in float32 on the CPU.
 
+    For clips ``[B, 3, T, H, W]`` they are ``[B, T, H, W, 3G]``, of stages that do not mix along time ``[B * T, H, W, 2G]``.
+
     Raises:
         ValueError: as ``layers``, and offsets that are infinite or NaN.
     """

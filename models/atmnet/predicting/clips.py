@@ -39,7 +39,7 @@ class ClipClassifier(Classifier):
         if not isinstance(video, Video):
             raise ValueError("this is a classifier of videos: give it the path of one")
         views = torch.cat([self.view(video, clip) for clip in range(self.view.clips.number)])
-        return next(video.at([(video.duration or 0) / 2])).image, views
+        return video.middle(), views
 
     def find(self, loaded: list[tuple[Image.Image, Tensor]]) -> list[Classes]:
         return [self.classes(image, self._mean(views)) for image, views in loaded]

@@ -20,7 +20,8 @@ from .annotated import AnnotatedVideo
 from .many import Outcome
 from .writing import CannotWrite, CsvFile, JsonFile, telling
 
-FILES = ("predictions.json", "predictions.csv", "detections.json", "images.json")  # beside the folders of pictures
+# Beside the folders of pictures; of a detector alone the last two.
+FILES = FOUND, TABLE, RESULTS, TRUTH = "predictions.json", "predictions.csv", "detections.json", "images.json"
 
 
 class Folder:
@@ -34,11 +35,11 @@ class Folder:
         with telling(path):
             path.mkdir(parents=True, exist_ok=True)
         self.files: list[JsonFile | CsvFile] = [
-            JsonFile(os.fspath(path / "predictions.json")),
-            CsvFile(os.fspath(path / "predictions.csv"), columns),
+            JsonFile(os.fspath(path / FOUND)),
+            CsvFile(os.fspath(path / TABLE), columns),
         ]
-        self.results = JsonFile(os.fspath(path / "detections.json")) if described.task == DETECTION else None
-        self.truth = JsonFile(os.fspath(path / "images.json")) if described.task == DETECTION else None
+        self.results = JsonFile(os.fspath(path / RESULTS)) if described.task == DETECTION else None
+        self.truth = JsonFile(os.fspath(path / TRUTH)) if described.task == DETECTION else None
         if self.truth is not None:  # what COCO's results are about, as an annotation file without annotations
             names = zip(described.category_ids, described.classes, strict=True)
             categories = dumps([{"id": id, "name": name} for id, name in names])

@@ -56,6 +56,7 @@ def predict(
 
     Raises:
         ImageError, VideoError: the image or video cannot be read.
+        ImportError: it is a video, and PyAV is not installed.
         ValueError: the model is in training mode or of no known kind, or an option is wrong, or for models of another kind.
     """
     if not isinstance(image, (str, os.PathLike, Image.Image)):

@@ -50,6 +50,8 @@ class Showing:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.described = model, about(model)
         way = predictor(model, Options())
+        if way.whole_videos:
+            raise ValueError("this is a classifier of videos, and the page shows photos: python -m atmnet predict takes videos")
         with torch.inference_mode():
             way.warm_up()
         self.columns = way.columns

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ from ..images import channels
 from ..tasks import CLASSIFICATION, DETECTION, SEGMENTATION, SIDE, About, about_classifier, about_detector, about_segmenter
 from ..variants import VARIANTS, check_known, model_arguments, variant_of
 from .fit import load_strict
+from .places import PICTURES
 from .published import load_published
 from .reader import Checkpoint, read_json, reason
 from .swapped import swap_as_told
+
+# The attributes of Clips, as a training calls them.
+OF_CLIPS = dict(frames="frames", sampling="sampling", stride="frame_stride", number="clips", crops="crops")
 
 # Of a run's summary.json.
 FIGURES = ("epochs", "updates", "training_seconds", "images_per_second", "processes", "device", "mixed_precision", "versions")
@@ -31,7 +35,7 @@ OF_DETECTION = ("box_", "mask_")
 WIDTHS = ("rpn.head.cls_logits.weight", "head.classification_head.cls_logits.weight")
 
 # What a run leaves to be looked at; of the pictures of single images, the first.
-PICTURES = "pictures/*.png", "confusion.png", "wrong.png"  # of averaged weights with ema_ in front
+OF_A_RUN = "pictures/*.png", "confusion.png", "wrong.png"  # of averaged weights with ema_ in front
 SINGLE = 3
 
 
@@ -107,8 +111,8 @@ def build_classifier(checkpoint: Checkpoint, name: str) -> nn.Module:
         config["label_names"] = list(classes)
     about = about_classifier(model)
     if about.clips is not None:
-        names = dict(frames="frames", sampling="sampling", stride="frame_stride", number="clips", crops="crops")
-        about.clips = clips_of({name: trained[said] for name, said in names.items() if said in trained}, about.clips, checkpoint.told_in)
+        told = {name: trained[said] for name, said in OF_CLIPS.items() if said in trained}
+        about.clips = told_clips(checkpoint.path, about.clips, told)
     return _described(model, checkpoint, about)
 
 
@@ -118,15 +122,15 @@ def _described(model: Any, checkpoint: Checkpoint, about: About) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def clips_of(said: dict[str, Any], default: Clips, source: Path) -> Clips:
-    """How videos are looked at, by what a file says of it.
+def told_clips(source: Path, default: Clips, told: Mapping[str, Any]) -> Clips:
+    """How videos are looked at, by what ``source`` tells of the attributes.
 
     Raises:
-        ValueError: it says what cannot be.
+        ValueError: it tells what cannot be.
     """
-    found = replace(default, **{name: said[name] for name in asdict(default) if name in said})
-    numbers = (found.frames, found.stride, found.number, found.crops)
-    if found.sampling not in SAMPLINGS or any(type(one) is not int or one < 1 for one in numbers) or found.crops not in CROPS:
+    found = replace(default, **{name: told[name] for name in OF_CLIPS if name in told})
+    numbers = found.frames, found.stride, found.number, found.crops
+    if found.sampling not in SAMPLINGS or not all(type(number) is int and number > 0 for number in numbers) or found.crops not in CROPS:
         raise ValueError(f"{source} is damaged, or not ours: it says that videos are looked at as {found}")
     return found
 
@@ -166,10 +170,10 @@ def pictures_of(checkpoint: Checkpoint) -> list[Path]:
     """Pictures beside the weights of a training program or of a folder of ``save_pretrained``."""
     folder = checkpoint.path.parent
     if checkpoint.config is not None:
-        return sorted(folder.glob("pictures/*.jpg"))
+        return sorted(folder.glob(f"{PICTURES}/*.jpg"))
     if "recipe" not in checkpoint.meta:
         return []
-    patterns = ["ema_" * checkpoint.averaged + pattern for pattern in PICTURES] + ["curves.png"]
+    patterns = ["ema_" * checkpoint.averaged + pattern for pattern in OF_A_RUN] + ["curves.png"]
     return [path for pattern in patterns for path in sorted(folder.glob(pattern))[:SINGLE]]
 
 

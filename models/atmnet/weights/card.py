@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -14,10 +13,10 @@ from atm_triton.swapping.swap import reports_of
 
 from ..model import ATMNet
 from ..tasks import CLASSIFICATION, DETECTION, NOUNS, SEGMENTATION, About, about, is_of_videos, parts_of, pipeline_tag
+from .places import PICTURES
 
 PAPER, CODE = "https://arxiv.org/abs/2203.06108", "https://github.com/microsoft/ActiveMLP"
 NAMED = 20  # classes, and modules that were swapped
-PICTURES = "pictures"  # the folder of those in a repository, and each one's name there
 
 USE = """```python
 import atmnet
@@ -62,7 +61,7 @@ def card_of(model: Any, repo_id: str | None = None, license: str | None = None) 
         model_name=title if results else None,
         eval_results=results or None,
     )
-    kind = f"A {NOUNS[described.task]}, {described.name}."
+    kind = f"A {NOUNS[described.task]}{' of videos' * is_of_videos(model)}, {described.name}."
     if mixes:
         kind += f" It mixes tokens by the [Active Token Mixer]({PAPER}) (AAAI 2023; [published code]({CODE}))."
     parts = [f"# {title}", kind, USE.format(place=f"hf-hub:{place}", file="clip.mp4" if is_of_videos(model) else "photo.jpg")]
@@ -92,21 +91,18 @@ def _facts(model: nn.Module, described: About) -> dict[str, Any]:
     elif isinstance(model, ATMNet):
         config: Any = model._hub_mixin_config
         facts |= {"blocks": ", ".join(map(str, config["depths"])), "channels": ", ".join(map(str, config["dims"]))}
+    if (clips := described.clips) is not None:
+        facts["clips"] = f"{clips.number} of {clips.frames} frames, {clips.sampling}, each in {clips.crops} square{'s' * (clips.crops > 1)}"
     if reports := reports_of(model):
         rows = [f"{row.name}: {row.was} -> {row.now}" for report in reports for row in report.changed]
         facts["swapped"] = "; ".join(rows[:NAMED]) + "; ..." * (len(rows) > NAMED)
-    videos = {} if described.clips is None else {"clips": asdict(described.clips)}
-    return (
-        facts
-        | {
-            "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M",
-            "classes": f"{len(described.classes)}: {named}",
-            "images": sizes[described.task].format(*described.size),
-            "mean": ", ".join(f"{value:.4g}" for value in described.mean),
-            "deviation": ", ".join(f"{value:.4g}" for value in described.std),
-        }
-        | videos
-    )
+    return facts | {
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M",
+        "classes": f"{len(described.classes)}: {named}",
+        "images": sizes[described.task].format(*described.size),
+        "mean": ", ".join(f"{value:.4g}" for value in described.mean),
+        "deviation": ", ".join(f"{value:.4g}" for value in described.std),
+    }
 
 
 def _table(heading: str, rows: dict[str, Any]) -> str:

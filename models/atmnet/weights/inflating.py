@@ -35,9 +35,10 @@ def inflate(video: ATMNet, image: ATMNet) -> ATMNet:
     """
     if video.time is None or image.time is not None:
         raise ValueError(f"inflate takes a network of videos and one of images, got {_kind(video)} and {_kind(image)}")
-    plain = all(isinstance(block.mixer, ActiveTokenMixer) for stage in image.stages for block in stage.blocks)
-    if len(video.stages) != len(image.stages) or not plain:
-        raise ValueError(f"{_kind(image)}{'' if plain else ' and offsets of an ablation'} does not fit {_kind(video)}")
+    if len(video.stages) != len(image.stages):
+        raise ValueError(f"inflate takes networks with the same stages, got {_kind(video)} and {_kind(image)}")
+    if not all(isinstance(block.mixer, ActiveTokenMixer) for stage in image.stages for block in stage.blocks):
+        raise ValueError("inflate takes the paper's mixers: this network of images was made with others, by offsets=")
     weights = dict(image.state_dict())
     weights["stem.weight"] = repeat(weights["stem.weight"], "o i h w -> o (s i) h w", s=video.tubelet) / video.tubelet
     for i, (stage, still) in enumerate(zip(video.stages, image.stages, strict=True)):

@@ -15,7 +15,7 @@ from atm_triton import Report
 
 from ..tasks import CLASSIFICATION, DETECTION, NOUNS, SEGMENTATION, about_classifier
 from ..variants import canonical_name, check_known
-from .building import build_classifier, build_detector, build_segmenter, clips_of, metrics_of, pictures_of, task_of
+from .building import build_classifier, build_detector, build_segmenter, metrics_of, pictures_of, task_of, told_clips
 from .describing import checkpoint_of
 from .places import CONFIG, HUB, WEIGHTS, create_at, folder_of, from_folder, read_config
 from .reader import Checkpoint, PathLike, read_checkpoint
@@ -143,10 +143,8 @@ def described_by(folder: PathLike, config: dict[str, Any], model: Any) -> Any:
     """The classifier with what its folder says of it."""
     model.about, model.training_summary = about_classifier(model), config.get("training_summary")
     if model.about.clips is not None:
-        said = dict(config.get("clips", {}))
-        if config.get("model_args", {}).get("frames") != model.frames:  # which it was given now
-            said.pop("frames", None)
-        model.about.clips = clips_of(said, model.about.clips, Path(folder) / CONFIG)
+        told = config.get("clips", {}) | {"frames": model.frames}
+        model.about.clips = told_clips(Path(folder) / CONFIG, model.about.clips, told)
     if model.num_classes == config.get("num_classes"):  # what is said of another classifier is not said of this one
         told = Checkpoint(Path(folder) / WEIGHTS, {}, config.get("metrics", {}), config=Path(folder) / CONFIG)
         model.about.metrics, model.about.pictures = metrics_of(told), pictures_of(told)

@@ -16,7 +16,7 @@ from .reader import PathLike, check_finite, read_json, read_safetensors, reason
 from .swapped import swap_as_told
 
 HUB = "hf-hub:"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, PICTURES = "config.json", "model.safetensors", "pictures"
 
 
 def folder_of(place: PathLike) -> str | None:

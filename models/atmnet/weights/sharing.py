@@ -20,10 +20,10 @@ from atm_triton.strict_json import dumps, finite
 from ..model import ATMNet
 from ..tasks import CLASSIFICATION, SEGMENTATION, about
 from .building import build_detector, build_segmenter
-from .card import PICTURES, card_of, picture_name
+from .card import card_of, picture_name
 from .describing import check_config, describe
 from .fit import check_fit, unwrap
-from .places import CONFIG, WEIGHTS, unloaded
+from .places import CONFIG, PICTURES, WEIGHTS, unloaded
 from .reader import Checkpoint, PathLike, read_json
 from .saved import write_weights
 from .swapped import swaps_of
@@ -87,7 +87,8 @@ def write_model(model: Any, folder: Path) -> None:
         model.pretrained_cfg = cast(Any, timm.get_pretrained_cfg("atmnet_t")).to_dict()
     described = about(model)
     more = dict(metrics=described.metrics, training_summary=getattr(model, "training_summary", None), swap=swaps_of(model))
-    more |= dict(clips=asdict(described.clips)) if described.clips is not None else {}
+    if described.clips is not None:
+        more["clips"] = asdict(described.clips)
     told = finite({name: value for name, value in more.items() if value})
     try:
         config = _of_classifier(model, told) if described.task == CLASSIFICATION else _of_dense(model, folder, told)

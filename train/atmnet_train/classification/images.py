@@ -169,6 +169,21 @@ def image_name(source: Any, index: int) -> str:
         return f"image number {index}"
 
 
+def sample_names(source: Any) -> list[str]:
+    """Names by which to tell whether a data set is still the same, from its root on; none of one that has no files."""
+    reader = getattr(source, "reader", source)
+    if hasattr(reader, "filenames") and hasattr(reader, "samples"):  # other readers would load every image for it
+        return [str(name) for name in reader.filenames()]
+    if hasattr(reader, "samples") and hasattr(reader, "root"):  # torchvision's folders
+        return [os.path.relpath(path, reader.root) for path, _ in reader.samples]
+    return [str(getattr(getattr(reader, "dataset", None), "_fingerprint", ""))]  # of Hugging Face's
+
+
+def check_classes(images: Images, num_classes: int, owner: str) -> None:
+    if images.classes and max(images.classes.values()) >= num_classes:
+        raise UsageError(f"the data has {len(images.classes)} classes ({shorten(list(images.classes))}), {owner} only {num_classes}")
+
+
 class TrainImages(Dataset[tuple[Tensor, int, list[Unreadable]]]):
     """Augments each sample with random numbers of its own; in place of an unreadable image comes the next readable one."""
 

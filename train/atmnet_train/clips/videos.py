@@ -32,8 +32,7 @@ class Videos(Folder):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         file, target = self.samples[index]
-        video = open_video(file)
-        return next(video.at([(video.duration or 0) / 2])).image, target
+        return open_video(file).middle(), target
 
 
 class ListedVideos(Videos):
