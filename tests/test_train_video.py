@@ -86,7 +86,7 @@ def test_it_resumes_exactly(clips: Path, tmp_path: Path, train: Run, monkeypatch
 
 
 def test_an_evaluation_is_the_mean_of_its_views(clips: Path, trained: Path, tmp_path: Path, train: Run) -> None:
-    train(clips, tmp_path / "eval", "--eval", trained, "--sampling", "dense", "--frame-stride", 1, "--clips", 2, "--crops", 3)
+    train(clips, tmp_path / "eval", "--eval", trained)  # which says how it looks at videos
     found = json.loads((tmp_path / "eval/eval.json").read_text())
     model = atmnet.open_model(trained)
     described = atmnet.tasks.about(model)
@@ -138,6 +138,9 @@ def test_predicting_one_thing_of_a_video(clips: Path, trained: Path, tmp_path: P
     assert "4 videos · per video" in errors and "a clip's 4 frames" in errors and "a classifier of videos, which no image is" in errors
     model = atmnet.open_model(trained)
     assert atmnet.predict(model, clips / "val/left/0.mp4").draw().width >= SIDE
+    with pytest.raises(SystemExit):
+        atmnet_main(["predict", *places, "--checkpoint", str(trained), "--every", "2"])
+    assert "--every 2 is of models of images: atmnet_xt_video takes a video for one thing" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"call atmnet\.predict$"):
         atmnet.predict_video(model, clips / "val/left/0.mp4")
     with pytest.raises(ValueError, match="give it the path of one"):
@@ -177,7 +180,8 @@ def test_lists(clips: Path, tmp_path: Path, train: Run) -> None:
     assert listed["last"]["val_images"] == folders["last"]["val_images"] == 8
     assert [row["class"] for row in listed["classes"]] == ["left", "right"]
     names = []
-    for number, lines in enumerate((rows[:8], rows[7::-1], [rows[0].replace(",right", ",left"), *rows[1:8]])):
+    spaced = [row.replace(",", " ,\t") for row in rows[:8]]
+    for number, lines in enumerate((rows[:8], spaced[::-1], [rows[0].replace(",right", ",left"), *rows[1:8]])):
         listed = write_list(tmp_path / f"{number}.csv", *lines)
         videos = open_split(VideoDataSettings(data_dir=str(clips)), "train", str(listed), None).source
         names.append(video.labelled_names(videos))

@@ -85,6 +85,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         model = open_model(args.checkpoint, args.model, args.ema, args.swap).to(args.device)
         described = about(model)
         way = predictor(model, options)
+        if way.whole_videos and args.every > 1:
+            raise ValueError(f"--every {args.every} is of models of images: {described.name} takes a video for one thing")
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # RuntimeError: of a device that is not there
         parser.error(str(error))
     if passed_over:

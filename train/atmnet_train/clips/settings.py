@@ -23,7 +23,7 @@ from ..common.settings import LARGEST_RATE, LARGEST_SIDE, setting
 from ..common.weights import Weights
 
 # What an evaluation takes from the checkpoint unless it is given.
-FROM_CHECKPOINT = ("img_size", "crop_pct", "interpolation", "model_kwargs", "frames", "sampling", "frame_stride")
+FROM_CHECKPOINT = ("img_size", "crop_pct", "interpolation", "model_kwargs", "frames", "sampling", "frame_stride", "clips", "crops")
 
 MOST_FRAMES = 4096  # more are a slip of the finger
 

@@ -73,6 +73,7 @@ def read_list(path: Path, root: Path) -> list[tuple[str, str]]:
             if (heading := next(lines, [])) != COLUMNS:
                 raise UsageError(f"{path} line 1: the heading must be {','.join(COLUMNS)}, not {','.join(heading)[:80]}")
             for row in filter(None, lines):
+                row = [cell.strip() for cell in row]
                 if len(row) != len(COLUMNS) or not all(row):
                     wrong.append(f"line {lines.line_num}: {','.join(row)[:80]} is not a path and a label")
                     continue
