@@ -15,6 +15,7 @@ from atm_triton.tuning import tables
 MODULES = {name: import_module(f"atm_triton.ops.{name}") for name in sorted({operator.op for operator in OPERATORS.values()})}
 KERNELS = sorted({(name, kernel) for name, module in MODULES.items() for kernels in module.KERNELS.values() for kernel in kernels})
 FOLDED = Shape(2, 5, 4, 2, 2)  # by the mixer
+FOLDED_LINE = Shape(2, 1, 18, 2, 2)  # by the mixer of sequences
 SHARED = Shape(1, 2, 16, 1, 4)  # gathered out of shared memory by the mixer, in 16 bits
 CHANNELS = [(64, 2), (96, 2), (320, 4), (768, 8), (15, 3), (8, 8), (1, 1), (256, 128)]  # and how many share an offset
 
@@ -58,13 +59,13 @@ SECOND, OTHERS = slice(1, 2), slice(2, None)  # the first of each kernel is what
 
 @pytest.mark.parametrize("which", [SECOND, pytest.param(OTHERS, marks=pytest.mark.exhaustive)], ids=["second", "others"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", list(OPERATORS))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.exhaustive if name == "token_mix_3d" else ()) for name in OPERATORS])
 def test_every_candidate_is_right(name, dtype, which, monkeypatch):
     operator = OPERATORS[name]
     chosen: dict[str, dict[str, int]] = {}
     monkeypatch.setattr(tables, "table", lambda device: chosen)
     tried: dict[str, list[tables.Config]] = {}
-    for shape in (Shape(2, 3, 6, 4, 5), *([FOLDED, SHARED] if name == "token_mix" else [])):
+    for shape in (Shape(2, 3, 6, 4, 5), *([FOLDED, FOLDED_LINE, SHARED] if operator.op == "token_mix" else [])):
         tried |= try_candidates(operator, name, shape, dtype, which, chosen)
     kernels = MODULES[operator.op].KERNELS
     expected = {*kernels[operator.op], *kernels[f"{operator.op}_backward"]}
