@@ -72,8 +72,7 @@ def test_samples_do_not_meet(path, folded, shape, seed):
 @searched(shape=shapes, seed=seeds)
 def test_rows_and_columns_may_change_places(path, folded, shape, seed):
     """A transposed image, with the two halves of the offsets and the two branches exchanged: the same result and gradients, transposed."""
-    x, offset, *rest = draw(shape, seed)
-    weights = Weights(*rest)
+    inputs = draw(shape, seed)
 
     def transposed(x: Tensor, offset: Tensor, *rest: Tensor) -> Tensor:
         w = Weights(*rest)
@@ -90,8 +89,8 @@ def test_rows_and_columns_may_change_places(path, folded, shape, seed):
         return token_mix(x.transpose(1, 2), torch.cat([along_h, along_w], 3), *exchanged).transpose(1, 2)
 
     with strategy(path, folded):
-        expected = gradients(token_mix, (x, offset, *weights))
-        actual = gradients(transposed, (x, offset, *weights))
+        expected = gradients(token_mix, inputs)
+        actual = gradients(transposed, inputs)
     for a, e in zip(actual, expected, strict=True):
         assert_close(a, e, rtol=1e-3, atol=1e-4)
 
