@@ -104,7 +104,7 @@ def test_any_strides(name, how, path):
         y = operator.function(*copies)
         expected = y, *torch.autograd.grad(y, copies, upstream.contiguous())
     for a, e in zip(actual, expected, strict=True):
-        assert error(a, e.detach().double()) < 1e-6
+        assert error(a, e.detach().double()) < 1e-5
 
 
 ONE_SAMPLE = pytest.param(Shape(1, 3, 5, 3, 3), marks=pytest.mark.exhaustive)
