@@ -320,7 +320,7 @@ def test_a_real_step(made, monkeypatch):
     """The cheapest of those that need no GPU; the others are in the dry run."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # more would wait for other tests' processes
     (record,) = made(*STEPS, flags="--only selftest").values()
-    assert (record["status"], record["result"]) == ("ok", "all operators are right") and record["log"][-2].split()[0] == "token_mix"
+    assert (record["status"], record["result"]) == ("ok", "all operators are right") and record["log"][-2].split()[0] == "token_mix_3d"
 
 
 def test_the_header_is_of_what_was_measured(tmp_path):

@@ -37,7 +37,7 @@ def test_it_holds_the_packages_and_nothing_else(wheel):
     assert {name for name in names if name.endswith(".py")} == ours
     assert {name.split("/")[0] for name in names} == set(parts)
     recipes = {f"atmnet_train/recipes/{path.name}" for path in (ROOT / "train" / "atmnet_train" / "recipes").iterdir()}
-    assert len(recipes) == 7 and recipes <= names
+    assert len(recipes) == 8 and recipes <= names
     assert {"atm_triton/py.typed", "atmnet/py.typed", "atmnet/offsets/page.html", "atm_triton/tuning/configs/nvidia-h200.json"} <= names
 
 
