@@ -132,7 +132,7 @@ def test_folders_say_how_videos_are_looked_at(tmp_path):
             atmnet.open_model(tmp_path)
 
 
-@pytest.mark.parametrize("time", ["all", "last"])
+@pytest.mark.parametrize("time", ["all", pytest.param("last", marks=pytest.mark.exhaustive)])
 def test_one_graph_for_any_clip(time):
     _, video = pair(torch.float32, time=time)
     graphs = []
