@@ -8,19 +8,17 @@ from .classification.distillation import open_teacher
 from .classification.images import Images, check_classes, data_folder, open_split, sample_names, split_folder
 from .classification.loaders import Evaluator, train_loader
 from .classification.model import build_model, check_outputs, classes_for_eval, normalisation, start_from
-from .classification.optimization import BatchLoss, learning_rate, make_optimizer, make_scheduler
-from .classification.pictures import batch_examples
+from .classification.optimization import BatchLoss
 from .classification.settings import Settings, check, dependent, from_checkpoint
+from .classification.training import training_of
 from .common.broken import BrokenImages
 from .common.errors import UsageError, run_program
 from .common.listing import Tell, tell_of_overlap
-from .common.pictures import Example
 from .common.program import Program
 from .common.runtime import make_accelerator
 from .common.sampling import names_digest
-from .common.seeding import STEP, seed_everything
-from .common.settings import recipe_of
-from .common.task import Task, claim_output, fit, make_plan
+from .common.seeding import seed_everything
+from .common.task import claim_output, fit
 from .common.trial import Trial, run_trial
 from .common.weights import Weights, read_weights, shorten
 
@@ -66,57 +64,26 @@ def train(settings: Settings) -> None:
     teacher = open_teacher(settings.distillation, accelerator, num_classes, images.classes, (mean, std))
     broken = BrokenImages(data.max_broken, len(images.source))
     loader = train_loader(images, settings, accelerator, mean, std, broken)
-    optimizer = make_optimizer(settings.optimizer, model, learning_rate(settings.optimizer, settings.schedule, loader.images_per_update))
-    scheduler, epochs = make_scheduler(settings.schedule, optimizer, loader.updates_per_epoch)
     batch_loss = BatchLoss(settings.augmentation, num_classes, teacher)
     evaluator = Evaluator(val_images, settings, accelerator, mean, std, broken)
-
-    def examples(batch: Any) -> list[Example]:
-        seed_everything(run.seed, STEP, 0, 0, accelerator.process_index)  # as the first update will
-        images, targets = batch
-        images, targets = batch_loss.mix(images.clone(), targets, epoch=0)
-        return batch_examples(images, targets, evaluator.class_name, mean, std)
-
-    order = {
-        "seed": run.seed,
-        "global batch": loader.images_per_update,
-        "images": len(images.source),
-        "names": names_digest(sample_names(images.source)),
-        "aug_repeats": settings.augmentation.aug_repeats,
-    }
-    task = Task(
-        name=settings.model.model,
-        settings=settings,
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        plan=make_plan(
-            run,
-            loader,
-            "top1",
-            epochs,
-            data.grad_accum_steps,
-            settings.optimizer.clip_grad,
-            sched_on_updates=settings.schedule.sched_on_updates,
-        ),
-        loader=loader,
-        batch_loss=batch_loss,
-        evaluate=evaluator,
-        broken=broken,
-        meta={
-            "model": settings.model.model,
-            "num_classes": num_classes,
-            "img_size": data.img_size,
-            "classes": sorted(images.classes, key=images.classes.__getitem__) if images.classes else [],
-            "order": order,
-            "recipe": recipe_of(settings),
+    task = training_of(
+        settings,
+        accelerator,
+        model,
+        images,
+        num_classes,
+        loader,
+        batch_loss,
+        evaluator,
+        order={
+            "images": len(images.source),
+            "names": names_digest(sample_names(images.source)),
+            "aug_repeats": settings.augmentation.aug_repeats,
         },
+        meta={},
+        broken=broken,
         data=f"{len(images.source)} training and {len(val_images.source)} validation images of {num_classes} classes at {data.img_size}",
-        curves=("top1",),
         example=(data.batch_size, 3, data.img_size, data.img_size),
-        examples=examples,
-        ema_decay=settings.optimizer.model_ema_decay,
-        ema_warmup=settings.optimizer.model_ema_warmup,
     )
     fit(run, accelerator, task, resume)
 

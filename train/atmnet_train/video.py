@@ -7,9 +7,9 @@ from accelerate import Accelerator
 
 from .classification.images import Images, check_classes, sample_names, split_folder
 from .classification.model import normalisation
-from .classification.optimization import BatchLoss, learning_rate, make_optimizer, make_scheduler
-from .classification.pictures import batch_examples
+from .classification.optimization import BatchLoss
 from .classification.settings import of_model
+from .classification.training import training_of
 from .clips.loaders import ClipEvaluator, train_loader
 from .clips.model import build_model, check_model, start_from
 from .clips.pictures import sheets
@@ -18,13 +18,11 @@ from .clips.videos import Videos, check_library, open_split
 from .common.broken import BrokenImages
 from .common.errors import UsageError, run_program
 from .common.listing import Tell, tell_of_overlap
-from .common.pictures import Example
 from .common.program import Program
 from .common.runtime import make_accelerator
 from .common.sampling import names_digest
-from .common.seeding import STEP, seed_everything
-from .common.settings import recipe_of
-from .common.task import Task, claim_output, fit, make_plan
+from .common.seeding import seed_everything
+from .common.task import claim_output, fit
 from .common.trial import Trial, run_trial
 from .common.weights import Weights, read_weights, shorten
 
@@ -80,58 +78,24 @@ def train(settings: Settings) -> None:
     mean, std = normalisation(model)
     broken = BrokenImages(data.max_broken, len(videos.source), "videos")
     loader = train_loader(videos, settings, accelerator, mean, std, broken)
-    optimizer = make_optimizer(settings.optimizer, model, learning_rate(settings.optimizer, settings.schedule, loader.images_per_update))
-    scheduler, epochs = make_scheduler(settings.schedule, optimizer, loader.updates_per_epoch)
     batch_loss = BatchLoss(settings.augmentation, num_classes)
     evaluator = ClipEvaluator(val_videos, settings, accelerator, mean, std, broken)
-
-    def examples(batch: Any) -> list[Example]:
-        seed_everything(run.seed, STEP, 0, 0, accelerator.process_index)  # as the first update will
-        clips, targets = batch
-        clips, targets = batch_loss.mix(clips.clone(), targets, epoch=0)
-        return batch_examples(sheets(clips), targets, evaluator.class_name, mean, std)
-
-    order = {
-        "seed": run.seed,
-        "global batch": loader.images_per_update,
-        "videos": len(videos.source),
-        "names": names_digest(labelled_names(videos.source)),
-    }
-    task = Task(
-        name=settings.model.model,
-        settings=settings,
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        plan=make_plan(
-            run,
-            loader,
-            "top1",
-            epochs,
-            data.grad_accum_steps,
-            settings.optimizer.clip_grad,
-            sched_on_updates=settings.schedule.sched_on_updates,
-        ),
-        loader=loader,
-        batch_loss=batch_loss,
-        evaluate=evaluator,
+    task = training_of(
+        settings,
+        accelerator,
+        model,
+        videos,
+        num_classes,
+        loader,
+        batch_loss,
+        evaluator,
+        order={"videos": len(videos.source), "names": names_digest(labelled_names(videos.source))},
+        meta={"frames": data.frames},
+        shown=sheets,
         broken=broken,
-        meta={
-            "model": settings.model.model,
-            "num_classes": num_classes,
-            "img_size": data.img_size,
-            "frames": data.frames,
-            "classes": sorted(videos.classes or (), key=(videos.classes or {}).__getitem__),
-            "order": order,
-            "recipe": recipe_of(settings),
-        },
         data=f"{len(videos.source)} training and {len(val_videos.source)} validation videos of {num_classes} classes, "
         f"{data.sampling} clips of {data.frames} frames at {data.img_size}",
-        curves=("top1",),
         example=(data.batch_size, 3, data.frames, data.img_size, data.img_size),
-        examples=examples,
-        ema_decay=settings.optimizer.model_ema_decay,
-        ema_warmup=settings.optimizer.model_ema_warmup,
         predicted="VIDEOS",
     )
     fit(run, accelerator, task, resume)
