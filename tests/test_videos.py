@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from atmnet import videos
+from atmnet.clips import Clips
 from atmnet.images import open_image
 from atmnet.videos import Frame, VideoError, is_video, open_video
 from image_files import write_turned
@@ -33,6 +34,15 @@ def test_frames_that_come_now_and_then_keep_their_times(tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.15, 0.9, 1.0, 2.75, 3.0]
     video = open_video(write_video(tmp_path / "phone.mp4", greys(7), [time + 5 for time in times]))
     assert [frame.time for frame in video.frames()] == pytest.approx(times, abs=1e-3)
+
+
+def test_the_last_of_frames_that_come_now_and_then_is_reached(tmp_path: Path) -> None:
+    """The header of such a file, with frames that refer to later ones, says 2.75 seconds."""
+    times = [0.0, 0.1, 0.15, 0.9, 1.0, 1.75, 2.0, 2.5, 2.9, 4.5]
+    video = open_video(write_video(tmp_path / "phone.mp4", greys(10), times, bf="3"))
+    assert video.duration is not None and 4.5 < video.duration < 4.7
+    drawn = Clips(frames=9).chosen(video, 0)
+    assert drawn[-1] > 4 and [number_of(frame.image) for frame in video.at(drawn)][-1] == 9
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -74,6 +84,8 @@ KINDS = {
     "long.avi": dict(codec="mpeg4", ticks=10),
     "reordered.avi": dict(ticks=10, bf="3"),
     "long.mpg": dict(codec="mpeg2video", ticks=25),
+    "long.m2v": dict(codec="mpeg2video", ticks=25),
+    "long.flv": {},
 }
 
 
@@ -82,6 +94,7 @@ def test_frames_at_given_times(name: str, tmp_path: Path, decoded: list[Any]) ->
     rate = min(25, KINDS[name].get("ticks", 10))  # MPEG-2 knows no ten a second
     times = [place / rate for place in range(60)]
     video = open_video(write_video(tmp_path / name, greys(60), times, g="8", **KINDS[name]))
+    assert video.duration == pytest.approx(60 / rate, abs=0.05)
     frames = list(video.frames())
     assert [number_of(frame.image) for frame in frames] == list(range(60))
     for wanted in ([0.0, 0.29, 0.31, 3.33, 5.9, 100.0], [4.4, -1.0, 2.0, 2.0, 5.01, 0.0], [place / 4 for place in range(24)]):
@@ -165,9 +178,12 @@ def test_no_frame_stands_for_those_that_are_missing(name: str, tmp_path: Path) -
     assert [frame.time for frame in open_video(whole).at([4.9, 100])] == pytest.approx([4.9, 4.9], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
+@pytest.mark.parametrize("name", ["clip.mkv", "untold.mkv", "clip.mp4", "clip.ts"])
 def test_a_sound_may_last_longer(name: str, tmp_path: Path) -> None:
-    video = open_video(write_with_sound(tmp_path / name, greys(20), 6))
+    path = write_with_sound(tmp_path / name, greys(20), 6)
+    if name == "untold.mkv":
+        path.write_bytes(path.read_bytes().replace(b"DURATION", b"SOMEHOW "))
+    video = open_video(path)
     assert video.duration == pytest.approx(2, abs=0.05) and video.length == 20
     assert len(list(video.frames())) == 20
 

@@ -9,7 +9,7 @@ import stat
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ ORIENTATIONS = {
 AHEAD = 2.0  # seconds for which decoding on takes less than to look for a keyframe
 TOLD = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")  # how long a stream of Matroska or WebM is, which has a tag for it alone
 REORDERING = ("h264", "hevc")
+LAST = 10**6  # seconds, after the end of any video
 EARLY = 1.0  # seconds before its end at which a video may stop: headers are not that exact
 
 
@@ -175,9 +176,10 @@ def open_video(path: str | os.PathLike[str]) -> Video:
         size = _upright(first, stream).size
         if max(size) > LONGEST * min(size):
             raise VideoError(f"it is {size[0]} x {size[1]} pixels: more than {LONGEST} times as long as it is wide")
-        fps, duration = _fraction(stream.average_rate), _duration(container, stream)
+        fps, start = _fraction(stream.average_rate), first.time or 0.0
+        duration = _duration(container, stream, start, 1 / float(fps or 1))
         length = stream.frames or (round(duration * fps) if duration and fps else None)
-        return Video(os.fspath(path), size, fps, duration, length, first.time or 0.0)
+        return Video(os.fspath(path), size, fps, duration, length, start)
 
 
 @contextmanager
@@ -209,8 +211,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
     whole, places = True, deque[int]()
-    # AVI says when frames are decoded, not shown, which FFmpeg guesses wrongly of these. As many are shown by then, in their order.
-    guessed = container.format.name == "avi" and stream.codec_context.name in REORDERING
+    guessed = _guessed(container, stream)
     for packet in container.demux(stream):
         whole = whole and not packet.is_corrupt
         if packet.size and packet.dts is not None:
@@ -221,6 +222,11 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
             yield frame
     if not whole:
         raise VideoError("a part of the file is missing or damaged")
+
+
+def _guessed(container: Any, stream: Any) -> bool:
+    """AVI says when frames are decoded, not shown, which FFmpeg guesses wrongly of these. As many are shown by then, in their order."""
+    return bool(container.format.name == "avi" and stream.codec_context.name in REORDERING)
 
 
 def _upright(frame: Any, stream: Any) -> Image.Image:
@@ -240,9 +246,32 @@ def _fraction(value: Any) -> Fraction | None:
     return Fraction(value.numerator, value.denominator) if value else None
 
 
-def _duration(container: Any, stream: Any) -> float | None:
-    own = _own_duration(container, stream)
-    return _whole_duration(container) if own is None else own
+def _duration(container: Any, stream: Any, start: float, last: float) -> float | None:
+    """Seconds until the last frame ends, or those of the header where it has many more: then the end is missing."""
+    said, found = _own_duration(container, stream), _end(container, stream, last)
+    if found is None:
+        return _whole_duration(container) if said is None else said
+    return said if said is not None and said > found - start + EARLY else found - start
+
+
+def _end(container: Any, stream: Any, last: float) -> float | None:
+    """Seconds on the file's own clock at which the last frame ends, by packets, which are not decoded: headers are far off where the rate
+    varies. ``last``: what a frame lasts where its packet does not say."""
+    found = max(_ends(container, stream, LAST, last) or _ends(container, stream, 0, last), default=None)
+    # Where the last packet alone was found: it may not be of the last frame.
+    return None if found is None else max([found, *_ends(container, stream, found - AHEAD, last)])
+
+
+def _ends(container: Any, stream: Any, place: float, last: float) -> list[float]:
+    """Ends of the frames after a place in seconds, or after the keyframe before it."""
+    ends, guessed = [], _guessed(container, stream)
+    with suppress(library().FFmpegError):  # who reads the frames is told of it
+        container.seek(int(place / stream.time_base), stream=stream)
+        for packet in container.demux(stream):
+            shown = packet.dts if guessed or packet.pts is None else packet.pts
+            if packet.size and shown is not None:
+                ends.append(float(shown * stream.time_base) + (float((packet.duration or 0) * stream.time_base) or last))
+    return ends
 
 
 def _own_duration(container: Any, stream: Any) -> float | None:
