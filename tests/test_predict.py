@@ -86,6 +86,9 @@ def saved(tmp_path: Path) -> Path:
 
 def test_the_table_and_what_cannot_be_read(saved: Path, two_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "clip").write_bytes(b"a video perhaps")
+    assert main(["predict", "--checkpoint", str(saved), str(tmp_path / "clip")]) == 1
+    assert "it would be taken for a video if its name ended in .mp4" in capsys.readouterr().err
     images = [str(two_classes / "val/cat/*[01].png"), str(tmp_path / "broken.jpg")]
     assert main(["predict", "--checkpoint", str(saved), "--top", "2", "--batch-size", "2", *images]) == 1
     printed, errors = capsys.readouterr()

@@ -13,7 +13,7 @@ from torch import Tensor
 from atm_triton.strict_json import dumps
 
 from ..drawing.text import Entry, with_legend
-from ..images import open_image
+from ..images import ImageError, endings, open_image
 
 
 @dataclass
@@ -56,7 +56,12 @@ class Predictor(ABC):
 
     def open(self, file: str | os.PathLike[str]) -> Any:
         """What ``load`` takes of a file, which raises ValueError where it is none for this model."""
-        return open_image(file)
+        try:
+            return open_image(file)
+        except ImageError as error:
+            if os.path.splitext(file)[1].lower() in endings() or not os.path.isfile(file):
+                raise
+            raise ImageError(f"{error}; it would be taken for a video if its name ended in .mp4 or the like") from error
 
     @abstractmethod
     def load(self, image: Any) -> Any:
