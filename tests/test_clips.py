@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from atmnet.clips import Clips, View, normalised, read, squares
+from atmnet.clips import Clips, ClipView, normalised, read, squares
 from atmnet.videos import Video, VideoError, open_video
 from PIL import Image
 from torch import Tensor
@@ -94,7 +94,7 @@ def test_crops(tmp_path: Path) -> None:
     picture = Image.new("RGB", (96, 48), "red")
     picture.paste("blue", (48, 0, 96, 48))
     video = open_video(write_video(tmp_path / "wide.mp4", [picture] * 4))
-    view = View(Clips(4, crops=3), 16, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(video, 0)
+    view = ClipView(Clips(4, crops=3), 16, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(video, 0)
     assert view.shape == (3, 3, 4, 16, 16)
     left, middle, right = view.mean((2, 3, 4))
     assert left[0] > 0.8 and left[2] < -0.8 and right[0] < -0.8 and right[2] > 0.8 and abs(middle[0] - middle[2]) < 0.1

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from atmnet.__main__ import main as atmnet_main
-from atmnet.clips import Clips, View
+from atmnet.clips import Clips, ClipView
 from atmnet.exporting.formats import FORMATS
 from atmnet.videos import open_video
 from atmnet_train import video
@@ -91,7 +91,7 @@ def test_an_evaluation_is_the_mean_of_its_views(clips: Path, trained: Path, tmp_
     model = atmnet.open_model(trained)
     described = atmnet.tasks.about(model)
     assert described.clips == Clips(4, "dense", 1, 2, 3) and described.classes == ["left", "right"]
-    view = View(described.clips, SIDE, 0.875, "bicubic", described.mean, described.std)
+    view = ClipView(described.clips, SIDE, 0.875, "bicubic", described.mean, described.std)
     expected = []
     for target, name in enumerate(described.classes):
         for file in sorted((clips / "val" / name).iterdir()):
@@ -135,12 +135,16 @@ def test_predicting_one_thing_of_a_video(clips: Path, trained: Path, tmp_path: P
     printed, errors = capsys.readouterr()
     found = json.loads(printed)
     assert len(found) == 7 and [len(one.get("predictions", ())) for one in found] == [1] * 4 + [0] * 3
-    assert "4 videos · per video" in errors and "a clip's 4 frames" in errors and "a classifier of videos, which no image is" in errors
+    assert "4 videos · per video" in errors and "a clip's 4 frames" in errors and "which are told by endings such as .mp4" in errors
     model = atmnet.open_model(trained)
     assert atmnet.predict(model, clips / "val/left/0.mp4").draw().width >= SIDE
     with pytest.raises(SystemExit):
         atmnet_main(["predict", *places, "--checkpoint", str(trained), "--every", "2"])
     assert "--every 2 is of models of images: atmnet_xt_video takes a video for one thing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        atmnet_main(["offsets", "--checkpoint", str(trained), "--images", str(tmp_path / "image.png"), "--out", str(tmp_path / "offsets")])
+    assert "this is a classifier of videos, and what is looked at here are images" in capsys.readouterr().err
+    assert not (tmp_path / "offsets").exists()
     with pytest.raises(ValueError, match=r"call atmnet\.predict$"):
         atmnet.predict_video(model, clips / "val/left/0.mp4")
     with pytest.raises(ValueError, match="give it the path of one"):

@@ -72,7 +72,7 @@ class Clips:
 
 
 @dataclass(frozen=True)
-class View:
+class ClipView:
     """How an evaluation or a prediction looks at videos: the clips, and what becomes of their frames."""
 
     clips: Clips

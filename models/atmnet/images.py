@@ -282,12 +282,6 @@ def channels(model: nn.Module) -> int:
     return int(getattr(model, "in_chans", 3))
 
 
-def input_shape(model: nn.Module, size: tuple[int, int]) -> tuple[int, ...]:
-    """Shape of an image of that height and width, or of a clip of as many frames as a network of videos is meant for."""
-    frames = [int(getattr(model, "frames", 1))] if getattr(model, "time", None) is not None else []
-    return channels(model), *frames, *size
-
-
 def data_config(model: nn.Module) -> dict[str, Any]:
     """timm's data configuration of a model, whose ``pretrained_cfg`` may come from anywhere.
 

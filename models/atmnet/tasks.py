@@ -17,6 +17,7 @@ from .dense.cascade import CascadeRoIHeads
 from .dense.heads import UPerHead
 from .dense.necks import ATMFPN
 from .dense.segmentation import Segmenter
+from .images import channels
 from .labels import class_names, nameless
 from .model import ATMNet
 
@@ -84,6 +85,12 @@ def pipeline_tag(model: nn.Module) -> str:
 def is_of_videos(model: nn.Module) -> bool:
     """Tell a network that takes clips from one that takes images."""
     return isinstance(model, ATMNet) and model.time is not None
+
+
+def input_shape(model: nn.Module, size: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of an image of that height and width, or of a clip of as many frames as a network of videos is meant for."""
+    frames = [int(cast(Any, model).frames)] if is_of_videos(model) else []
+    return channels(model), *frames, *size
 
 
 def about_classifier(model: Any) -> About:

@@ -14,7 +14,7 @@ from typing import Any
 import atmnet
 import numpy as np
 import torch
-from atmnet.clips import View
+from atmnet.clips import ClipView
 from atmnet.offsets import collect
 from atmnet.tasks import about
 from atmnet.videos import library, open_video
@@ -83,7 +83,7 @@ def look(data: Path, output: Path) -> None:
     model: Any = atmnet.open_model(output)
     described = about(model)
     assert described.clips is not None
-    view = View(described.clips, SIDE, 1.0, "bicubic", described.mean, described.std)
+    view = ClipView(described.clips, SIDE, 1.0, "bicubic", described.mean, described.std)
     clips = torch.cat([view(open_video(min((data / "val" / name).glob("*.mp4"))), 0) for name in MOVES])
     draw_reads(output / "time.png", clips, list(MOVES), collect(model, clips), described.mean, described.std)
 

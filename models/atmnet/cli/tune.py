@@ -12,7 +12,7 @@ from atm_triton import tune
 from atm_triton.backend import default_device
 from atm_triton.tuning import tables
 
-from ..images import input_shape
+from ..tasks import input_shape
 from ..variants import MODEL_NAMES, VIDEO, canonical_name, check_known
 from .arguments import image_size, whole_number
 

@@ -10,7 +10,7 @@ from atm_triton.profile import count_macs
 
 from ..dense.cascade import CascadeRoIHeads
 from ..dense.roi import BOX_SIZE, MASK_SIZE
-from ..images import input_shape
+from ..tasks import input_shape
 
 LAYER_NORM_MACS = 5  # per element, as fvcore and the paper have it
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
-from ..images import input_shape
+from ..tasks import input_shape
 from ..weights.reader import reason
 from .formats import Run
 

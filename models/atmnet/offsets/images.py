@@ -23,7 +23,7 @@ class View:
     The size of a model of boxes or masks, which takes images in their proportions, is a square of the shorter side.
 
     Raises:
-        ValueError: the model takes images of other than three channels, or it cannot be told what it takes.
+        ValueError: the model takes clips, or images of other than three channels, or it cannot be told what it takes.
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, int] | None = None) -> None:
@@ -46,6 +46,8 @@ class View:
 
 def _config(model: nn.Module) -> dict[str, Any]:
     described = about(model)
+    if described.clips is not None:
+        raise ValueError("this is a classifier of videos, and what is looked at here are images: atmnet.offsets.collect takes clips")
     if described.task == CLASSIFICATION:
         return picture_config(model)
     side = described.size[0]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..clips import Clips, View
+from ..clips import Clips, ClipView
 from ..videos import Video, is_video, open_video
 from .classes import Classes, Classifier
 from .options import Options
@@ -24,14 +24,15 @@ class ClipClassifier(Classifier):
     def __init__(self, model: Any, options: Options, clips: Clips) -> None:
         super().__init__(model, options)
         config = self.config
-        self.view = View(clips, min(config["input_size"][1:]), config["crop_pct"], config["interpolation"], config["mean"], config["std"])
+        side = min(config["input_size"][1:])
+        self.view = ClipView(clips, side, config["crop_pct"], config["interpolation"], config["mean"], config["std"])
 
     def sample(self) -> Tensor:
         return self.weight.new_zeros(1, 3, self.view.clips.frames, self.view.side, self.view.side)
 
     def open(self, file: str | os.PathLike[str]) -> Any:
         if not is_video(file):
-            raise ValueError("this is a classifier of videos, which no image is")
+            raise ValueError("this is a classifier of videos, which are told by endings such as .mp4")
         return open_video(file)
 
     def load(self, video: Any) -> tuple[Image.Image, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from atmnet.clips import View
+from atmnet.clips import ClipView
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -52,7 +52,7 @@ class ClipEvaluator(Evaluator):
     def _loader(self, images: Images, settings: Any, mean: Any, std: Any) -> Any:
         data, evaluation = settings.data, settings.evaluation
         self.clips = clips_of(settings)
-        view = View(self.clips, data.img_size, evaluation.crop_pct, data.interpolation, mean, std)
+        view = ClipView(self.clips, data.img_size, evaluation.crop_pct, data.interpolation, mean, std)
         options = loader_options(data, self.accelerator, keep_workers=False)
         batch_size = evaluation.val_batch_size or data.batch_size
         loader = DataLoader(ValClips(images.source, view), batch_size, collate_fn=collate_numbered, **options)

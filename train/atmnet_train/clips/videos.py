@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from atmnet.clips import Clips, View, normalised, read
+from atmnet.clips import Clips, ClipView, normalised, read
 from atmnet.images import natural
 from atmnet.videos import ENDINGS, Video, library, open_video
 from PIL import Image
@@ -125,7 +125,7 @@ class TrainClips(TrainImages):
 class ValClips(Dataset[tuple[Tensor, int, list[Unreadable], int]]):
     """The clips of each video, one after the other, with the video's number; those of an unreadable one get the target -1."""
 
-    def __init__(self, source: Videos, view: View) -> None:
+    def __init__(self, source: Videos, view: ClipView) -> None:
         self.source, self.view = source, view
 
     def __len__(self) -> int:
