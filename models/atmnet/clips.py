@@ -109,13 +109,12 @@ def read(video: Video, times: Sequence[float], boxes: Sequence[Box], side: int, 
     Raises:
         VideoError: the video cannot be read there.
     """
-    clip, resample = torch.empty(len(boxes), len(times), 3, side, side, dtype=torch.uint8), Image.Resampling[interpolation.upper()]
+    clip, resample = np.empty((len(boxes), len(times), side, side, 3), np.uint8), Image.Resampling[interpolation.upper()]
     for number, frame in enumerate(video.at(times)):
         image = frame.image if frame.image.size == video.size else frame.image.resize(video.size, resample)  # it may change on the way
         for part, box in zip(clip[:, number], boxes, strict=True):
-            pixels = np.array(image.resize((side, side), resample, box))
-            part.copy_(rearrange(torch.from_numpy(pixels), "h w c -> c h w"))
-    return clip
+            part[:] = image.resize((side, side), resample, box)
+    return rearrange(torch.from_numpy(clip), "n t h w c -> n t c h w")
 
 
 def normalised(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -110,10 +110,11 @@ class Video:
         number, time = -1, 0.0
         try:
             with _opened(self.path) as (container, stream):
+                upright = _Upright(stream)
                 for number, frame in enumerate(_decoded(container, stream)):
                     time = number / float(self.fps or 1) if frame.time is None else frame.time - self.start
                     if number % every == 0:
-                        yield Frame(time, _upright(frame, stream))
+                        yield Frame(time, upright(frame))
                 whole = _own_duration(container, stream)
                 if whole is not None and time + EARLY < whole and not 0 < stream.frames <= number + 1:
                     raise VideoError(f"it ends at {time:.1f} of {whole:.1f} seconds")
@@ -128,7 +129,7 @@ class Video:
         """
         with _opened(self.path) as (container, stream):
             whole = None if stream.frames else _own_duration(container, stream)  # of those with an index, what is missing is seen
-            before = after = None
+            before, after, upright = None, None, _Upright(stream)
             frames: Iterator[Any] = iter(())
             for time in times:
                 wanted = self.start + time
@@ -140,7 +141,7 @@ class Video:
                 if after is None and whole is not None and before.time - self.start + EARLY < whole:
                     raise VideoError(f"it ends at {before.time - self.start:.1f} of {whole:.1f} seconds")
                 nearest = before if after is None or wanted - before.time <= after.time - wanted else after
-                yield Frame(nearest.time - self.start, _upright(nearest, stream))
+                yield Frame(nearest.time - self.start, upright(nearest))
 
     def middle(self) -> Image.Image:
         """The frame in the middle, which stands for the whole; raises as ``at``."""
@@ -173,7 +174,7 @@ def open_video(path: str | os.PathLike[str]) -> Video:
         first = next(_decoded(container, stream), None)
         if first is None:
             raise VideoError("it has no frame")
-        size = _upright(first, stream).size
+        size = _Upright(stream)(first).size
         if max(size) > LONGEST * min(size):
             raise VideoError(f"it is {size[0]} x {size[1]} pixels: more than {LONGEST} times as long as it is wide")
         fps, start = _fraction(stream.average_rate), first.time or 0.0
@@ -229,16 +230,22 @@ def _guessed(container: Any, stream: Any) -> bool:
     return bool(container.format.name == "avi" and stream.codec_context.name in REORDERING)
 
 
-def _upright(frame: Any, stream: Any) -> Image.Image:
-    """The frame in RGB, with square pixels, turned and mirrored as the file says."""
-    ratio = float(_fraction(stream.sample_aspect_ratio) or 1)
-    image: Image.Image = frame.to_image(width=max(1, round(frame.width * ratio)))
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return image
-    (a, b), (c, d) = (np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2, :2] / 2**16).round().astype(int).tolist()
-    turn = TURNS.get(ORIENTATIONS.get((a, b, c, d), 1))
-    return image if turn is None else image.transpose(turn)
+class _Upright:
+    """Makes frames of a stream images in RGB with square pixels, turned and mirrored as the file says."""
+
+    def __init__(self, stream: Any) -> None:
+        self.ratio = float(_fraction(stream.sample_aspect_ratio) or 1)
+        self.reformatter = library().video.reformatter.VideoReformatter()  # one of its own for each frame would be set up each time
+
+    def __call__(self, frame: Any) -> Image.Image:
+        width = max(1, round(frame.width * self.ratio))
+        image: Image.Image = self.reformatter.reformat(frame, width, frame.height, "rgb24", threads=1).to_image()
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return image
+        (a, b), (c, d) = (np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2, :2] / 2**16).round().astype(int).tolist()
+        turn = TURNS.get(ORIENTATIONS.get((a, b, c, d), 1))
+        return image if turn is None else image.transpose(turn)
 
 
 def _fraction(value: Any) -> Fraction | None:
