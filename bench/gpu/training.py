@@ -71,7 +71,7 @@ def command(name: str, work: Path, dry: bool) -> list[str]:
     """`accelerate launch` of the program, as a user gives it."""
     program, (batch, _) = PROGRAMS[name], sized(PROGRAMS[name], dry)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
-    launch += ["--mixed_precision", "bf16", *(["--cpu"] if dry else []), str(ROOT / "train" / program.file)]
+    launch += [*("--mixed_precision no --cpu" if dry else "--mixed_precision bf16").split(), str(ROOT / "train" / program.file)]
     flags = [*COMMON.split(), *program.flags.split(), *(f"{program.dry_flags} {TINY}".split() if dry else [])]
     flags += ["--compile"] if program.compiled else []
     where = ["--data-dir", str(work / f"{name}-data"), "--output", str(work / f"{name}-run")]
