@@ -23,6 +23,16 @@ SHAPES = [
     Shape(0, 8, 4, 1, 2),  # empty batch
     Shape(1, 2, 70, 2, 8),  # a line longer than a block
 ]
+# Of three axes likewise, with as many tokens in all frames.
+VOLUMES = [
+    Shape(2, 2, 4, 8, 2),
+    Shape(2, 4, 1, 2, 4),
+    Shape(1, 1, 1, 4, 2),
+    Shape(2, 2, 5, 5, 3),
+    Shape(2, 2, 7, 40, 4),
+    Shape(0, 8, 4, 1, 2),
+    Shape(1, 1, 70, 2, 8),
+]
 STAGE_3 = Shape(2, 6, 10, 80, 4)  # its channels, over which the interpreter loops for seconds
 
 

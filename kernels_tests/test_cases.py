@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import GPU, INTERPRETER, PATHS, PLAIN, SHAPES, STAGE_3, Path, on_gpu
+from cases import GPU, INTERPRETER, PATHS, PLAIN, SHAPES, STAGE_3, VOLUMES, Path, on_gpu
 
 import atm_triton
 from atm_triton.ops.token_mix.strategy import LONGEST_LINE
@@ -15,9 +15,9 @@ from atm_triton.testing import OPERATORS, Shape, assert_as_exact, error, exact_g
 NAMES = list(OPERATORS)
 # Three axes take the interpreter longest, and most of what is wrong with them is wrong of others too.
 NAMED = [pytest.param(name, marks=pytest.mark.exhaustive if name == "token_mix_3d" else ()) for name in NAMES]
-OF_OTHER_AXES = [Shape(2, 3, 13, 5, 3), Shape(0, 8, 4, 1, 2)]  # at once; the rest with the exhaustive tests
+OF_OTHER_AXES = [Shape(2, 3, 13, 5, 3), VOLUMES[3], Shape(0, 8, 4, 1, 2)]  # at once; the rest with the exhaustive tests
 # Gradients of so few channels are a number or two, of which the rule compares single roundings.
-FEW = {"token_mix_1d": Shape(1, 1, 9, 3, 1), "token_mix_3d": Shape(2, 3, 4, 1, 8)}
+FEW = {"token_mix_1d": Shape(1, 1, 9, 3, 1)}
 
 
 def marks(name: str, path: Path, shape: Shape) -> list[pytest.MarkDecorator]:
@@ -31,11 +31,16 @@ RUNS = [
     for path in (PLAIN, INTERPRETER, GPU)
     for dtype in path.dtypes
     for deterministic in ([False, True] if OPERATORS[name].writes_deterministic and path is not PLAIN else [False])
-    for shape in ([*SHAPES, STAGE_3] if OPERATORS[name].axes == 2 else SHAPES)
+    for shape in {1: SHAPES, 2: [*SHAPES, STAGE_3], 3: VOLUMES}[OPERATORS[name].axes]
     if shape != FEW.get(name)
     for run in [(name, path, dtype, deterministic, shape)]
 ]
 SMALL = Shape(2, 5, 7, 8, 2)
+SMALL_VOLUME = VOLUMES[0]
+
+
+def small(name: str) -> Shape:
+    return SMALL if OPERATORS[name].axes < 3 else SMALL_VOLUME
 
 
 @pytest.mark.parametrize("name,path,dtype,deterministic,shape", RUNS)
@@ -79,7 +84,7 @@ def test_a_wrong_definition_is_told_apart(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_explicit_gradients(name):
     """The plain path's written-out backward against finite differences."""
-    for shape in (Shape(2, 3, 4, 3, 2), Shape(1, 5, 3, 2, 1)):
+    for shape in (Shape(2, 3, 4, 3, 2), Shape(1, 5, 3, 2, 1)) if OPERATORS[name].axes < 3 else (Shape(1, 2, 3, 2, 2),):
         assert torch.autograd.gradcheck(OPERATORS[name].function, make(OPERATORS[name], shape, torch.float64, "cpu"))
 
 
@@ -97,8 +102,7 @@ def strided(t: torch.Tensor, how: str) -> torch.Tensor:
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_any_strides(name, how, path):
     operator = OPERATORS[name]
-    shape = SMALL if operator.axes < 3 else Shape(2, 3, 4, 8, 2)  # of as many tokens
-    values = [strided(t.detach(), how) for t in make(operator, shape, torch.float32, path.device)]
+    values = [strided(t.detach(), how) for t in make(operator, small(name), torch.float32, path.device)]
     views = tuple(t.requires_grad_() for t in values)
     copies = tuple(t.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for t in values)
     with path.active():
@@ -107,15 +111,15 @@ def test_any_strides(name, how, path):
         actual = y, *torch.autograd.grad(y, views, upstream)
         y = operator.function(*copies)
         expected = y, *torch.autograd.grad(y, copies, upstream.contiguous())
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e)
+    for a, e in zip(actual, expected, strict=True):  # of a GEMM that takes its operands in another order
+        assert error(a, e.detach().cpu().double()) < 1e-5
 
 
 ONE_SAMPLE = pytest.param(Shape(1, 3, 5, 3, 3), marks=pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize("shape", [Shape(2, 3, 5, 3, 2), ONE_SAMPLE], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_opcheck(name, path, shape):
     operator = OPERATORS[name]
@@ -148,12 +152,9 @@ def test_compile(name, path, dynamic, backend):
         return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
     compiled = torch.compile(lambda *inputs: operator.function(*inputs) * 1.5, fullgraph=True, dynamic=dynamic, backend=count)
-    shapes = (
-        [Shape(2, 5, 7, 8, 2)] * 2
-        if dynamic is False
-        else [Shape(b, h, w, 8, 2) for b, h, w in ((2, 5, 7), (2, 5, 7), (3, 6, 9), (4, 2, 17))]
-    )
-    for shape in shapes:
+    sizes = ((2, 3, 4), (2, 3, 4), (3, 4, 5), (4, 2, 7))
+    for b, h, w in sizes[:2] if dynamic is False else sizes:
+        shape = Shape(b, h, w, 4, 2)
         inputs = make(operator, shape, torch.float32, path.device)
         with path.active():
             actual = gradients(compiled, inputs)
@@ -167,7 +168,8 @@ def test_compile(name, path, dynamic, backend):
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_deterministic_runs_are_bitwise_equal(name, path):
     operator = OPERATORS[name]
-    inputs = make(operator, Shape(2, 4, 33, 4, 2), torch.float32, path.device)
+    shape = Shape(2, 4, 33, 4, 2) if path is GPU else Shape(2, 2, 5, 4, 2)
+    inputs = make(operator, shape, torch.float32, path.device)
     torch.use_deterministic_algorithms(True)
     with path.active():
         first = gradients(operator.function, inputs)

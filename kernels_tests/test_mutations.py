@@ -14,7 +14,8 @@ from atm_triton.testing import DEPTH, OPERATORS, Shape, assert_as_exact, exact_g
 from atm_triton.tuning import tables
 
 SHAPE = Shape(2, 9, 12, 3, 2)
-WIDE = Shape(2, 9, 12, 9, 2)  # more channels than a block of the GEMM; and of three axes, whose bottleneck is else a single number
+WIDE = Shape(2, 9, 12, 9, 2)  # more channels than a block of the GEMM
+VOLUME = Shape(2, 4, 9, 9, 2)  # as many channels: the bottleneck of fewer is a single number
 WORDS = Shape(2, 9, 12, 3, 4)  # of four channels of 16 bits
 
 # operator, kernel or helper, what it says, what it says when broken
@@ -150,8 +151,8 @@ def strategy(request, monkeypatch):
     Or gathered out of shared memory, lines in pieces of 7 tokens, in words of one channel or of four.
     """
     name = request.node.callspec.params["name"]
-    image = "9x12/C18/G9/float32" if "wide" in name or "3d" in name else "9x12/C12/G3/bfloat16" if "words" in name else "9x12/C6/G3/float32"
-    image = f"{DEPTH}x{image}" if "3d" in name else image
+    image = "9x12/C18/G9/float32" if "wide" in name else "9x12/C12/G3/bfloat16" if "words" in name else "9x12/C6/G3/float32"
+    image = f"{DEPTH}x4x9/C18/G9/float32" if "3d" in name else image
     folded = int("unfolded" not in name)
     words = 4 if "words" in name else 1
     lines = dict(CHANNELS=words, TOGETHER=3, BLOCK_L=2, BLOCK_Q=8, BLOCK_E=2, ROWS=4, num_warps=4)
@@ -174,7 +175,7 @@ def check(name: str) -> None:
     """The comparison that test_cases.py makes. Forward first: a kernel broken there never gets to write gradients astray."""
     name, _, way = name.partition(" ")
     deterministic = way == "deterministic"
-    operator, shape = OPERATORS[name], WIDE if "3d" in name else dict(wide=WIDE, words=WORDS).get(way, SHAPE)
+    operator, shape = OPERATORS[name], VOLUME if "3d" in name else dict(wide=WIDE, words=WORDS).get(way, SHAPE)
     dtype = torch.bfloat16 if way == "words" else torch.float32
     inputs = tuple(guarded(t).requires_grad_() for t in make(operator, shape, dtype, "cpu"))
     with INTERPRETER.active():

@@ -22,7 +22,6 @@ pytestmark = pytest.mark.usefixtures("narrow_segmenters")
     [
         ("exported-program", "test_efficientnet", "semantic-fpn", "fpn", {}),
         ("onnx", "test_efficientnet", "upernet", None, {}),
-        pytest.param("onnx", "atmnet_xt", "semantic-fpn", "fpn", TINY, marks=TRACED_LONG),
         pytest.param("onnx", "atmnet_xt", "semantic-fpn", "atmfpn", TINY, marks=TRACED_LONG),
         pytest.param("onnx", "atmnet_xt", "upernet", None, TINY, marks=TRACED_LONG),
         pytest.param("exported-program", "atmnet_xt", "upernet", None, TINY, marks=TRACED_LONG),

@@ -56,26 +56,21 @@ def twelve_sizes(smallest: int = 40, largest: int = 200) -> list[tuple[int, int]
 
 # Sizes pass through two stages as through four.
 TWO_STAGES = dict(depths=(1, 1), dims=(64, 128), mlp_ratios=(4, 4), share=(2, 4))
-STAGES = [pytest.param(TWO_STAGES, id="two"), pytest.param(SHORT, id="four", marks=pytest.mark.exhaustive)]
 
 
-@pytest.mark.parametrize("stages", STAGES)
-def test_twelve_sizes_take_two_compilations_in_training(stages):
-    model = timm.create_model(
-        "atmnet_xt", features_only=True, out_indices=range(len(stages["depths"])), drop_path_rate=0.1, **stages
-    ).train()
+def test_twelve_sizes_take_two_compilations_in_training():
+    model = timm.create_model("atmnet_xt", features_only=True, out_indices=(0, 1), drop_path_rate=0.1, **TWO_STAGES).train()
     compiled = Compiled(model, "aot_eager")
     for height, width in twelve_sizes():
         maps = compiled(torch.randn(2, 3, height, width))
-        assert [y.shape[2] for y in maps] == [(height + 1) // 4, (height + 5) // 8, (height + 13) // 16, (height + 29) // 32][: len(maps)]
+        assert [y.shape[2] for y in maps] == [(height + 1) // 4, (height + 5) // 8]
         sum(y.square().sum() for y in maps).backward()
     assert compiled.compilations <= 2
 
 
-@pytest.mark.parametrize("stages", STAGES)
-def test_twelve_sizes_take_two_compilations_in_evaluation(stages):
+def test_twelve_sizes_take_two_compilations_in_evaluation():
     """Sizes lie on both sides of each choice of convolutions that PyTorch would make by size, on CPU, at batch 1."""
-    model = timm.create_model("atmnet_xt", num_classes=10, **stages).eval()
+    model = timm.create_model("atmnet_xt", num_classes=10, **TWO_STAGES).eval()
     compiled = Compiled(model, "aot_eager")
     with torch.no_grad():
         for height, width in twelve_sizes():

@@ -257,7 +257,8 @@ def test_it_starts_from_a_network_of_images(
     assert atmnet.open_model(tmp_path / "next").num_classes == 4
 
 
-@pytest.mark.parametrize("format", ["exported-program", pytest.param("onnx", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive  # a minute each; before that, kernels_tests/test_axes.py exports layers
+@pytest.mark.parametrize("format", ["exported-program", "onnx"])
 def test_it_is_exported_for_clips(format: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / ("video.onnx" if format == "onnx" else "video.pt2")
     assert atmnet_main(["export", "--checkpoint", str(trained), "--format", format, "--out", str(path)]) == 0
