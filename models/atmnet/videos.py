@@ -256,7 +256,7 @@ def _fraction(value: Any) -> Fraction | None:
 def _duration(container: Any, stream: Any, start: float, last: float) -> float | None:
     """Seconds until the last frame ends, or those of the header where it has many more: then the end is missing."""
     said, found = _own_duration(container, stream), _end(container, stream, last)
-    if found is None:
+    if found is None or found <= start:  # of a stream whose clock starts anew
         return _whole_duration(container) if said is None else said
     return said if said is not None and said > found - start + EARLY else found - start
 
