@@ -23,13 +23,15 @@ SHAPES = [
     Shape(0, 8, 4, 1, 2),  # empty batch
     Shape(1, 2, 70, 2, 8),  # a line longer than a block
 ]
-# Of three axes likewise, with as many tokens in all frames.
+# The same of three axes, with as many tokens in all frames; channels are not so few that a gradient is a number or two.
 VOLUMES = [
     Shape(2, 2, 4, 8, 2),
+    Shape(1, 1, 3, 8, 1),
     Shape(2, 4, 1, 2, 4),
     Shape(1, 1, 1, 4, 2),
     Shape(2, 2, 5, 5, 3),
     Shape(2, 2, 7, 40, 4),
+    Shape(2, 1, 4, 1, 16),
     Shape(0, 8, 4, 1, 2),
     Shape(1, 1, 70, 2, 8),
 ]
